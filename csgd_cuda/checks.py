@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The argument checks of the reference; csrc/ops/check_csgd.cpp says the same for the kernels.
+
+They run before anything is changed, and say which parameter is wrong, how, and what was expected.
+"""
+
+import math
+import operator
+
+import torch
+
+from .extension import SUPPORTED_DTYPES
+
+
+def opmath_dtype(dtype):
+    """The dtype the arithmetic runs in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def check_options(
+    *, lr, momentum, dampening, weight_decay, nesterov, calibration, lipschitz, bound_decay, rounding, seed
+):
+    """Raises ValueError (TypeError for a wrong type) for an option that is out of range.
+
+    Every option is a number; ``lr`` may also be a tensor with one element, whose value is not looked at unless
+    it is on the CPU.
+    """
+    if isinstance(lr, torch.Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
+        if lr.device.type == "cpu":
+            lr = lr.item()
+    not_negative = {
+        "momentum": momentum, "weight_decay": weight_decay, "calibration": calibration, "lipschitz": lipschitz,
+    }  # fmt: skip
+    if not isinstance(lr, torch.Tensor):
+        not_negative["lr"] = lr
+    for name, value in not_negative.items():
+        if name == "lipschitz" and value is None:
+            continue
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if not math.isfinite(dampening):
+        raise ValueError(f"dampening must be a finite number, got {dampening}")
+    if not 0 <= bound_decay <= 1:
+        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
+    if rounding not in ("stochastic", "nearest"):
+        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+    if not 0 <= operator.index(seed) < 2**64:
+        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
+
+
+def separate_elements(tensor):
+    """True where no two elements can share memory: each dimension steps over all smaller ones."""
+    extent = 0
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride <= extent:
+            return False
+        extent += stride * (size - 1)
+    return True
+
+
+def _check_param(param, index, device):
+    if not 0 <= index < 2**32:
+        raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
+    if param.layout is not torch.strided:
+        raise ValueError(
+            f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters"
+        )
+    if param.is_complex():
+        raise TypeError(
+            f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
+            "pass torch.view_as_real(parameter) instead"
+        )
+    if param.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(
+            f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
+        )
+    if param.device != device:
+        raise ValueError(
+            f"parameter {index} is on {param.device}, expected {device}, the device of the call's first parameter"
+        )
+    if param.numel() and not separate_elements(param):
+        raise ValueError(
+            f"parameter {index} overlaps itself in memory (an expanded tensor?): "
+            "clone() it before optimizing it"
+        )
+
+
+def _check_companion(tensor, param, index, name):
+    """A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"parameter {index}: {name} is sparse ({tensor.layout}), CSGD needs a dense one: "
+            f"use sparse=False in the layer, or {name}.to_dense()"
+        )
+    for what, got, expected in (
+        ("has shape", list(tensor.shape), list(param.shape)),
+        ("has dtype", tensor.dtype, param.dtype),
+        ("is on", tensor.device, param.device),
+    ):
+        if got != expected:
+            error = TypeError if what == "has dtype" else ValueError
+            raise error(f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter")
+
+
+def _check_scalar(tensor, param, index, name, dtype):
+    if tensor.numel() != 1 or tensor.dtype != dtype or tensor.device != param.device:
+        raise ValueError(
+            f"parameter {index}: {name} must be one {dtype} on {param.device}, "
+            f"got {tensor.numel()} x {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved):
+    if lr_tensor is not None:
+        if lr_tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"lr as a tensor must be float32 or float64, got {lr_tensor.dtype}")
+        if lr_tensor.device != device and lr_tensor.device.type != "cpu":
+            raise ValueError(
+                f"lr is a tensor on {lr_tensor.device}, expected {device} as the parameters, or the CPU"
+            )
+    for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+        if tensor is not None and (
+            tensor.numel() != 1 or tensor.dtype != torch.float32 or tensor.device != device
+        ):
+            raise ValueError(f"{name} must be one Float on {device}, the device of the parameters")
+    if moved is not None and (
+        moved.dim() != 1
+        or not moved.is_contiguous()
+        or moved.dtype != torch.int64
+        or moved.device != device
+        or moved.numel() <= max(indices)
+    ):
+        raise ValueError(
+            f"moved must be a contiguous 1-D Long tensor on {device} with at least {max(indices) + 1} elements, "
+            "one for each parameter index"
+        )
+
+
+def check_csgd(
+    params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, maximize, fresh_momentum, lr_tensor,
+    grad_scale, found_inf, moved, **options,
+):  # fmt: skip
+    """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
+    check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
+    for name, got, used in (
+        ("grads", grads, True),
+        ("momentum_buffers", momentum_buffers, options["momentum"] != 0),
+        ("steps", steps, True),
+        ("lipschitz_bounds", lipschitz_bounds, options["lipschitz"] is None),
+        ("indices", indices, True),
+    ):
+        expected = len(params) if used else 0
+        if len(got) != expected:
+            raise ValueError(f"{name} must have {expected} entries, got {len(got)}")
+    if not params:
+        return
+    device = params[0].device
+    for k, (param, index) in enumerate(zip(params, indices, strict=True)):
+        _check_param(param, index, device)
+        _check_companion(grads[k], param, index, "gradient")
+        if momentum_buffers:
+            _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
+            if param.numel() and not separate_elements(momentum_buffers[k]):
+                raise ValueError(f"parameter {index}: momentum_buffer overlaps itself in memory")
+        _check_scalar(steps[k], param, index, "step", torch.int64)
+        if lipschitz_bounds:
+            opmath = opmath_dtype(param.dtype)
+            _check_scalar(lipschitz_bounds[k], param, index, "lipschitz_bound", opmath)
+    _check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of Calibrated SGD as a function, and the choice between kernel and reference."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+
+from . import checks, extension, reference
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the step: ``check`` looks at the arguments, ``step`` checks and steps."""
+
+    name: str
+    check: object
+    step: object
+
+
+_REFERENCE = Backend("reference", checks.check_csgd, reference.csgd_)
+
+
+def _kernel(name):
+    def call(operator_name, params, *args, seed, **kwargs):
+        # The operators' integers are signed: the bits of the seed count.
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        getattr(torch.ops.csgd_cuda, operator_name)(params, *args, seed=signed, **kwargs)
+
+    return Backend(
+        name,
+        lambda *args, **kwargs: call("check_csgd", *args, **kwargs),
+        lambda *args, **kwargs: call("csgd_", *args, **kwargs),
+    )
+
+
+_KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
+
+
+def choose_backend(device, dtypes, fused):
+    """The backend for parameters of these dtypes on one device.
+
+    Args:
+        fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
+            the reference.
+
+    Raises:
+        RuntimeError: fused is True and there is no kernel; it says why.
+    """
+    if fused is False:
+        return _REFERENCE
+    reason = next(
+        filter(None, (extension.why_no_kernel(device, dtype) for dtype in dtypes)),
+        None,
+    )
+    if reason is None:
+        return _KERNELS[device.type]
+    if fused:
+        raise RuntimeError(
+            f"fused=True, but {reason}; fused=None falls back to the reference (see csgd_cuda.show_config())"
+        )
+    return _REFERENCE
+
+
+def split_lr(lr):
+    """The learning rate as the operators take it: a number, and a tensor or None."""
+    if isinstance(lr, torch.Tensor):
+        return 0.0, lr if lr.dtype in (torch.float32, torch.float64) else lr.to(torch.float64)
+    return float(lr), None
+
+
+@torch.no_grad()
+def csgd_(
+    params,
+    grads,
+    momentum_buffers,
+    steps,
+    lipschitz_bounds,
+    *,
+    lr,
+    momentum=0.0,
+    dampening=0.0,
+    weight_decay=0.0,
+    nesterov=False,
+    calibration=1.0,
+    lipschitz=None,
+    bound_decay=0.99,
+    rounding="stochastic",
+    seed=0,
+    maximize=False,
+    indices=None,
+    fresh_momentum=False,
+    grad_scale=None,
+    found_inf=None,
+    moved=None,
+    fused=None,
+):
+    """One step of Calibrated SGD on lists of tensors of one device, in place. ``CSGD`` is a wrapper of this.
+
+    Args:
+        params: dense tensors, float32, float64, bfloat16 or float16; dtypes may be mixed. Updated.
+        grads: the gradients, one for each parameter, of its shape and dtype. Left as they are.
+        momentum_buffers: tensors of the parameters' shapes and dtypes, zero at the start; empty when momentum
+            is 0. Updated.
+        steps: int64 tensors with one element, the steps applied so far. Each grows by 1.
+        lipschitz_bounds: tensors with one element, float64 for a float64 parameter, else float32: the estimate
+            of the Lipschitz bound, zero at the start; empty when ``lipschitz`` is given. Updated.
+        lr: number, or tensor with one element (read on its device, so that a GPU is not waited for).
+        momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        calibration: c >= 0, the strength of the calibration; 0 is plain SGD.
+        lipschitz: a fixed Lipschitz constant for all parameters; None: the estimate in ``lipschitz_bounds``.
+        bound_decay: beta in [0, 1], how much of the estimate a step keeps.
+        rounding: "stochastic" or "nearest", for what is stored in bfloat16 and float16.
+        seed: 0 ... 2^64 - 1.
+        indices: for each parameter the number that tells its random draws apart; None: its place in the list.
+        fresh_momentum: the momentum buffers take the gradient as it is, whatever ``steps`` says.
+        grad_scale: float32 tensor with one element: the gradients are this many times too large.
+        found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
+        moved: 1-D int64 tensor: moved[i] becomes the number of coordinates that parameter index i moved.
+        fused: None, True or False, see ``choose_backend``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: something is wrong with an argument; then nothing was changed.
+    """
+    params = list(params)
+    if not params:
+        return
+    lr_number, lr_tensor = split_lr(lr)
+    backend = choose_backend(params[0].device, {p.dtype for p in params}, fused)
+    checks.check_options(
+        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        calibration=calibration, lipschitz=lipschitz, bound_decay=bound_decay, rounding=rounding, seed=seed,
+    )  # fmt: skip
+    backend.step(
+        params,
+        list(grads),
+        list(momentum_buffers),
+        list(steps),
+        list(lipschitz_bounds),
+        list(range(len(params)) if indices is None else indices),
+        lr=lr_number,
+        momentum=float(momentum),
+        dampening=float(dampening),
+        weight_decay=float(weight_decay),
+        nesterov=nesterov,
+        calibration=float(calibration),
+        lipschitz=None if lipschitz is None else float(lipschitz),
+        bound_decay=float(bound_decay),
+        rounding=rounding,
+        seed=operator.index(seed),
+        maximize=maximize,
+        fresh_momentum=fresh_momentum,
+        lr_tensor=lr_tensor,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        moved=moved,
+    )

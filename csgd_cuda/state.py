@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer state of a parameter: how it is made, and how it comes back from a checkpoint bit for bit."""
+
+from collections import defaultdict
+
+import torch
+
+from .checks import opmath_dtype
+
+
+def new_momentum_buffer(param):
+    """Zeros in the memory order in which ``param`` is stepped: its own if it is dense, else row-major."""
+    like = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+    return like if like.stride() == param.stride() else torch.zeros_like(like, memory_format=torch.contiguous_format)
+
+
+def _one(value, dtype, device):
+    """A number or a tensor with one element, as a new tensor without dimensions."""
+    return torch.as_tensor(value).detach().to(dtype=dtype, device=device, copy=True).reshape(())
+
+
+def _restore_one(param, index, saved):
+    """The state of one parameter from a checkpoint's dict of it.
+
+    torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
+    float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
+    """
+    state = {
+        key: value for key, value in saved.items() if key not in ("step", "momentum_buffer", "lipschitz_bound")
+    }
+    momentum_buffer = saved.get("momentum_buffer")
+    if momentum_buffer is not None:
+        if momentum_buffer.shape != param.shape:
+            raise ValueError(
+                f"parameter {index}: the loaded momentum_buffer has shape {list(momentum_buffer.shape)}, "
+                f"expected {list(param.shape)}"
+            )
+        state["momentum_buffer"] = new_momentum_buffer(param).copy_(momentum_buffer)
+    if saved.get("step") is not None:
+        state["step"] = _one(saved["step"], torch.int64, param.device)
+    elif momentum_buffer is not None:
+        # From torch.optim.SGD, which does not count: at least one step made this buffer, so it must not be
+        # taken for a fresh one.
+        state["step"] = _one(1, torch.int64, param.device)
+    if saved.get("lipschitz_bound") is not None:
+        state["lipschitz_bound"] = _one(saved["lipschitz_bound"], opmath_dtype(param.dtype), param.device)
+    return state
+
+
+def restore_state(checkpoint, param_groups):
+    """The ``state`` of an optimizer with these groups, from the state_dict ``checkpoint``.
+
+    Raises:
+        ValueError: a momentum buffer does not have its parameter's shape.
+    """
+    params = [param for group in param_groups for param in group["params"]]
+    saved_ids = [saved_id for group in checkpoint["param_groups"] for saved_id in group["params"]]
+    index_of = {saved_id: index for index, saved_id in enumerate(saved_ids)}
+    state = defaultdict(dict)
+    with torch.no_grad():
+        for key, saved in checkpoint["state"].items():
+            index = index_of.get(key)
+            if index is None:
+                state[key] = saved  # not of a parameter: kept as it is, as torch does
+                continue
+            restored = _restore_one(params[index], index, saved)
+            if restored:
+                state[params[index]] = restored
+    return state

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// What lets one body of code compile for the host and for a GPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+// Forced inline on the host as well: the CPU loop is compiled once per instruction set, and a shared
+// out-of-line copy would let the linker pick, say, the AVX-512 one for every machine.
+#if defined(__CUDACC__)
+#define CSGD_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define CSGD_HOST_DEVICE inline __attribute__((always_inline))
+#else
+#define CSGD_HOST_DEVICE inline
+#endif
+
+namespace csgd {
+
+// The bits of a value seen as another type of the same size (std::bit_cast is C++20).
+template <class To, class From>
+CSGD_HOST_DEVICE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs two types of one size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+}  // namespace csgd

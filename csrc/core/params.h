@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plain structs that cross from torch's side (csrc/ops) to the loops and kernels: no torch, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace csgd {
+
+enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// One parameter tensor, seen as `numel` elements in memory order. All pointers live on one device.
+struct CsgdTensor {
+  void* param;            // numel elements of the tensor's dtype
+  const void* grad;       // numel elements, same dtype and memory order
+  void* momentum_buffer;  // numel elements, same dtype and memory order; null without momentum
+  int64_t* step;          // steps applied so far
+  void* bound;            // Lipschitz bound, one opmath scalar; null when the constant is fixed
+  int64_t* moved;         // out: coordinates that moved in this step; null when nobody asks
+  int64_t numel;          // may be 0: the step and the bound advance all the same
+  uint32_t index;         // position of the parameter over all param groups
+};
+
+// The options of one call. Doubles are rounded once to opmath where they are used.
+struct CsgdOptions {
+  double lr;
+  const float* lr_float32;   // a tensor learning rate, on the tensors' device; null: use `lr`
+  const double* lr_float64;  // likewise
+  double momentum;
+  double one_minus_dampening;  // formed in double precision
+  double weight_decay;
+  double calibration;          // c
+  double lipschitz;            // the fixed Lipschitz constant, where CsgdTensor::bound is null
+  double bound_decay;          // beta
+  const float* grad_scale;     // gradients arrive multiplied by *grad_scale; null: they do not
+  const float* found_inf;      // != 0: the step changes nothing at all; null: always step
+  uint64_t seed;
+  bool nesterov;
+  bool maximize;
+  bool stochastic_rounding;  // of float16 and bfloat16 when stored; else round to nearest even
+  bool fresh_momentum;       // the momentum buffers are new although `step` may not be 0
+};
+
+}  // namespace csgd

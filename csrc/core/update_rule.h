@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// The update rule of Calibrated SGD, element by element. docs/algorithm.md derives it.
+//
+// With d the direction of plain SGD, T = c * l the calibrated Lipschitz bound and r a 16-bit draw:
+//     n  = min(ceil(|d| * 2^16 / T), 2^16)        n / 2^16 is the probability to move
+//     x' = x - lr * d * (2^16 / n)  if r < n,  else x is left as it is
+// so that the mean of x' over all draws is x - lr * d, exactly.
+//
+// Every multiplication, addition and division is rounded on its own: compile with -ffp-contract=off (host)
+// and -fmad=false (nvcc), never with fast-math, or the backends differ in bits.
+#pragma once
+
+#include "params.h"
+#include "philox.h"
+#include "storage.h"
+
+namespace csgd {
+
+// Which parts of the rule a call uses. Loops take this as a template argument: RuntimeParts decides while
+// running, StaticParts while compiling.
+struct RuntimeParts {
+  bool weight_decay;
+  bool momentum;
+  bool nesterov;
+};
+
+template <bool kWeightDecay, bool kMomentum, bool kNesterov>
+struct StaticParts {
+  static constexpr bool weight_decay = kWeightDecay;
+  static constexpr bool momentum = kMomentum;
+  static constexpr bool nesterov = kNesterov;
+};
+
+CSGD_HOST_DEVICE RuntimeParts runtime_parts(const CsgdOptions& options) {
+  return {options.weight_decay != 0, options.momentum != 0, options.nesterov};
+}
+
+// The scalars of one tensor in one step, in opmath.
+template <class T>
+struct StepScalars {
+  T lr;
+  T momentum;
+  T one_minus_dampening;
+  T weight_decay;
+  T grad_factor;   // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
+  T scale;         // 2^16 / T; Inf when T = 0, which makes every coordinate move
+  uint32_t step;   // low 32 bits of the steps applied before this one
+  bool first;      // the momentum buffer takes the gradient as it is
+};
+
+// GradScaler's flag is a sum over devices, so any value but 0 (2.0, too) means: this step does not happen.
+CSGD_HOST_DEVICE bool overflowed(const CsgdOptions& options) {
+  return options.found_inf != nullptr && *options.found_inf != 0.0f;
+}
+
+template <class T>
+CSGD_HOST_DEVICE T learning_rate(const CsgdOptions& options) {
+  if (options.lr_float32 != nullptr) return static_cast<T>(*options.lr_float32);
+  if (options.lr_float64 != nullptr) return static_cast<T>(*options.lr_float64);
+  return static_cast<T>(options.lr);
+}
+
+template <class T>
+CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const CsgdTensor& tensor) {
+  StepScalars<T> s;
+  s.lr = learning_rate<T>(options);
+  s.momentum = static_cast<T>(options.momentum);
+  s.one_minus_dampening = static_cast<T>(options.one_minus_dampening);
+  s.weight_decay = static_cast<T>(options.weight_decay);
+  const T unscale = options.grad_scale == nullptr ? T(1) : T(1) / static_cast<T>(*options.grad_scale);
+  s.grad_factor = options.maximize ? -unscale : unscale;
+  const T lipschitz =
+      tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : static_cast<T>(options.lipschitz);
+  const T bound = static_cast<T>(options.calibration) * lipschitz;
+  s.scale = bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(Storage<T>::kInfinityBits);
+  s.step = static_cast<uint32_t>(*tensor.step);
+  s.first = *tensor.step == 0 || options.fresh_momentum;
+  return s;
+}
+
+// The direction d of plain SGD; `momentum_buffer` is updated, unrounded. `param` is read with weight decay only.
+template <class T, class Parts>
+CSGD_HOST_DEVICE T direction(const Parts& parts, const StepScalars<T>& s, T grad, T param, T& momentum_buffer) {
+  T g = grad * s.grad_factor;
+  if (parts.weight_decay) g = g + s.weight_decay * param;
+  if (!parts.momentum) return g;
+  momentum_buffer = s.first ? g : s.momentum * momentum_buffer + s.one_minus_dampening * g;
+  return parts.nesterov ? g + s.momentum * momentum_buffer : momentum_buffer;
+}
+
+template <class T>
+CSGD_HOST_DEVICE T magnitude(T value) {
+  return value < T(0) ? -value : value;
+}
+
+// n, the number of draws out of 2^16 that move the coordinate: an integer, as T. A product that is not below
+// 2^16, NaN included, gives 2^16: such a d is applied as it is.
+template <class T>
+CSGD_HOST_DEVICE T moving_draws(T d, T scale) {
+  const T product = magnitude(d) * scale;
+  const T limited = product < T(kDrawRange) ? product : T(kDrawRange);
+  const T floored = static_cast<T>(static_cast<int32_t>(limited));  // ceil() needs SSE4.1 to vectorise
+  const T n = floored + (floored < limited ? T(1) : T(0));
+  return n == T(0) && d != T(0) ? T(1) : n;
+}
+
+template <class T>
+CSGD_HOST_DEVICE bool moves(uint32_t draw, T n) {
+  return static_cast<T>(static_cast<int32_t>(draw)) < n;
+}
+
+// The new value of a coordinate that moves.
+template <class T>
+CSGD_HOST_DEVICE T moved_value(T param, T lr, T d, T n) {
+  return param - lr * (d * (T(kDrawRange) / n));
+}
+
+// |d| as an unsigned integer, 0 for NaN and Inf. Non-negative floats order as their bits do, so an integer
+// maximum, which may be taken in any order, finds max |d|.
+template <class T>
+CSGD_HOST_DEVICE typename Storage<T>::Bits finite_magnitude_bits(T d) {
+  using Bits = typename Storage<T>::Bits;
+  const Bits bits = static_cast<Bits>(bit_cast<Bits>(d) << 1) >> 1;
+  return bits < Storage<T>::kInfinityBits ? bits : Bits(0);
+}
+
+// After all elements: the bound and the step for next time. `largest` is max |d| over the finite ones.
+template <class T>
+CSGD_HOST_DEVICE void advance(const CsgdOptions& options, const CsgdTensor& tensor, T largest, int64_t moved) {
+  if (tensor.bound != nullptr) {
+    T* bound = static_cast<T*>(tensor.bound);
+    const T decayed = static_cast<T>(options.bound_decay) * *bound;
+    *bound = decayed < largest ? largest : decayed;
+  }
+  *tensor.step += 1;
+  if (tensor.moved != nullptr) *tensor.moved = moved;
+}
+
+}  // namespace csgd

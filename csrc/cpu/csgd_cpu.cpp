@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses the instruction set of the CPU loop, and closes a tensor's step.
+#include "csgd_cpu.h"
+
+#include <cstring>
+
+#include "../core/update_rule.h"
+#include "isa.h"
+
+namespace csgd {
+
+namespace baseline {
+ChunkFunction chunk_function(DType dtype);
+}
+#if CSGD_X86_DISPATCH
+namespace avx2 {
+ChunkFunction chunk_function(DType dtype);
+}
+namespace avx512 {
+ChunkFunction chunk_function(DType dtype);
+}
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  ChunkFunction (*chunk_function)(DType);
+  bool (*supported)();
+};
+
+const Isa kIsas[] = {
+#if CSGD_X86_DISPATCH
+    {"avx512", avx512::chunk_function,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     }},
+    {"avx2", avx2::chunk_function, [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
+#endif
+    {"baseline", baseline::chunk_function, [] { return true; }},
+};
+
+const Isa* widest_isa() {
+  const Isa* isa = kIsas;
+  while (!isa->supported()) ++isa;
+  return isa;
+}
+
+const Isa*& current_isa() {
+  static const Isa* isa = widest_isa();
+  return isa;
+}
+
+}  // namespace
+
+ChunkFunction csgd_chunk_function(DType dtype) { return current_isa()->chunk_function(dtype); }
+
+const char* csgd_cpu_isa() { return current_isa()->name; }
+
+bool csgd_set_cpu_isa(const char* name) {
+  for (const Isa& isa : kIsas) {
+    if (std::strcmp(isa.name, name) == 0 && isa.supported()) {
+      current_isa() = &isa;
+      return true;
+    }
+  }
+  return false;
+}
+
+void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor, ChunkResult total) {
+  if (dtype == DType::kFloat64) {
+    advance(options, tensor, bit_cast<double>(total.largest_bits), total.moved);
+  } else {
+    advance(options, tensor, bit_cast<float>(static_cast<uint32_t>(total.largest_bits)), total.moved);
+  }
+}
+
+}  // namespace csgd

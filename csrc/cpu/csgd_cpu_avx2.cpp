@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU loop compiled for AVX2. The standard headers come first: their inline functions must stay
+// in the default instruction set, since the linker may keep this file's copy for every caller. FMA stays off:
+// the update rule rounds each multiplication and addition on its own.
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+#if CSGD_X86_DISPATCH
+CSGD_PUSH_TARGET("avx2")
+#define CSGD_ISA avx2
+#include "csgd_tile.h"
+CSGD_POP_TARGET
+#endif

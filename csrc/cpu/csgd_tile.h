@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop over one chunk, in tiles of 64 elements. Included once per instruction set by csgd_cpu_*.cpp, which
+// name it with CSGD_ISA; plain loops over small arrays, which the compiler turns into vectors.
+#ifndef CSGD_ISA
+#error "define CSGD_ISA, the namespace of the instruction set, before including csgd_tile.h"
+#endif
+
+#include "../core/update_rule.h"
+#include "csgd_cpu.h"
+
+namespace csgd {
+namespace CSGD_ISA {
+
+constexpr int kTile = 64;
+constexpr int kBlocks = kTile / kDrawsPerCall;
+
+// The draws of 64 consecutive elements; `position`, of the first, is a multiple of 8.
+static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& tensor, uint32_t step,
+                             int64_t position, int32_t* draws) {
+  uint32_t words[4][kBlocks];
+  const uint64_t first_block = static_cast<uint64_t>(position) / kDrawsPerCall;
+  for (int j = 0; j < kBlocks; ++j) {
+    const Philox4x32 bits = draw_block(seed, stream, first_block + static_cast<uint64_t>(j), tensor.index, step);
+    for (int w = 0; w < 4; ++w) words[w][j] = bits.word[w];
+  }
+  for (int j = 0; j < kBlocks; ++j) {
+    const Philox4x32 bits = {{words[0][j], words[1][j], words[2][j], words[3][j]}};
+    for (int lane = 0; lane < kDrawsPerCall; ++lane) {
+      draws[j * kDrawsPerCall + lane] = static_cast<int32_t>(draw_lane(bits, lane));
+    }
+  }
+}
+
+// Stores 64 values, rounded as the options ask; where `keep` is given, only those with keep[i] != 0.
+template <class S, class T>
+static inline void store_tile(const CsgdOptions& options, Stream stream, const CsgdTensor& tensor, uint32_t step,
+                              int64_t position, const T* values, const int32_t* keep, S* out) {
+  if (Storage<S>::kRounds && options.stochastic_rounding) {
+    int32_t draws[kTile];
+    draw_tile(options.seed, stream, tensor, step, position, draws);
+    for (int i = 0; i < kTile; ++i) {
+      const S rounded = Storage<S>::store_stochastic(values[i], static_cast<uint32_t>(draws[i]));
+      out[i] = keep[i] != 0 ? rounded : out[i];
+    }
+  } else {
+    for (int i = 0; i < kTile; ++i) out[i] = keep[i] != 0 ? Storage<S>::store_nearest(values[i]) : out[i];
+  }
+}
+
+// Steps 64 elements, of which the first `count` count; all 64 can be read and written.
+template <class S, class Parts>
+static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tensor,
+                             const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, int count,
+                             S* param, const S* grad, S* momentum_buffer, ChunkResult* result) {
+  using T = typename Storage<S>::Opmath;
+  using Bits = typename Storage<T>::Bits;
+  constexpr Parts parts{};
+  T d[kTile], momentum[kTile], n[kTile];
+  int32_t draws[kTile], move[kTile], always[kTile];
+
+  for (int i = 0; i < kTile; ++i) {
+    const T theta = parts.weight_decay ? Storage<S>::load(param[i]) : T(0);
+    momentum[i] = parts.momentum ? Storage<S>::load(momentum_buffer[i]) : T(0);
+    d[i] = direction(parts, scalars, Storage<S>::load(grad[i]), theta, momentum[i]);
+  }
+  Bits largest = 0;
+  for (int i = 0; i < kTile; ++i) {  // padding has d = 0
+    const Bits bits = finite_magnitude_bits(d[i]);
+    largest = largest < bits ? bits : largest;
+  }
+  if (result->largest_bits < largest) result->largest_bits = largest;
+
+  draw_tile(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
+  int32_t moved = 0;
+  for (int i = 0; i < kTile; ++i) {
+    n[i] = moving_draws(d[i], scalars.scale);
+    move[i] = static_cast<int32_t>(moves(static_cast<uint32_t>(draws[i]), n[i])) & static_cast<int32_t>(i < count);
+    moved += move[i];
+  }
+  result->moved += moved;
+
+  if (parts.momentum) {
+    for (int i = 0; i < kTile; ++i) always[i] = 1;
+    store_tile(options, kMomentumStream, tensor, scalars.step, position, momentum, always, momentum_buffer);
+  }
+  if (moved == 0) return;  // the parameter's memory is not touched
+  T theta[kTile];
+  for (int i = 0; i < kTile; ++i) theta[i] = moved_value(Storage<S>::load(param[i]), scalars.lr, d[i], n[i]);
+  store_tile(options, kParamStream, tensor, scalars.step, position, theta, move, param);
+}
+
+// The elements of a tensor that do not fill a tile go through the same code in padded copies.
+template <class S, class Parts>
+static inline void step_tail(const CsgdOptions& options, const CsgdTensor& tensor,
+                             const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, int count,
+                             S* param, const S* grad, S* momentum_buffer, ChunkResult* result) {
+  S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
+  for (int i = 0; i < count; ++i) {
+    padded_param[i] = param[i];
+    padded_grad[i] = grad[i];
+    if (Parts::momentum) padded_momentum[i] = momentum_buffer[i];
+  }
+  const int64_t moved_before = result->moved;
+  step_tile<S, Parts>(options, tensor, scalars, position, count, padded_param, padded_grad, padded_momentum, result);
+  const bool moved = result->moved != moved_before;
+  for (int i = 0; i < count; ++i) {
+    if (moved) param[i] = padded_param[i];
+    if (Parts::momentum) momentum_buffer[i] = padded_momentum[i];
+  }
+}
+
+template <class S, class Parts>
+static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin, int64_t end) {
+  const auto scalars = step_scalars<typename Storage<S>::Opmath>(options, tensor);
+  S* param = static_cast<S*>(tensor.param);
+  const S* grad = static_cast<const S*>(tensor.grad);
+  S* momentum_buffer = Parts::momentum ? static_cast<S*>(tensor.momentum_buffer) : param;
+  ChunkResult result;
+  for (int64_t i = begin; i < end; i += kTile) {
+    const int64_t left = end - i;
+    if (left >= kTile) {
+      step_tile<S, Parts>(options, tensor, scalars, i, kTile, param + i, grad + i, momentum_buffer + i, &result);
+    } else {
+      step_tail<S, Parts>(options, tensor, scalars, i, static_cast<int>(left), param + i, grad + i,
+                          momentum_buffer + i, &result);
+    }
+  }
+  return result;
+}
+
+template <class S, bool kWeightDecay>
+static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin,
+                                       int64_t end) {
+  const RuntimeParts parts = runtime_parts(options);
+  if (!parts.momentum) return step_chunk<S, StaticParts<kWeightDecay, false, false>>(options, tensor, begin, end);
+  return parts.nesterov ? step_chunk<S, StaticParts<kWeightDecay, true, true>>(options, tensor, begin, end)
+                        : step_chunk<S, StaticParts<kWeightDecay, true, false>>(options, tensor, begin, end);
+}
+
+template <class S>
+static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin, int64_t end) {
+  return options.weight_decay != 0 ? step_chunk_momentum<S, true>(options, tensor, begin, end)
+                                   : step_chunk_momentum<S, false>(options, tensor, begin, end);
+}
+
+ChunkFunction chunk_function(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return step_chunk_any<float>;
+    case DType::kFloat64: return step_chunk_any<double>;
+    case DType::kBFloat16: return step_chunk_any<BFloat16>;
+    case DType::kFloat16: return step_chunk_any<Float16>;
+  }
+  return nullptr;
+}
+
+}  // namespace CSGD_ISA
+}  // namespace csgd

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module csgd_cuda._C: what was built, and hooks through which tests reach the compiled rule itself.
+// The operators are not here but under torch.ops.csgd_cuda (library.cpp).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include "../cpu/csgd_cpu.h"
+#include "rule_hooks.h"
+
+#if CSGD_WITH_CUDA
+#include "../cuda/csgd_cuda.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+#if CSGD_WITH_CUDA
+  info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["cuda_architectures"] = csgd::cuda_architectures();
+#else
+  info["cuda"] = py::none();
+  info["cuda_architectures"] = "";
+#endif
+#if defined(__clang__)
+  info["compiler"] = std::string(__VERSION__);
+#elif defined(__GNUC__)
+  info["compiler"] = std::string("GCC ") + __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cpu_isa"] = csgd::csgd_cpu_isa();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "Build information of csgd_cuda and hooks for its tests.";
+  m.def("build_info", &build_info, "What this extension was built with, and the instruction set it uses here.");
+  m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
+        "Use another instruction set on the CPU; False where this machine or build does not have it.");
+  csgd::add_rule_hooks(m);
+}

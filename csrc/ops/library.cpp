@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The schemas of torch.ops.csgd_cuda. "(a!)" marks what an operator changes in place.
+#include <torch/library.h>
+
+#include <string>
+
+#include "csgd.h"
+
+namespace {
+
+// Both operators take the same arguments; csgd_cuda.functional.csgd_ documents them.
+std::string schema(const char* name, bool mutates) {
+  const auto changed = [&](const char* alias) { return std::string(mutates ? alias : ""); };
+  return std::string(name) + "(Tensor" + changed("(a!)") + "[] params, Tensor[] grads, Tensor" + changed("(b!)") +
+         "[] momentum_buffers, Tensor" + changed("(c!)") + "[] steps, Tensor" + changed("(d!)") +
+         "[] lipschitz_bounds, int[] indices, *, float lr, float momentum, float dampening, float weight_decay, "
+         "bool nesterov, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, "
+         "bool maximize, bool fresh_momentum, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, Tensor" +
+         changed("(e!)") + "? moved) -> ()";
+}
+
+}  // namespace
+
+TORCH_LIBRARY(csgd_cuda, m) {
+  m.def(schema("csgd_", true).c_str(), {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+  // The checks of csgd_ alone: callers with several calls to make can check them all before the first.
+  m.def(schema("check_csgd", false).c_str(), {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { m.impl("check_csgd", csgd::csgd_<nullptr>); }
