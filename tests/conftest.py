@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: every device there is, every backend on it, and hypothesis with its seed shown."""
+
+import random
+
+import hypothesis
+import pytest
+import torch
+
+from csgd_cuda import extension
+
+hypothesis.settings.register_profile(
+    "csgd", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("csgd")
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def pytest_configure(config):
+    # A fresh seed for each run, but one that the report shows: --hypothesis-seed=N repeats it.
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(random.randrange(2**32))
+
+
+def pytest_report_header(config):
+    return [f"hypothesis seed: {config.option.hypothesis_seed}", f"csgd_cuda: {extension.build_info()}"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["kernel", "reference"])
+def fused(request, device):
+    """True: the kernel of the device; False: the reference on it."""
+    if request.param:
+        need_kernel(device)
+    return request.param
+
+
+def need_kernel(device):
+    reason = extension.why_no_kernel(device)
+    if reason is not None:
+        pytest.skip(f"no kernel: {reason}")
+
+
+@pytest.fixture
+def compiled():
+    """The module csgd_cuda._C, with its hooks into the compiled rule."""
+    need_kernel(torch.device("cpu"))
+    return extension._C

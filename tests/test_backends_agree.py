@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Same seed, same gradients, same bits: reference, CPU kernel and CUDA kernel, at any thread count and width."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csgd_cuda import CSGD, extension
+
+from .conftest import DEVICES, need_kernel
+from .helpers import DTYPES, assert_same_snapshots, heavy_tailed, make_params, run_steps, snapshot
+
+# Around the Philox block (8), the CPU tile (64), the CUDA block's chunk (8192), the CPU chunk (16384), the
+# reference's block and the smallest size that wakes other threads (32768).
+BOUNDARIES = [0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 255, 257, 1000]
+BOUNDARIES += [base + off for base in (8192, 16384, 32768) for off in (-1, 0, 1)]
+
+# Every backend that this machine has, as (device, fused).
+BACKENDS = [(device, fused) for device in DEVICES for fused in (True, False)]
+
+
+def assert_backends_agree(build, step_all):
+    """``build(device)`` makes the parameters, ``step_all(params, fused)`` steps them and returns the optimizer."""
+    need_kernel(torch.device("cpu"))
+    results = []
+    for device, fused in BACKENDS:
+        params = build(device)
+        results.append(snapshot(params, step_all(params, fused)))
+    for other in results[1:]:
+        assert_same_snapshots(results[0], other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_every_boundary_size(dtype, rounding):
+    shapes = [(n,) for n in BOUNDARIES]
+    assert_backends_agree(
+        lambda device: make_params(shapes, dtype, device),
+        lambda params, fused: run_steps(params, fused=fused, rounding=rounding, seed=2**64 - 1),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_tensors_at_once(dtype):
+    """More tensors than one CUDA launch takes, of mixed sizes."""
+    shapes = [(1 + 37 * k % 211,) for k in range(120)]
+    assert_backends_agree(
+        lambda device: make_params(shapes, dtype, device),
+        lambda params, fused: run_steps(params, fused=fused, nesterov=True, weight_decay=0.01),
+    )
+
+
+def test_mixed_dtypes_in_one_group():
+    def build(device):
+        return [p for k, dtype in enumerate(DTYPES) for p in make_params([(65,), (8, 9)], dtype, device, seed=k)]
+
+    assert_backends_agree(build, lambda params, fused: run_steps(params, fused=fused))
+
+
+def laid_out(values, layout):
+    """The values as a parameter of the given layout; a view into a larger base for the last two."""
+    if layout == "contiguous":
+        return values.clone()
+    if layout == "reversed dimensions":
+        dims = list(reversed(range(values.dim())))
+        return values.permute(dims).contiguous().permute(dims)
+    if layout == "last dimension first":  # channels_last, for four dimensions
+        return values.movedim(-1, 0).contiguous().movedim(0, -1)
+    if layout == "odd offset":
+        base = values.new_zeros(values.numel() + 3)
+        return base[3:].view(values.shape).copy_(values)
+    if layout == "strided view":
+        base = values.new_full((*values.shape, 3), 7.0)
+        return base[..., 1].copy_(values)
+    raise ValueError(layout)
+
+
+LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
+
+
+def edge_values(shape, generator, dtype):
+    """Gradients with zeros, subnormals, huge values, Inf and NaN among them."""
+    values = heavy_tailed(shape, generator, torch.float64)
+    special = torch.tensor([0.0, -0.0, 1e-45, -3e-42, 1e-7, 6e4, math.inf, -math.inf, math.nan], dtype=torch.float64)
+    pick = torch.randint(0, 4 * len(special), shape, generator=generator)
+    chosen = special[pick.clamp(max=len(special) - 1)]
+    return torch.where(pick < len(special), chosen, values).to(dtype)
+
+
+@st.composite
+def cases(draw):
+    small = st.integers(0, 9)
+    sizes = st.one_of(
+        st.tuples(st.sampled_from(BOUNDARIES)),
+        st.lists(small, min_size=0, max_size=4).map(tuple),
+        st.tuples(st.integers(1, 5), st.sampled_from([63, 64, 65, 4096, 4099])),
+    )
+    momentum = draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+    nesterov = momentum > 0 and draw(st.booleans())
+    return {
+        "tensors": draw(st.lists(st.tuples(sizes, *[st.sampled_from(LAYOUTS)] * 2), min_size=1, max_size=4)),
+        "dtype": draw(st.sampled_from(DTYPES)),
+        "data_seed": draw(st.integers(0, 2**32 - 1)),
+        "edges": draw(st.booleans()),
+        "steps": draw(st.integers(1, 4)),
+        "scaled": draw(st.booleans()),
+        "options": {
+            "lr": draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0])),
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "dampening": 0.0 if nesterov else draw(st.sampled_from([0.0, 0.1, 1.0])),
+            "weight_decay": draw(st.sampled_from([0.0, 1e-4, 0.1])),
+            "calibration": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 1e6])),
+            "lipschitz": draw(st.sampled_from([None, None, 0.0, 0.7, 1e-3, 1e30])),
+            "bound_decay": draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
+            "rounding": draw(st.sampled_from(["stochastic", "nearest"])),
+            "maximize": draw(st.booleans()),
+            "seed": draw(st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+        },
+    }
+
+
+def run_case(case, device, fused):
+    generator = torch.Generator().manual_seed(case["data_seed"])
+    params, grad_layouts = [], []
+    for shape, layout, grad_layout in case["tensors"]:
+        if len(shape) == 0 and layout == "last dimension first":
+            layout = "contiguous"
+        values = torch.randn(shape, generator=generator).to(case["dtype"]).to(device)
+        params.append(laid_out(values, layout).detach().requires_grad_())
+        grad_layouts.append("contiguous" if len(shape) == 0 else grad_layout)
+    optimizer = CSGD(params, fused=fused, **case["options"])
+    if case["scaled"]:
+        optimizer.grad_scale = torch.tensor(3.0, device=device)
+        optimizer.found_inf = torch.tensor(0.0, device=device)
+    make = edge_values if case["edges"] else heavy_tailed
+    for _ in range(case["steps"]):
+        for param, layout in zip(params, grad_layouts, strict=True):
+            param.grad = laid_out(make(tuple(param.shape), generator, case["dtype"]).to(device), layout)
+        optimizer.step()
+    return snapshot(params, optimizer), optimizer.density()
+
+
+@settings(max_examples=400)
+@given(cases())
+def test_random_cases(case):
+    need_kernel(torch.device("cpu"))
+    (first, density), *others = (run_case(case, device, fused) for device, fused in BACKENDS)
+    for other, other_density in others:
+        assert_same_snapshots(first, other)
+        assert str(density) == str(other_density)  # NaN for empty parameters
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype):
+    need_kernel(torch.device("cpu"))
+    shapes = [(16384 * 5 + 3,), (100,), (40000,)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            params = make_params(shapes, dtype)
+            results.append(snapshot(params, run_steps(params, fused=True)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert_same_snapshots(results[0], other)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set_gives_the_same_bits(isa, dtype, compiled):
+    usual = extension.build_info()["cpu_isa"]
+    results = []
+    try:
+        for name in (usual, isa):
+            if not compiled.set_cpu_isa(name):
+                pytest.skip(f"this machine or build has no {name}")
+            params = make_params([(n,) for n in BOUNDARIES], dtype)
+            results.append(snapshot(params, run_steps(params, fused=True, weight_decay=0.01)))
+    finally:
+        compiled.set_cpu_isa(usual)
+    assert_same_snapshots(*results)
+
+
+def test_steps_beyond_float32_integers():
+    """Around 2^24 and 2^32 applied steps the backends still agree, and the count is exact."""
+    for start in (2**24 - 1, 2**24, 2**24 + 1, 2**32 - 1, 2**32, 2**40):
+
+        def step_all(params, fused, start=start):
+            optimizer = run_steps(params, steps=1, fused=fused)
+            optimizer.state[params[0]]["step"].fill_(start)
+            optimizer.step()
+            assert int(optimizer.state[params[0]]["step"]) == start + 1
+            return optimizer
+
+        assert_backends_agree(lambda device: make_params([(1000,)], torch.float32, device), step_all)
