@@ -45,7 +45,9 @@ def toolkit_of_nvcc(nvcc):
     try:
         dry_run = subprocess.run(
             [nvcc, "--dryrun", "-x", "cu", os.devnull, "-c", "-o", os.devnull],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         here = re.search(r"_HERE_=(.+)", dry_run.stderr + dry_run.stdout)
     except (OSError, subprocess.SubprocessError):

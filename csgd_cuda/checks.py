@@ -9,7 +9,7 @@ import operator
 
 import torch
 
-from .extension import SUPPORTED_DTYPES
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def opmath_dtype(dtype):
@@ -62,13 +62,21 @@ def separate_elements(tensor):
     return True
 
 
-def _check_param(param, index, device):
+def check_one_device(params, indices):
+    """Raises ValueError unless all parameters of a call are on one device."""
+    for param, index in zip(params, indices, strict=True):
+        if param.device != params[0].device:
+            raise ValueError(
+                f"parameter {index} is on {param.device}, expected {params[0].device}, "
+                "the device of the call's first parameter"
+            )
+
+
+def _check_param(param, index):
     if not 0 <= index < 2**32:
         raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
     if param.layout is not torch.strided:
-        raise ValueError(
-            f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters"
-        )
+        raise ValueError(f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters")
     if param.is_complex():
         raise TypeError(
             f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
@@ -78,14 +86,9 @@ def _check_param(param, index, device):
         raise TypeError(
             f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
         )
-    if param.device != device:
-        raise ValueError(
-            f"parameter {index} is on {param.device}, expected {device}, the device of the call's first parameter"
-        )
     if param.numel() and not separate_elements(param):
         raise ValueError(
-            f"parameter {index} overlaps itself in memory (an expanded tensor?): "
-            "clone() it before optimizing it"
+            f"parameter {index} overlaps itself in memory (an expanded tensor?): clone() it before optimizing it"
         )
 
 
@@ -119,13 +122,9 @@ def _check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, mov
         if lr_tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"lr as a tensor must be float32 or float64, got {lr_tensor.dtype}")
         if lr_tensor.device != device and lr_tensor.device.type != "cpu":
-            raise ValueError(
-                f"lr is a tensor on {lr_tensor.device}, expected {device} as the parameters, or the CPU"
-            )
+            raise ValueError(f"lr is a tensor on {lr_tensor.device}, expected {device} as the parameters, or the CPU")
     for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
-        if tensor is not None and (
-            tensor.numel() != 1 or tensor.dtype != torch.float32 or tensor.device != device
-        ):
+        if tensor is not None and (tensor.numel() != 1 or tensor.dtype != torch.float32 or tensor.device != device):
             raise ValueError(f"{name} must be one Float on {device}, the device of the parameters")
     if moved is not None and (
         moved.dim() != 1
@@ -158,9 +157,9 @@ def check_csgd(
             raise ValueError(f"{name} must have {expected} entries, got {len(got)}")
     if not params:
         return
-    device = params[0].device
+    check_one_device(params, indices)
     for k, (param, index) in enumerate(zip(params, indices, strict=True)):
-        _check_param(param, index, device)
+        _check_param(param, index)
         _check_companion(grads[k], param, index, "gradient")
         if momentum_buffers:
             _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
@@ -170,4 +169,4 @@ def check_csgd(
         if lipschitz_bounds:
             opmath = opmath_dtype(param.dtype)
             _check_scalar(lipschitz_bounds[k], param, index, "lipschitz_bound", opmath)
-    _check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved)
+    _check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, moved)

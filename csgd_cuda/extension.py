@@ -3,7 +3,7 @@
 
 import torch
 
-SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from .checks import check_one_device
 
 try:
     from . import _C
@@ -13,14 +13,13 @@ except ImportError as error:
 else:
     load_error = None
 
-    # Both operators return nothing and the mutation is in the schema, so that is all torch.compile has to know.
-    @torch.library.register_fake("csgd_cuda::csgd_")
-    def _(*args, **kwargs):
-        return None
+    # Both operators return nothing, and what they change is in the schema: torch.compile needs no more. But a
+    # list with one meta tensor in it comes here as well.
+    def _fake(params, grads, momentum_buffers, steps, lipschitz_bounds, indices, **options):
+        check_one_device(params, indices)
 
-    @torch.library.register_fake("csgd_cuda::check_csgd")
-    def _(*args, **kwargs):
-        return None
+    for _name in ("csgd_", "check_csgd"):
+        torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
 
 
 def build_info():
@@ -28,14 +27,12 @@ def build_info():
     return None if _C is None else _C.build_info()
 
 
-def why_no_kernel(device, dtype=torch.float32):
-    """Why a tensor of this device and dtype cannot be stepped by a kernel; None where it can."""
+def why_no_kernel(device):
+    """Why tensors on this device cannot be stepped by a kernel; None where they can."""
     if _C is None:
         return f"the extension is not built or does not load ({load_error})"
     if device.type not in ("cpu", "cuda"):
         return f"there is no kernel for device type {device.type!r}, only for cpu and cuda"
     if device.type == "cuda" and build_info()["cuda"] is None:
         return "the extension was built without CUDA"
-    if dtype not in SUPPORTED_DTYPES:
-        return f"there is no kernel for {dtype}, only for float32, float64, bfloat16 and float16"
     return None

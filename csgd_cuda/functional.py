@@ -37,8 +37,8 @@ def _kernel(name):
 _KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
 
 
-def choose_backend(device, dtypes, fused):
-    """The backend for parameters of these dtypes on one device.
+def choose_backend(device, fused):
+    """The backend for parameters on one device. All support the same dtypes; their checks name any other.
 
     Args:
         fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
@@ -49,10 +49,7 @@ def choose_backend(device, dtypes, fused):
     """
     if fused is False:
         return _REFERENCE
-    reason = next(
-        filter(None, (extension.why_no_kernel(device, dtype) for dtype in dtypes)),
-        None,
-    )
+    reason = extension.why_no_kernel(device)
     if reason is None:
         return _KERNELS[device.type]
     if fused:
@@ -126,7 +123,7 @@ def csgd_(
     if not params:
         return
     lr_number, lr_tensor = split_lr(lr)
-    backend = choose_backend(params[0].device, {p.dtype for p in params}, fused)
+    backend = choose_backend(params[0].device, fused)
     checks.check_options(
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         calibration=calibration, lipschitz=lipschitz, bound_decay=bound_decay, rounding=rounding, seed=seed,

@@ -6,8 +6,7 @@ import operator
 import torch
 from torch.optim import Optimizer
 
-from .checks import check_options, opmath_dtype
-from .extension import SUPPORTED_DTYPES
+from .checks import SUPPORTED_DTYPES, check_options, opmath_dtype
 from .functional import choose_backend, split_lr
 from .state import new_momentum_buffer, restore_state
 
@@ -142,10 +141,9 @@ class CSGD(Optimizer):
                 )
             if param.dtype not in SUPPORTED_DTYPES:
                 raise TypeError(
-                    f"parameter {index} has dtype {param.dtype}; "
-                    "CSGD supports float32, float64, bfloat16 and float16"
+                    f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
                 )
-            choose_backend(param.device, {param.dtype}, group["fused"])
+            choose_backend(param.device, group["fused"])
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -230,7 +228,7 @@ class CSGD(Optimizer):
     def backend(self):
         """The backend that the next step takes: "cpu kernel", "cuda kernel", "reference", or several."""
         names = {
-            choose_backend(param.device, {param.dtype}, group["fused"]).name
+            choose_backend(param.device, group["fused"]).name
             for group in self.param_groups
             for param in group["params"]
         }
@@ -292,7 +290,7 @@ class _Call:
 
         self.found_inf = on_device("found_inf")
         lr, lr_tensor = split_lr(group["lr"])
-        self.backend = choose_backend(device, {p.dtype for p in bucket.params}, group["fused"])
+        self.backend = choose_backend(device, group["fused"])
         lipschitz = group["lipschitz"]
         self.options = {
             "lr": lr,

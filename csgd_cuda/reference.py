@@ -68,18 +68,14 @@ def _flat(tensor):
 class _TensorStep:
     """One step of one parameter, block by block over its memory."""
 
-    def __init__(
-        self, param, grad, momentum_buffer, step, bound, index, *, grad_scale, apply, moved, options
-    ):
+    def __init__(self, param, grad, momentum_buffer, step, bound, index, *, grad_scale, apply, moved, options):
         self.copies_back = []
         dense = param if _is_dense(param) else param.contiguous()  # else it counts in row-major order
         if dense is not param:
             self.copies_back.append((param, dense))
         self.param = _flat(dense)
         self.grad = self._laid_out(grad, dense, changed=False)
-        self.momentum_buffer = (
-            None if momentum_buffer is None else self._laid_out(momentum_buffer, dense, changed=True)
-        )
+        self.momentum_buffer = None if momentum_buffer is None else self._laid_out(momentum_buffer, dense, changed=True)
         self.step, self.bound, self.index = step, bound, index
         self.apply, self.moved, self.options = apply, moved, options
         self.opmath = opmath_dtype(param.dtype)

@@ -25,9 +25,7 @@ def _restore_one(param, index, saved):
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
-    state = {
-        key: value for key, value in saved.items() if key not in ("step", "momentum_buffer", "lipschitz_bound")
-    }
+    state = {key: value for key, value in saved.items() if key not in ("step", "momentum_buffer", "lipschitz_bound")}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
         if momentum_buffer.shape != param.shape:

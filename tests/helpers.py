@@ -14,6 +14,7 @@ def bits(tensor):
     """The raw bits as integers on the CPU; every NaN counts as the same, since processors differ in its payload."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.is_floating_point():
+        tensor = tensor if tensor.dtype in DTYPES else tensor.float()  # float8 has too few operators
         tensor = torch.where(tensor.isnan(), torch.full_like(tensor, torch.nan), tensor)
         tensor = tensor.view(_INTEGER[tensor.element_size()])
     return tensor
@@ -52,9 +53,7 @@ def heavy_tailed(shape, generator, dtype=torch.float32):
 
 def make_params(shapes, dtype, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator).to(dtype).to(device).requires_grad_() for shape in shapes
-    ]
+    return [torch.randn(shape, generator=generator).to(dtype).to(device).requires_grad_() for shape in shapes]
 
 
 def set_grads(params, seed):

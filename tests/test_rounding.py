@@ -48,9 +48,7 @@ def neighbours(value, dtype):
 def test_stochastic_rounding_by_exhaustion(dtype, device, compiled):
     """For each value all 2^16 draws: only the two neighbours, the upper one exactly as often as promised."""
     for value in awkward_values(dtype).tolist():
-        out = round_stochastic(
-            torch.full((2**16,), value, device=device), dtype, EVERY_DRAW.to(device)
-        ).double().cpu()
+        out = round_stochastic(torch.full((2**16,), value, device=device), dtype, EVERY_DRAW.to(device)).double().cpu()
         truncated, up = neighbours(value, dtype) if value != 0 else (Fraction(0), Fraction(1))
         fraction = (Fraction(value) - truncated) / (up - truncated)
         count = ceil(fraction * 2**16)

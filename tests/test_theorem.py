@@ -58,9 +58,7 @@ def assert_theorem(d, updated, opmath):
 @pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
 def test_compiled_rule_is_unbiased(opmath, compiled):
     for d in directions(opmath):
-        got = compiled.update_element(
-            NAMES[opmath], 0.0, d, lipschitz_bound=BOUND, draws=list(ALL_DRAWS)
-        )
+        got = compiled.update_element(NAMES[opmath], 0.0, d, lipschitz_bound=BOUND, draws=list(ALL_DRAWS))
         assert got.n == expected_draws(d, opmath)
         assert_theorem(d, got.params, opmath)
 

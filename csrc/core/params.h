@@ -28,11 +28,11 @@ struct CsgdOptions {
   double momentum;
   double one_minus_dampening;  // formed in double precision
   double weight_decay;
-  double calibration;          // c
-  double lipschitz;            // the fixed Lipschitz constant, where CsgdTensor::bound is null
-  double bound_decay;          // beta
-  const float* grad_scale;     // gradients arrive multiplied by *grad_scale; null: they do not
-  const float* found_inf;      // != 0: the step changes nothing at all; null: always step
+  double calibration;       // c
+  double lipschitz;         // the fixed Lipschitz constant, where CsgdTensor::bound is null
+  double bound_decay;       // beta
+  const float* grad_scale;  // gradients arrive multiplied by *grad_scale; null: they do not
+  const float* found_inf;   // != 0: the step changes nothing at all; null: always step
   uint64_t seed;
   bool nesterov;
   bool maximize;

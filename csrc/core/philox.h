@@ -21,8 +21,8 @@ enum Stream : uint32_t {
   kMomentumStream = 2,     // stochastic rounding of the momentum buffer
 };
 
-constexpr int kDrawsPerCall = 8;      // 16-bit draws served by one Philox call
-constexpr int kDrawRange = 1 << 16;   // a draw is an integer in [0, kDrawRange)
+constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call
+constexpr int kDrawRange = 1 << 16;  // a draw is an integer in [0, kDrawRange)
 
 CSGD_HOST_DEVICE Philox4x32 philox4x32_10(Philox4x32 counter, uint32_t key0, uint32_t key1) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
@@ -46,11 +46,10 @@ CSGD_HOST_DEVICE Philox4x32 philox4x32_10(Philox4x32 counter, uint32_t key0, uin
 //   block  element position in memory order, divided by 8 (below 2^60)
 //   index  position of the parameter over all param groups
 //   step   low 32 bits of the number of steps applied to the parameter before this one
-CSGD_HOST_DEVICE Philox4x32 draw_block(uint64_t seed, Stream stream, uint64_t block, uint32_t index,
-                                       uint32_t step) {
+CSGD_HOST_DEVICE Philox4x32 draw_block(uint64_t seed, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
   const Philox4x32 counter = {{static_cast<uint32_t>(block),
-                               static_cast<uint32_t>(block >> 32) | (static_cast<uint32_t>(stream) << 28),
-                               index, step}};
+                               static_cast<uint32_t>(block >> 32) | (static_cast<uint32_t>(stream) << 28), index,
+                               step}};
   return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 

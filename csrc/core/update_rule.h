@@ -42,10 +42,10 @@ struct StepScalars {
   T momentum;
   T one_minus_dampening;
   T weight_decay;
-  T grad_factor;   // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
-  T scale;         // 2^16 / T; Inf when T = 0, which makes every coordinate move
-  uint32_t step;   // low 32 bits of the steps applied before this one
-  bool first;      // the momentum buffer takes the gradient as it is
+  T grad_factor;  // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
+  T scale;        // 2^16 / T; Inf when T = 0, which makes every coordinate move
+  uint32_t step;  // low 32 bits of the steps applied before this one
+  bool first;     // the momentum buffer takes the gradient as it is
 };
 
 // GradScaler's flag is a sum over devices, so any value but 0 (2.0, too) means: this step does not happen.

@@ -15,8 +15,8 @@ constexpr int kTile = 64;
 constexpr int kBlocks = kTile / kDrawsPerCall;
 
 // The draws of 64 consecutive elements; `position`, of the first, is a multiple of 8.
-static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& tensor, uint32_t step,
-                             int64_t position, int32_t* draws) {
+static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& tensor, uint32_t step, int64_t position,
+                             int32_t* draws) {
   uint32_t words[4][kBlocks];
   const uint64_t first_block = static_cast<uint64_t>(position) / kDrawsPerCall;
   for (int j = 0; j < kBlocks; ++j) {
@@ -121,8 +121,8 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tens
     if (left >= kTile) {
       step_tile<S, Parts>(options, tensor, scalars, i, kTile, param + i, grad + i, momentum_buffer + i, &result);
     } else {
-      step_tail<S, Parts>(options, tensor, scalars, i, static_cast<int>(left), param + i, grad + i,
-                          momentum_buffer + i, &result);
+      step_tail<S, Parts>(options, tensor, scalars, i, static_cast<int>(left), param + i, grad + i, momentum_buffer + i,
+                          &result);
     }
   }
   return result;

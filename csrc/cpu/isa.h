@@ -11,8 +11,7 @@
 
 #define CSGD_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define CSGD_PUSH_TARGET(isa) \
-  CSGD_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define CSGD_PUSH_TARGET(isa) CSGD_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define CSGD_POP_TARGET CSGD_PRAGMA(clang attribute pop)
 #else
 #define CSGD_PUSH_TARGET(isa) CSGD_PRAGMA(GCC push_options) CSGD_PRAGMA(GCC target(isa))

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kPerThread = kDrawsPerCall;                // elements a thread takes at a time: one Philox call
+constexpr int kPerThread = kDrawsPerCall;                       // elements a thread takes at a time: one Philox call
 constexpr int64_t kChunk = int64_t{kThreads} * kPerThread * 4;  // elements a block takes
 
 struct Launch {
@@ -188,8 +188,7 @@ __global__ void __launch_bounds__(kThreads) csgd_kernel(const __grid_constant__ 
   const int t = find_tensor(launch);
   const CsgdTensor& tensor = launch.tensors[t];
   const StepScalars<T> scalars = step_scalars<T>(launch.options, tensor);
-  const bool aligned =
-      aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
+  const bool aligned = aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
   const int64_t begin = static_cast<int64_t>(blockIdx.x - launch.first_block[t]) * kChunk;
   const int64_t end = begin + kChunk < tensor.numel ? begin + kChunk : tensor.numel;
   Tally tally{0, 0};

@@ -62,8 +62,7 @@ void check_param(const at::Tensor& p, int64_t index, c10::Device device) {
                    "); CSGD does not support complex parameters: pass torch.view_as_real(parameter) instead");
   const auto dtype = p.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-                   "parameter ", index, " has dtype ", dtype,
-                   "; CSGD supports float32, float64, bfloat16 and float16");
+                   "parameter ", index, " has dtype ", dtype, "; CSGD supports float32, float64, bfloat16 and float16");
   TORCH_CHECK_VALUE(p.device() == device, "parameter ", index, " is on ", p.device(), ", expected ", device,
                     ", the device of the call's first parameter");
   TORCH_CHECK_VALUE(p.numel() == 0 || separate_elements(p), "parameter ", index,
@@ -76,17 +75,17 @@ void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, co
                    "), CSGD needs a dense one: use sparse=False in the layer, or ", name, ".to_dense()");
   TORCH_CHECK_VALUE(t.sizes() == p.sizes(), "parameter ", index, ": ", name, " has shape ", t.sizes(), ", expected ",
                     p.sizes(), " as the parameter");
-  TORCH_CHECK_TYPE(t.scalar_type() == p.scalar_type(), "parameter ", index, ": ", name, " has dtype ",
-                   t.scalar_type(), ", expected ", p.scalar_type(), " as the parameter");
+  TORCH_CHECK_TYPE(t.scalar_type() == p.scalar_type(), "parameter ", index, ": ", name, " has dtype ", t.scalar_type(),
+                   ", expected ", p.scalar_type(), " as the parameter");
   TORCH_CHECK_VALUE(t.device() == p.device(), "parameter ", index, ": ", name, " is on ", t.device(), ", expected ",
                     p.device(), " as the parameter");
 }
 
 // A scalar that the step reads or writes in place.
 void check_scalar(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(t.numel() == 1 && t.scalar_type() == dtype && t.device() == p.device(), "parameter ", index,
-                    ": ", name, " must be one ", dtype, " on ", p.device(), ", got ", t.numel(), " x ",
-                    t.scalar_type(), " on ", t.device());
+  TORCH_CHECK_VALUE(t.numel() == 1 && t.scalar_type() == dtype && t.device() == p.device(), "parameter ", index, ": ",
+                    name, " must be one ", dtype, " on ", p.device(), ", got ", t.numel(), " x ", t.scalar_type(),
+                    " on ", t.device());
 }
 
 void check_tensors(const CsgdArgs& a) {

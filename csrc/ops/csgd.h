@@ -16,9 +16,9 @@ namespace csgd {
 struct CsgdArgs {
   at::TensorList params;
   at::TensorList grads;
-  at::TensorList momentum_buffers;   // empty without momentum
+  at::TensorList momentum_buffers;  // empty without momentum
   at::TensorList steps;
-  at::TensorList lipschitz_bounds;   // empty with a fixed Lipschitz constant
+  at::TensorList lipschitz_bounds;  // empty with a fixed Lipschitz constant
   at::IntArrayRef indices;
   double lr;
   double momentum;
@@ -77,19 +77,20 @@ class PackedStep {
 
 void run_cpu(const PackedStep& step);
 void run_cuda(const PackedStep& step);
+[[noreturn]] void run_nowhere(const PackedStep& step);  // for all other kinds of tensors: says so
 
 // The kernel of the operator for one device: check everything, then pack, run, finish.
 template <void (*run)(const PackedStep&)>
 void csgd_(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList steps,
            at::TensorList lipschitz_bounds, at::IntArrayRef indices, double lr, double momentum, double dampening,
-           double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz,
-           double bound_decay, std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
+           double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz, double bound_decay,
+           std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
            const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
            const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& moved) {
-  const CsgdArgs args{params,       grads,       momentum_buffers, steps,     lipschitz_bounds, indices,
-                      lr,           momentum,    dampening,        weight_decay, nesterov,      calibration,
-                      lipschitz,    bound_decay, rounding,         seed,      maximize,         fresh_momentum,
-                      lr_tensor,    grad_scale,  found_inf,        moved};
+  const CsgdArgs args{params,    grads,       momentum_buffers, steps,        lipschitz_bounds, indices,
+                      lr,        momentum,    dampening,        weight_decay, nesterov,         calibration,
+                      lipschitz, bound_decay, rounding,         seed,         maximize,         fresh_momentum,
+                      lr_tensor, grad_scale,  found_inf,        moved};
   check_csgd_args(args);
   if constexpr (run != nullptr) {
     PackedStep step(args);

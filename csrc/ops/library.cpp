@@ -27,4 +27,17 @@ TORCH_LIBRARY(csgd_cuda, m) {
   m.def(schema("check_csgd", false).c_str(), {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { m.impl("check_csgd", csgd::csgd_<nullptr>); }
+namespace csgd {
+
+void run_nowhere(const PackedStep& step) {
+  TORCH_CHECK(false, "csgd_ has no kernel for tensors on ", step.device(),
+              " in this build; see csgd_cuda.show_config()");
+}
+
+// Sparse, complex and other tensors come here as well: the checks then name the one that is wrong.
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
+  m.impl("csgd_", csgd_<run_nowhere>);
+  m.impl("check_csgd", csgd_<nullptr>);
+}
+
+}  // namespace csgd

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // From checked torch tensors to plain addresses in one memory order.
-#include "csgd.h"
-
 #include <ATen/ops/empty_strided.h>
 #include <c10/util/strides.h>
+
+#include "csgd.h"
 
 namespace csgd {
 namespace {
@@ -24,9 +24,7 @@ bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
-const float* float_pointer(const std::optional<at::Tensor>& t) {
-  return t ? t->const_data_ptr<float>() : nullptr;
-}
+const float* float_pointer(const std::optional<at::Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
 CsgdOptions options_of(const CsgdArgs& a) {
   CsgdOptions o{};
@@ -97,8 +95,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
 
 void PackedStep::finish() {
   for (const CopyBack& copy : copies_back_) copy.to.copy_(copy.from);
-  for (const at::TensorList& changed :
-       {args_.params, args_.momentum_buffers, args_.steps, args_.lipschitz_bounds}) {
+  for (const at::TensorList& changed : {args_.params, args_.momentum_buffers, args_.steps, args_.lipschitz_bounds}) {
     for (const at::Tensor& t : changed) bump_version(t);
   }
 }

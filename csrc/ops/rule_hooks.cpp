@@ -75,9 +75,9 @@ std::vector<double> store(const std::string& dtype, double value, const std::vec
 }
 
 struct ElementResult {
-  double n;                     // draws out of 2^16 that move the element
-  double momentum_buffer;       // as stored
-  std::vector<double> params;   // as stored, one for each calibration draw
+  double n;                    // draws out of 2^16 that move the element
+  double momentum_buffer;      // as stored
+  std::vector<double> params;  // as stored, one for each calibration draw
 };
 
 ElementResult update_element(const std::string& dtype, double param, double grad, double momentum_buffer, int64_t step,
@@ -88,9 +88,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
   return with_storage(dtype, [&](auto tag) {
     using S = decltype(tag);
     using T = typename Storage<S>::Opmath;
-    const auto in_memory = [](double x) {
-      return Storage<S>::load(Storage<S>::store_nearest(static_cast<T>(x)));
-    };
+    const auto in_memory = [](double x) { return Storage<S>::load(Storage<S>::store_nearest(static_cast<T>(x))); };
     CsgdOptions options{};
     options.lr = lr;
     options.momentum = momentum;

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
+# make test    run all tests
+# make lint    check style
+# Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPP := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/cpp/*.cpp)
+ARGS ?=
+
+.PHONY: train test lint format check-cuda clean
+
+train: $(VENV)/built
+	$(BIN)/python examples/train.py --out out/digits $(ARGS)
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+# What can be checked of the CUDA part without a GPU; needs nvcc.
+check-cuda: $(VENV)/installed
+	$(BIN)/python tools/check_cuda.py
+
+$(VENV)/installed: requirements-dev.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# An editable install: Python files are used where they lie, the extension is built into csgd_cuda/.
+$(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard csrc/*/*)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out csgd_cuda/_C*.so *.egg-info

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.ops.csgd_cuda: schema, fake implementation, torch.compile."""
+
+import pytest
+import torch
+
+from csgd_cuda import csgd_
+
+from .conftest import need_kernel
+from .helpers import DTYPES, assert_same_bits, make_params
+
+
+def arguments(dtype, device, momentum=0.9, lipschitz=None):
+    params = [p.detach() for p in make_params([(70,), (3, 4)], dtype, device)]
+    opmath = torch.float64 if dtype is torch.float64 else torch.float32
+    lists = (
+        params,
+        [torch.ones_like(p) for p in params],
+        [torch.zeros_like(p) for p in params] if momentum else [],
+        [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
+        [torch.zeros((), dtype=opmath, device=device) for _ in params] if lipschitz is None else [],
+        [0, 1],
+    )
+    options = {
+        "lr": 0.1, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
+        "calibration": 1.0, "lipschitz": lipschitz, "bound_decay": 0.99, "rounding": "stochastic", "seed": -1,
+        "maximize": False, "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None,
+        "moved": torch.zeros(2, dtype=torch.int64, device=device),
+    }  # fmt: skip
+    return lists, options
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("momentum", "lipschitz"), [(0.9, None), (0.0, 2.0)])
+@pytest.mark.parametrize("name", ["csgd_", "check_csgd"])
+def test_opcheck(name, dtype, momentum, lipschitz, device):
+    """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
+    need_kernel(device)
+    lists, options = arguments(dtype, device, momentum, lipschitz)
+    torch.library.opcheck(getattr(torch.ops.csgd_cuda, name).default, lists, options)
+
+
+def test_check_operator_changes_nothing(device):
+    need_kernel(device)
+    lists, options = arguments(torch.float32, device)
+    before = [t.clone() for tensors in lists[:5] for t in tensors]
+    torch.ops.csgd_cuda.check_csgd(*lists, **options)
+    for a, b in zip(before, (t for tensors in lists[:5] for t in tensors), strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_step_makes_the_bits_of_an_eager_one(backend, device):
+    """Gradient and step in one graph, without a break at the operator."""
+    need_kernel(device)
+
+    def train_step(weight, x, momentum_buffer, step, bound):
+        y = x @ weight
+        csgd_([weight], [x.t() @ y / y.numel()], [momentum_buffer], [step], [bound], lr=0.1, momentum=0.9)
+        return y.square().mean()
+
+    results = []
+    for function in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(16, 8, generator=generator).to(device)
+        state = (torch.zeros(16, 8, device=device), torch.tensor(0, device=device), torch.tensor(0.0, device=device))
+        for _ in range(3):
+            function(weight, torch.ones(4, 16, device=device), *state)
+        results.append((weight, *state))
+    (weight, momentum_buffer, step, bound), compiled = results
+    assert_same_bits(step, compiled[2])
+    # The gradient itself is compiled too and may differ in its last bits; the draws are the same.
+    torch.testing.assert_close(weight, compiled[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(momentum_buffer, compiled[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(bound, compiled[3], rtol=1e-5, atol=1e-6)
+
+
+def test_build_info_is_complete(compiled):
+    info = compiled.build_info()
+    assert set(info) == {"torch", "cuda", "cuda_architectures", "compiler", "cpu_isa"}
+    assert info["torch"] == torch.__version__.split("+")[0]
+    assert info["cpu_isa"] in ("baseline", "avx2", "avx512")
