@@ -17,8 +17,10 @@ import sys
 from setuptools import setup
 
 # The update rule rounds each operation on its own (csrc/core/update_rule.h): FMA contraction would change bits.
-# The other two flags change no result; they free the compiler to vectorise comparisons and divisions.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# The other flags change no result; they free the compiler to vectorise comparisons and divisions, and GCC from
+# turning selects into branches before it gets there.
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"]
+CXX_FLAGS += ["-fvisibility=hidden"]
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-ffp-contract=off"]
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 

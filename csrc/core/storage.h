@@ -31,25 +31,35 @@ struct ExactStorage {
   static CSGD_HOST_DEVICE S load(S value) { return value; }
   static CSGD_HOST_DEVICE S store_nearest(S value) { return value; }
   static CSGD_HOST_DEVICE S store_stochastic(S value, uint32_t) { return value; }
+  static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) { return condition ? yes : no; }
 };
 
 template <>
 struct Storage<float> : ExactStorage<float> {
-  using Bits = uint32_t;
-  static constexpr Bits kInfinityBits = 0x7F800000u;
+  using Bits = int32_t;  // signed: vector units compare those
+  static constexpr Bits kInfinityBits = 0x7F800000;
+  static constexpr Bits kMagnitudeMask = 0x7FFFFFFF;
 };
 
 template <>
 struct Storage<double> : ExactStorage<double> {
-  using Bits = uint64_t;
-  static constexpr Bits kInfinityBits = 0x7FF0000000000000u;
+  using Bits = int64_t;
+  static constexpr Bits kInfinityBits = 0x7FF0000000000000;
+  static constexpr Bits kMagnitudeMask = 0x7FFFFFFFFFFFFFFF;
+};
+
+// The two 16-bit formats: computed in float32.
+template <class S>
+struct RoundedStorage {
+  using Opmath = float;
+  static constexpr bool kRounds = true;
+  static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) {
+    return {static_cast<uint16_t>(condition ? yes.bits : no.bits)};
+  }
 };
 
 template <>
-struct Storage<BFloat16> {
-  using Opmath = float;
-  static constexpr bool kRounds = true;
-
+struct Storage<BFloat16> : RoundedStorage<BFloat16> {
   static CSGD_HOST_DEVICE float load(BFloat16 value) {
     return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
   }
@@ -72,9 +82,7 @@ struct Storage<BFloat16> {
 };
 
 template <>
-struct Storage<Float16> {
-  using Opmath = float;
-  static constexpr bool kRounds = true;
+struct Storage<Float16> : RoundedStorage<Float16> {
   static constexpr uint32_t kSmallestNormal = 0x38800000u;  // 2^-14 as float32 bits
   static constexpr uint32_t kLargest = 0x477FE000u;         // 65504
   static constexpr uint32_t kBiasDifference = 112u << 23;   // exponent bias 127 against 15

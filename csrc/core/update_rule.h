@@ -90,7 +90,7 @@ CSGD_HOST_DEVICE T direction(const Parts& parts, const StepScalars<T>& s, T grad
 
 template <class T>
 CSGD_HOST_DEVICE T magnitude(T value) {
-  return value < T(0) ? -value : value;
+  return bit_cast<T>(bit_cast<typename Storage<T>::Bits>(value) & Storage<T>::kMagnitudeMask);
 }
 
 // n, the number of draws out of 2^16 that move the coordinate: an integer, as T. A product that is not below
@@ -101,7 +101,7 @@ CSGD_HOST_DEVICE T moving_draws(T d, T scale) {
   const T limited = product < T(kDrawRange) ? product : T(kDrawRange);
   const T floored = static_cast<T>(static_cast<int32_t>(limited));  // ceil() needs SSE4.1 to vectorise
   const T n = floored + (floored < limited ? T(1) : T(0));
-  return n == T(0) && d != T(0) ? T(1) : n;
+  return ((n == T(0)) & (d != T(0))) ? T(1) : n;  // & rather than &&: no branch
 }
 
 template <class T>
@@ -115,12 +115,12 @@ CSGD_HOST_DEVICE T moved_value(T param, T lr, T d, T n) {
   return param - lr * (d * (T(kDrawRange) / n));
 }
 
-// |d| as an unsigned integer, 0 for NaN and Inf. Non-negative floats order as their bits do, so an integer
+// |d| as an integer, 0 for NaN and Inf. Non-negative floats order as their bits do, so an integer
 // maximum, which may be taken in any order, finds max |d|.
 template <class T>
 CSGD_HOST_DEVICE typename Storage<T>::Bits finite_magnitude_bits(T d) {
   using Bits = typename Storage<T>::Bits;
-  const Bits bits = static_cast<Bits>(bit_cast<Bits>(d) << 1) >> 1;
+  const Bits bits = bit_cast<Bits>(d) & Storage<T>::kMagnitudeMask;
   return bits < Storage<T>::kInfinityBits ? bits : Bits(0);
 }
 

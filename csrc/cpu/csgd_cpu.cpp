@@ -72,7 +72,7 @@ void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTenso
   if (dtype == DType::kFloat64) {
     advance(options, tensor, bit_cast<double>(total.largest_bits), total.moved);
   } else {
-    advance(options, tensor, bit_cast<float>(static_cast<uint32_t>(total.largest_bits)), total.moved);
+    advance(options, tensor, bit_cast<float>(static_cast<int32_t>(total.largest_bits)), total.moved);
   }
 }
 

@@ -14,8 +14,8 @@ constexpr int64_t kCpuChunk = 16384;
 
 // What one chunk contributes to its tensor. Both combine in any order: a maximum and a sum of integers.
 struct ChunkResult {
-  uint64_t largest_bits = 0;  // max |d| over finite d, as the bits of opmath
-  int64_t moved = 0;          // coordinates that moved
+  int64_t largest_bits = 0;  // max |d| over finite d, as the bits of opmath
+  int64_t moved = 0;         // coordinates that moved
 };
 
 // Steps the elements [begin, end) of a tensor; begin is a multiple of kCpuChunk. Reads the step and the bound

@@ -40,10 +40,12 @@ static inline void store_tile(const CsgdOptions& options, Stream stream, const C
     draw_tile(options.seed, stream, tensor, step, position, draws);
     for (int i = 0; i < kTile; ++i) {
       const S rounded = Storage<S>::store_stochastic(values[i], static_cast<uint32_t>(draws[i]));
-      out[i] = keep[i] != 0 ? rounded : out[i];
+      out[i] = Storage<S>::select(keep[i] != 0, rounded, out[i]);
     }
   } else {
-    for (int i = 0; i < kTile; ++i) out[i] = keep[i] != 0 ? Storage<S>::store_nearest(values[i]) : out[i];
+    for (int i = 0; i < kTile; ++i) {
+      out[i] = Storage<S>::select(keep[i] != 0, Storage<S>::store_nearest(values[i]), out[i]);
+    }
   }
 }
 
