@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled extension: loaded where it was built, and the reason where it is not to be had."""
 
+import importlib
+
 import torch
 
 from .checks import check_one_device
 
 try:
-    from . import _C
+    _C = importlib.import_module("csgd_cuda._C")
 except ImportError as error:
     _C = None
     load_error = str(error)
