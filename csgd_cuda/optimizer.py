@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """CSGD, the optimizer: validates, keeps the state, and makes one operator call per parameter group."""
 
-import operator
-
 import torch
 from torch.optim import Optimizer
 
-from .checks import SUPPORTED_DTYPES, check_options, opmath_dtype
-from .functional import choose_backend, split_lr
-from .state import new_momentum_buffer, restore_state
+from .checks import SUPPORTED_DTYPES, check_options
+from .functional import choose_backend
+from .state import restore_state
+from .step_call import StepCall
 
 _OPTION_NAMES = (
     "lr", "momentum", "dampening", "weight_decay", "nesterov", "calibration", "lipschitz", "bound_decay", "rounding",
@@ -169,33 +168,40 @@ class CSGD(Optimizer):
                 call.check()
         for call in calls:
             call.run()
-            self._keep_state(call)
+            for param, new in call.new_state():
+                self.state[param].update(new)
         return loss
 
     def _calls(self):
         """The operator calls of one step: one per group, more where a group spans devices."""
         calls, index = [], 0
         for group in self.param_groups:
-            buckets = {}
+            by_kind = {}
             for param in group["params"]:
                 if param.grad is not None:
                     state = self.state.get(param) or {}
                     fresh = group["momentum"] != 0 and bool(state) and state.get("momentum_buffer") is None
-                    bucket = buckets.setdefault((param.device, fresh), _Bucket())
-                    bucket.add(param, index, state, group)
+                    kind = (param.device, fresh)
+                    if kind not in by_kind:
+                        by_kind[kind] = self._new_call(group, *kind)
+                    by_kind[kind].add(param, index, state)
                 index += 1
-            for (device, fresh), bucket in buckets.items():
-                calls.append(_Call(self, group, device, fresh, bucket))
+            calls.extend(by_kind.values())
         return calls
 
-    def _keep_state(self, call):
-        # A momentum buffer made after the first step counts from its first applied step on, and only found_inf
-        # knows whether this one was. Rare enough to wait for the answer.
-        skipped = call.fresh_momentum and call.found_inf is not None and bool(call.found_inf)
-        for param, new in call.bucket.new_state:
-            if skipped:
-                new.pop("momentum_buffer", None)
-            self.state[param].update(new)
+    def _new_call(self, group, device, fresh_momentum):
+        def on_device(name):  # set by torch.amp.GradScaler
+            tensor = getattr(self, name, None)
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return StepCall(
+            group,
+            device,
+            fresh_momentum=fresh_momentum,
+            grad_scale=on_device("grad_scale"),
+            found_inf=on_device("found_inf"),
+            moved=self._moved_counts(device),
+        )
 
     def _moved_counts(self, device):
         """The moved coordinates of each parameter index on this device; -1 before its first step."""
@@ -244,79 +250,3 @@ def _check_group(group):
         raise ValueError("differentiable=True is not supported: CSGD steps in place, outside autograd")
     if group["fused"] and group["foreach"]:
         raise ValueError("fused and foreach cannot both be True")
-
-
-class _Bucket:
-    """The tensors of one call, in the order of the operator's lists."""
-
-    def __init__(self):
-        self.params, self.grads, self.momentum_buffers = [], [], []
-        self.steps, self.lipschitz_bounds, self.indices = [], [], []
-        self.new_state = []  # (param, what is to be added to its state once the step has been made)
-
-    def add(self, param, index, state, group):
-        new = {}
-
-        def get(name, make):
-            if state.get(name) is None:
-                new[name] = make()
-                return new[name]
-            return state[name]
-
-        self.params.append(param)
-        self.grads.append(param.grad)
-        self.indices.append(index)
-        device = param.device
-        self.steps.append(get("step", lambda: torch.zeros((), dtype=torch.int64, device=device)))
-        if group["momentum"] != 0:
-            self.momentum_buffers.append(get("momentum_buffer", lambda: new_momentum_buffer(param)))
-        if group["lipschitz"] is None:
-            opmath = opmath_dtype(param.dtype)
-            bound = get("lipschitz_bound", lambda: torch.zeros((), dtype=opmath, device=device))
-            self.lipschitz_bounds.append(bound)
-        if new:
-            self.new_state.append((param, new))
-
-
-class _Call:
-    """One operator call, ready to be checked and run."""
-
-    def __init__(self, optimizer, group, device, fresh_momentum, bucket):
-        self.bucket, self.fresh_momentum = bucket, fresh_momentum
-
-        def on_device(name):  # set by torch.amp.GradScaler
-            tensor = getattr(optimizer, name, None)
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        self.found_inf = on_device("found_inf")
-        lr, lr_tensor = split_lr(group["lr"])
-        self.backend = choose_backend(device, group["fused"])
-        lipschitz = group["lipschitz"]
-        self.options = {
-            "lr": lr,
-            "momentum": float(group["momentum"]),
-            "dampening": float(group["dampening"]),
-            "weight_decay": float(group["weight_decay"]),
-            "nesterov": group["nesterov"],
-            "calibration": float(group["calibration"]),
-            "lipschitz": None if lipschitz is None else float(lipschitz),
-            "bound_decay": float(group["bound_decay"]),
-            "rounding": group["rounding"],
-            "seed": operator.index(group["seed"]),
-            "maximize": group["maximize"],
-            "fresh_momentum": fresh_momentum,
-            "lr_tensor": lr_tensor,
-            "grad_scale": on_device("grad_scale"),
-            "found_inf": self.found_inf,
-            "moved": optimizer._moved_counts(device),
-        }
-
-    def _arguments(self):
-        b = self.bucket
-        return (b.params, b.grads, b.momentum_buffers, b.steps, b.lipschitz_bounds, b.indices)
-
-    def check(self):
-        self.backend.check(*self._arguments(), **self.options)
-
-    def run(self):
-        self.backend.step(*self._arguments(), **self.options)
