@@ -62,14 +62,24 @@ def separate_elements(tensor):
     return True
 
 
-def check_one_device(params, indices):
-    """Raises ValueError unless all parameters of a call are on one device."""
-    for param, index in zip(params, indices, strict=True):
-        if param.device != params[0].device:
+def check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices):
+    """Raises ValueError unless all tensors of a call are on one device."""
+    for k, index in enumerate(indices[: len(params)]):
+        if params[k].device != params[0].device:
             raise ValueError(
-                f"parameter {index} is on {param.device}, expected {params[0].device}, "
+                f"parameter {index} is on {params[k].device}, expected {params[0].device}, "
                 "the device of the call's first parameter"
             )
+        for name, tensors in (
+            ("gradient", grads),
+            ("momentum_buffer", momentum_buffers),
+            ("step", steps),
+            ("lipschitz_bound", lipschitz_bounds),
+        ):
+            if k < len(tensors) and tensors[k].device != params[k].device:
+                raise ValueError(
+                    f"parameter {index}: {name} is on {tensors[k].device}, expected {params[k].device} as the parameter"
+                )
 
 
 def _check_param(param, index):
@@ -102,22 +112,19 @@ def _check_companion(tensor, param, index, name):
     for what, got, expected in (
         ("has shape", list(tensor.shape), list(param.shape)),
         ("has dtype", tensor.dtype, param.dtype),
-        ("is on", tensor.device, param.device),
     ):
         if got != expected:
             error = TypeError if what == "has dtype" else ValueError
             raise error(f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter")
 
 
-def _check_scalar(tensor, param, index, name, dtype):
-    if tensor.numel() != 1 or tensor.dtype != dtype or tensor.device != param.device:
-        raise ValueError(
-            f"parameter {index}: {name} must be one {dtype} on {param.device}, "
-            f"got {tensor.numel()} x {tensor.dtype} on {tensor.device}"
-        )
+def _check_scalar(tensor, index, name, dtype):
+    if tensor.numel() != 1 or tensor.dtype != dtype:
+        raise ValueError(f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}")
 
 
-def _check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved):
+def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved):
+    """Raises ValueError or TypeError for a tensor of the whole call that does not fit its parameters."""
     if lr_tensor is not None:
         if lr_tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"lr as a tensor must be float32 or float64, got {lr_tensor.dtype}")
@@ -157,7 +164,7 @@ def check_csgd(
             raise ValueError(f"{name} must have {expected} entries, got {len(got)}")
     if not params:
         return
-    check_one_device(params, indices)
+    check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
     for k, (param, index) in enumerate(zip(params, indices, strict=True)):
         _check_param(param, index)
         _check_companion(grads[k], param, index, "gradient")
@@ -165,8 +172,8 @@ def check_csgd(
             _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
             if param.numel() and not separate_elements(momentum_buffers[k]):
                 raise ValueError(f"parameter {index}: momentum_buffer overlaps itself in memory")
-        _check_scalar(steps[k], param, index, "step", torch.int64)
+        _check_scalar(steps[k], index, "step", torch.int64)
         if lipschitz_bounds:
             opmath = opmath_dtype(param.dtype)
-            _check_scalar(lipschitz_bounds[k], param, index, "lipschitz_bound", opmath)
-    _check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, moved)
+            _check_scalar(lipschitz_bounds[k], index, "lipschitz_bound", opmath)
+    check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, moved)

@@ -5,7 +5,7 @@ import importlib
 
 import torch
 
-from .checks import check_one_device
+from .checks import check_devices, check_shared_tensors
 
 try:
     _C = importlib.import_module("csgd_cuda._C")
@@ -16,9 +16,11 @@ else:
     load_error = None
 
     # Both operators return nothing, and what they change is in the schema: torch.compile needs no more. But a
-    # list with one meta tensor in it comes here as well.
-    def _fake(params, grads, momentum_buffers, steps, lipschitz_bounds, indices, **options):
-        check_one_device(params, indices)
+    # call with a single meta tensor among real ones comes here as well, and must not pass silently.
+    def _fake(params, *lists, lr_tensor, grad_scale, found_inf, moved, **options):
+        check_devices(params, *lists)
+        if params:
+            check_shared_tensors(params[0].device, lists[-1], lr_tensor, grad_scale, found_inf, moved)
 
     for _name in ("csgd_", "check_csgd"):
         torch.library.register_fake(f"csgd_cuda::{_name}", _fake)

@@ -3,6 +3,7 @@
 
 import torch
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .checks import SUPPORTED_DTYPES, check_options
 from .functional import choose_backend
@@ -133,6 +134,11 @@ class CSGD(Optimizer):
     def _check_params(self, group):
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
         for index, param in enumerate(group["params"], start=first):
+            if is_traceable_wrapper_subclass(param):  # DTensor, for one: its shards would draw the same bits
+                raise TypeError(
+                    f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
+                    "not yet sharded or wrapped ones"
+                )
             if param.is_complex():
                 raise TypeError(
                     f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "

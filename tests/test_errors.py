@@ -191,6 +191,12 @@ def test_unsupported_dtype_is_refused_by_the_constructor(dtype):
         ({"moved": torch.zeros(1, dtype=torch.int64), "indices": [1]}, "moved must be a contiguous 1-D Long tensor"),
         ({"moved": torch.zeros(1)}, "moved must be a contiguous 1-D Long tensor"),
         ({"lr": torch.ones(3)}, "lr must be a number or a tensor with one element"),
+        ({"grads": [torch.ones(4, device="meta")]}, "parameter 0: gradient is on meta, expected cpu"),
+        ({"lipschitz_bounds": [torch.zeros((), device="meta")]}, "parameter 0: lipschitz_bound"),
+        ({"steps": [torch.tensor(0, device="meta")]}, "parameter 0: step"),
+        ({"lr": torch.tensor(0.1, device="meta")}, "lr is a tensor on meta, expected cpu"),
+        ({"found_inf": torch.tensor(0.0, device="meta")}, "found_inf must be one Float on cpu"),
+        ({"moved": torch.zeros(1, dtype=torch.int64, device="meta")}, "moved must be a contiguous 1-D Long tensor"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+import torch.distributed.tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csgd_cuda import CSGD
@@ -240,3 +241,16 @@ def test_stale_values_are_noticed_by_autograd(device, fused):
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_sharded_parameter_is_refused():
+    """A DTensor would be updated shard by shard with the same random bits, so for now it is an error."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        param = torch.nn.Parameter(torch.distributed.tensor.distribute_tensor(torch.ones(4), mesh))
+        with pytest.raises(TypeError, match="parameter 1 is a DTensor; CSGD supports plain tensors only"):
+            CSGD([torch.ones(2), param])
+    finally:
+        torch.distributed.destroy_process_group()
