@@ -20,7 +20,9 @@ from setuptools import setup
 # The other flags change no result; they free the compiler to vectorise comparisons and divisions, and GCC from
 # turning selects into branches before it gets there.
 CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"]
-CXX_FLAGS += ["-fvisibility=hidden"]
+# at::parallel_for is a template over OpenMP: without -fopenmp it runs on one thread, without a word. The runtime is
+# torch's own libgomp, which is loaded under the same name.
+CXX_FLAGS += ["-fvisibility=hidden", "-fopenmp"]
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-ffp-contract=off"]
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
@@ -115,6 +117,7 @@ def extension(mode):
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS} if cuda else {"cxx": CXX_FLAGS},
+        extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 

@@ -2,6 +2,9 @@
 """Same seed, same gradients, same bits: reference, CPU kernel and CUDA kernel, at any thread count and width."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +171,27 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert_same_snapshots(results[0], other)
+
+
+USES_THREADS = """
+import os, numpy, torch
+from csgd_cuda import CSGD
+torch.set_num_threads(5)
+param = torch.from_numpy(numpy.zeros(1_000_000, dtype=numpy.float32)).requires_grad_()
+param.grad = torch.from_numpy(numpy.zeros(1_000_000, dtype=numpy.float32))
+optimizer = CSGD([param], fused=True)
+before = len(os.listdir("/proc/self/task"))
+optimizer.step()
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_kernel_runs_on_the_threads_of_torch():
+    """Compiled without OpenMP, at::parallel_for would run on one thread without a word."""
+    need_kernel(torch.device("cpu"))
+    done = subprocess.run([sys.executable, "-c", USES_THREADS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 4
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])

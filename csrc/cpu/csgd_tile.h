@@ -72,7 +72,13 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   }
   if (result->largest_bits < largest) result->largest_bits = largest;
 
-  draw_tile(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
+  // With T = 0 every draw is below n = 2^16, so none is needed.
+  const bool all_move = !(scalars.scale < bit_cast<T>(Storage<T>::kInfinityBits));
+  if (all_move) {
+    for (int i = 0; i < kTile; ++i) draws[i] = 0;
+  } else {
+    draw_tile(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
+  }
   int32_t moved = 0;
   for (int i = 0; i < kTile; ++i) {
     n[i] = moving_draws(d[i], scalars.scale);
