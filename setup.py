@@ -19,7 +19,8 @@ from setuptools import setup
 # The update rule rounds each operation on its own (csrc/core/update_rule.h): FMA contraction would change bits.
 # The other flags change no result; they free the compiler to vectorise comparisons and divisions, and GCC from
 # turning selects into branches before it gets there.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"]
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+GCC_FLAGS = ["-fno-thread-jumps"]
 # at::parallel_for is a template over OpenMP: without -fopenmp it runs on one thread, without a word. The runtime is
 # torch's own libgomp, which is loaded under the same name.
 CXX_FLAGS += ["-fvisibility=hidden", "-fopenmp"]
@@ -66,7 +67,8 @@ def find_toolkit():
     if named and not holds_toolkit(named):
         fail(f"CUDA_HOME is {named}, which holds no include/cuda_runtime.h and bin/nvcc; correct or unset it.")
     nvcc = shutil.which("nvcc")
-    candidates = [named, toolkit_of_nvcc(nvcc) if nvcc else None, "/usr/local/cuda"]
+    candidates = [named, toolkit_of_nvcc(nvcc) if nvcc else None]
+    candidates += [os.path.dirname(os.path.dirname(nvcc)) if nvcc else None, "/usr/local/cuda"]
     candidates += sorted(glob.glob("/usr/local/cuda-*"), reverse=True)
     return next((folder for folder in candidates if holds_toolkit(folder)), None)
 
@@ -82,6 +84,23 @@ def import_torch():
     return torch
 
 
+def is_gcc():
+    """Whether the C++ compiler is GCC; Clang refuses flags that it does not know."""
+    compiler = os.environ.get("CXX", "c++").split()
+    try:
+        macros = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
+    except OSError:
+        return False
+    return "__GNUC__" in macros.stdout and "__clang__" not in macros.stdout
+
+
+def toolkit_version(toolkit):
+    """The major version of a CUDA toolkit, as text."""
+    nvcc = os.path.join(toolkit, "bin", "nvcc")
+    release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    return release.group(1) if release else "unknown"
+
+
 def want_cuda(mode, torch, toolkit):
     """Whether to build the CUDA kernels, with a word about why not."""
     if mode == "cpu":
@@ -91,6 +110,10 @@ def want_cuda(mode, torch, toolkit):
         missing = f"torch {torch.__version__} is not a CUDA build"
     elif toolkit is None:
         missing = "no CUDA toolkit (bin/nvcc with include/cuda_runtime.h) was found; set CUDA_HOME"
+    elif (version := toolkit_version(toolkit)) != torch.version.cuda.split(".")[0]:
+        missing = (
+            f"torch is built with CUDA {torch.version.cuda} and the toolkit in {toolkit} is {version}; set CUDA_HOME"
+        )
     if missing and mode == "cuda":
         fail(f"CSGD_CUDA_BUILD=cuda, but {missing}.")
     if missing:
@@ -108,6 +131,7 @@ def extension(mode):
     cuda = want_cuda(mode, torch, toolkit)
     if cuda and not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    cxx_flags = CXX_FLAGS + (GCC_FLAGS if is_gcc() else [])
     sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp"), *glob.glob("csrc/cuda/*.cu")]
     if not cuda:
         sources = [s for s in sources if not s.endswith(".cu") and os.path.basename(s) != "csgd_cuda.cpp"]
@@ -116,7 +140,7 @@ def extension(mode):
         sorted(sources),
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS} if cuda else {"cxx": CXX_FLAGS},
+        extra_compile_args={"cxx": cxx_flags, "nvcc": NVCC_FLAGS} if cuda else {"cxx": cxx_flags},
         extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}

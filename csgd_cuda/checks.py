@@ -9,6 +9,8 @@ import operator
 
 import torch
 
+# Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
+TALLY_WORDS = 4
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -28,7 +30,8 @@ def check_options(
     if isinstance(lr, torch.Tensor):
         if lr.numel() != 1:
             raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
-        if lr.device.type == "cpu":
+        # Compiled code cannot look at a value; the operator does.
+        if lr.device.type == "cpu" and lr.layout is torch.strided and not torch.compiler.is_compiling():
             lr = lr.item()
     not_negative = {
         "momentum": momentum, "weight_decay": weight_decay, "calibration": calibration, "lipschitz": lipschitz,
@@ -98,8 +101,23 @@ def _check_param(param, index):
         )
     if param.numel() and not separate_elements(param):
         raise ValueError(
-            f"parameter {index} overlaps itself in memory (an expanded tensor?): clone() it before optimizing it"
+            f"parameter {index} may overlap itself in memory (an expanded tensor?): clone() it before optimizing it"
         )
+    _check_changeable(param, index, "the parameter")
+
+
+def _check_changeable(tensor, index, name):
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"parameter {index}: {name} is an inference tensor, which can be changed inside torch.inference_mode() "
+            "only: clone() it"
+        )
+
+
+def _check_unshared(tensors, name):
+    """A step or bound that two parameters share would be advanced twice, or once too early."""
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise ValueError(f"{name} must be a tensor of its own for each parameter; one is given twice")
 
 
 def _check_companion(tensor, param, index, name):
@@ -121,10 +139,14 @@ def _check_companion(tensor, param, index, name):
 def _check_scalar(tensor, index, name, dtype):
     if tensor.numel() != 1 or tensor.dtype != dtype:
         raise ValueError(f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}")
+    _check_changeable(tensor, index, name)
 
 
-def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, moved):
+def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, tallies):
     """Raises ValueError or TypeError for a tensor of the whole call that does not fit its parameters."""
+    for name, tensor in (("lr", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if lr_tensor is not None:
         if lr_tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"lr as a tensor must be float32 or float64, got {lr_tensor.dtype}")
@@ -133,22 +155,23 @@ def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, move
     for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
         if tensor is not None and (tensor.numel() != 1 or tensor.dtype != torch.float32 or tensor.device != device):
             raise ValueError(f"{name} must be one Float on {device}, the device of the parameters")
-    if moved is not None and (
-        moved.dim() != 1
-        or not moved.is_contiguous()
-        or moved.dtype != torch.int64
-        or moved.device != device
-        or moved.numel() <= max(indices)
+    if tallies is not None and (
+        tallies.dim() != 2
+        or tallies.shape[1] != TALLY_WORDS
+        or not tallies.is_contiguous()
+        or tallies.dtype != torch.int64
+        or tallies.device != device
+        or tallies.shape[0] <= max(indices)
     ):
         raise ValueError(
-            f"moved must be a contiguous 1-D Long tensor on {device} with at least {max(indices) + 1} elements, "
-            "one for each parameter index"
+            f"tallies must be a contiguous Long tensor on {device} of shape (K, {TALLY_WORDS}) "
+            f"with K >= {max(indices) + 1}, a row for each parameter index"
         )
 
 
 def check_csgd(
     params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, maximize, fresh_momentum, lr_tensor,
-    grad_scale, found_inf, moved, **options,
+    grad_scale, found_inf, tallies, **options,
 ):  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
     check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
@@ -171,9 +194,12 @@ def check_csgd(
         if momentum_buffers:
             _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
             if param.numel() and not separate_elements(momentum_buffers[k]):
-                raise ValueError(f"parameter {index}: momentum_buffer overlaps itself in memory")
+                raise ValueError(f"parameter {index}: momentum_buffer may overlap itself in memory")
+            _check_changeable(momentum_buffers[k], index, "momentum_buffer")
         _check_scalar(steps[k], index, "step", torch.int64)
         if lipschitz_bounds:
             opmath = opmath_dtype(param.dtype)
             _check_scalar(lipschitz_bounds[k], index, "lipschitz_bound", opmath)
-    check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, moved)
+    _check_unshared(steps, "steps")
+    _check_unshared(lipschitz_bounds, "lipschitz_bounds")
+    check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)

@@ -10,17 +10,18 @@ from .checks import check_devices, check_shared_tensors
 try:
     _C = importlib.import_module("csgd_cuda._C")
 except ImportError as error:
-    _C = None
+    _C, _with_cuda = None, False
     load_error = str(error)
 else:
     load_error = None
+    _with_cuda = _C.build_info()["cuda"] is not None  # once: torch.compile cannot trace the call
 
     # Both operators return nothing, and what they change is in the schema: torch.compile needs no more. But a
     # call with a single meta tensor among real ones comes here as well, and must not pass silently.
-    def _fake(params, *lists, lr_tensor, grad_scale, found_inf, moved, **options):
+    def _fake(params, *lists, lr_tensor, grad_scale, found_inf, tallies, **options):
         check_devices(params, *lists)
         if params:
-            check_shared_tensors(params[0].device, lists[-1], lr_tensor, grad_scale, found_inf, moved)
+            check_shared_tensors(params[0].device, lists[-1], lr_tensor, grad_scale, found_inf, tallies)
 
     for _name in ("csgd_", "check_csgd"):
         torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
@@ -37,6 +38,6 @@ def why_no_kernel(device):
         return f"the extension is not built or does not load ({load_error})"
     if device.type not in ("cpu", "cuda"):
         return f"there is no kernel for device type {device.type!r}, only for cpu and cuda"
-    if device.type == "cuda" and build_info()["cuda"] is None:
+    if device.type == "cuda" and not _with_cuda:
         return "the extension was built without CUDA"
     return None

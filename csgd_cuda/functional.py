@@ -47,7 +47,7 @@ def choose_backend(device, fused):
     Raises:
         RuntimeError: fused is True and there is no kernel; it says why.
     """
-    if fused is False:
+    if fused is not None and not fused:
         return _REFERENCE
     reason = extension.why_no_kernel(device)
     if reason is None:
@@ -59,10 +59,13 @@ def choose_backend(device, fused):
     return _REFERENCE
 
 
-def split_lr(lr):
-    """The learning rate as the operators take it: a number, and a tensor or None."""
+def split_lr(lr, device):
+    """The learning rate as the operators take it for parameters on ``device``: a number, and a tensor or None."""
     if isinstance(lr, torch.Tensor):
-        return 0.0, lr if lr.dtype in (torch.float32, torch.float64) else lr.to(torch.float64)
+        if lr.dtype not in (torch.float32, torch.float64):
+            lr = lr.to(torch.float64)
+        # A tensor on the CPU is read there; one on a GPU is read on that GPU, or brought to where the parameters are.
+        return 0.0, lr if lr.device.type in ("cpu", "meta") else lr.to(device)
     return float(lr), None
 
 
@@ -89,7 +92,7 @@ def csgd_(
     fresh_momentum=False,
     grad_scale=None,
     found_inf=None,
-    moved=None,
+    tallies=None,
     fused=None,
 ):
     """One step of Calibrated SGD on lists of tensors of one device, in place. ``CSGD`` is a wrapper of this.
@@ -113,7 +116,8 @@ def csgd_(
         fresh_momentum: the momentum buffers take the gradient as it is, whatever ``steps`` says.
         grad_scale: float32 tensor with one element: the gradients are this many times too large.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
-        moved: 1-D int64 tensor: moved[i] becomes the number of coordinates that parameter index i moved.
+        tallies: int64 tensor of shape (K, 4), zero at the start: tallies[i, 0] becomes the number of coordinates that
+            the parameter with index i moved. The rest is scratch space of a GPU.
         fused: None, True or False, see ``choose_backend``.
 
     Raises:
@@ -122,7 +126,7 @@ def csgd_(
     params = list(params)
     if not params:
         return
-    lr_number, lr_tensor = split_lr(lr)
+    lr_number, lr_tensor = split_lr(lr, params[0].device)
     backend = choose_backend(params[0].device, fused)
     checks.check_options(
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
@@ -150,5 +154,5 @@ def csgd_(
         lr_tensor=lr_tensor,
         grad_scale=grad_scale,
         found_inf=found_inf,
-        moved=moved,
+        tallies=tallies,
     )

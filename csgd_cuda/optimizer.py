@@ -5,7 +5,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .checks import SUPPORTED_DTYPES, check_options
+from .checks import SUPPORTED_DTYPES, TALLY_WORDS, check_options
 from .functional import choose_backend
 from .state import restore_state
 from .step_call import StepCall
@@ -91,21 +91,26 @@ class CSGD(Optimizer):
             "capturable": capturable,
         }
         _check_group(defaults)
+        self._tallies_on = {}  # device: what the steps there count
         super().__init__(params, defaults)
 
     def __setstate__(self, state):
         checkpoint = self.__dict__.get("_checkpoint")
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
+            for new, own in zip(state["param_groups"], self.param_groups, strict=True):
+                _complete_group(new, own)
             state = {**state, "state": restore_state(checkpoint, state["param_groups"])}
         super().__setstate__(state)
-        for group in self.param_groups:  # of a torch.optim.SGD, or of an older CSGD
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        self._tallies_on = {}
+        for group in self.param_groups:
+            _complete_group(group, self.defaults)
 
     def load_state_dict(self, state_dict):
         """Loads a state_dict of CSGD, bit for bit in every dtype, or one of torch.optim.SGD.
 
-        After the state of a torch.optim.SGD, the next step is exact SGD with its momentum: the bound starts at 0.
+        Options that torch.optim.SGD does not have, and how it runs (fused, foreach, differentiable), stay this
+        optimizer's own. The next step is exact SGD with its momentum, since the bound starts at 0; with a fixed
+        Lipschitz constant it is calibrated at once.
 
         Raises:
             ValueError: the groups or the shapes do not fit this optimizer's parameters; nothing was changed.
@@ -198,27 +203,30 @@ class CSGD(Optimizer):
     def _new_call(self, group, device, fresh_momentum):
         def on_device(name):  # set by torch.amp.GradScaler
             tensor = getattr(self, name, None)
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            # To a CPU the copy must be over before the value is read there.
+            return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
 
+        _check_group(group)  # schedulers, users and checkpoints change the options after the constructor
         return StepCall(
             group,
             device,
             fresh_momentum=fresh_momentum,
             grad_scale=on_device("grad_scale"),
             found_inf=on_device("found_inf"),
-            moved=self._moved_counts(device),
+            tallies=self._tallies(device),
         )
 
-    def _moved_counts(self, device):
-        """The moved coordinates of each parameter index on this device; -1 before its first step."""
-        counts = self.__dict__.setdefault("_moved", {})
+    def _tallies(self, device):
+        """What each step counts, a row for each parameter index; -1 coordinates moved before the first step."""
+        tallies = self._tallies_on
         size = sum(len(group["params"]) for group in self.param_groups)
-        old = counts.get(device)
-        if old is None or old.numel() < size:
-            counts[device] = torch.full((size,), -1, dtype=torch.int64, device=device)
+        old = tallies.get(device)
+        if old is None or len(old) < size:
+            tallies[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
+            tallies[device][:, 0] = -1
             if old is not None:
-                counts[device][: old.numel()] = old
-        return counts[device]
+                tallies[device][: len(old)] = old
+        return tallies[device]
 
     def density(self):
         """The share of coordinates that moved in each parameter's last applied step.
@@ -229,7 +237,7 @@ class CSGD(Optimizer):
         Returns:
             A list of floats in [0, 1], one for each parameter over all groups.
         """
-        counts = {device: moved.tolist() for device, moved in self.__dict__.get("_moved", {}).items()}
+        counts = {device: rows[:, 0].tolist() for device, rows in self._tallies_on.items()}
         shares = []
         for index, param in enumerate(p for group in self.param_groups for p in group["params"]):
             of_device = counts.get(param.device, ())
@@ -245,6 +253,15 @@ class CSGD(Optimizer):
             for param in group["params"]
         }
         return ", ".join(sorted(names))
+
+
+def _complete_group(group, own):
+    """Adds to a loaded group the options it lacks, from ``own``."""
+    if "calibration" not in group:  # of torch.optim.SGD: how that one ran is not how this one has to
+        group.update({name: own[name] for name in ("fused", "foreach", "differentiable")})
+    for name, value in own.items():
+        if name != "params":
+            group.setdefault(name, value)
 
 
 def _check_group(group):

@@ -18,13 +18,13 @@ BLOCK = 2**15
 
 @torch.no_grad()
 def csgd_(
-    params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, lr_tensor, grad_scale, found_inf, moved,
+    params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, lr_tensor, grad_scale, found_inf, tallies,
     **options,
 ):  # fmt: skip
     """One step of every parameter, in place; the arguments are those of the operator (functional.csgd_)."""
     check_csgd(
         params, grads, momentum_buffers, steps, lipschitz_bounds, indices,
-        lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, moved=moved, **options,
+        lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, tallies=tallies, **options,
     )  # fmt: skip
     if lr_tensor is not None:
         options["lr"] = lr_tensor
@@ -40,7 +40,7 @@ def csgd_(
             indices[k],
             grad_scale=grad_scale,
             apply=apply,
-            moved=None if moved is None else moved[indices[k]],
+            moved=None if tallies is None else tallies[indices[k], 0],
             options=options,
         ).run()
 
@@ -98,7 +98,7 @@ class _TensorStep:
         def scalar(value):
             if isinstance(value, torch.Tensor):
                 return value.to(device=device, dtype=opmath).reshape(())
-            return torch.tensor(value, dtype=opmath, device=device)
+            return torch.full((), value, dtype=opmath, device=device)  # torch.tensor would wait for a GPU
 
         self.lr = scalar(options["lr"])
         self.unscale = None if grad_scale is None else scalar(1.0) / scalar(grad_scale)

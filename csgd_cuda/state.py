@@ -16,7 +16,9 @@ def new_momentum_buffer(param):
 
 def _one(value, dtype, device):
     """A number or a tensor with one element, as a new tensor without dimensions."""
-    return torch.as_tensor(value).detach().to(dtype=dtype, device=device, copy=True).reshape(())
+    if not isinstance(value, torch.Tensor):
+        return torch.full((), value, dtype=dtype, device=device)
+    return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
 
 
 def _restore_one(param, index, saved):

@@ -13,13 +13,13 @@ from .state import new_momentum_buffer
 class StepCall:
     """Parameters of one group on one device. State that a parameter lacks is made here, but not yet kept."""
 
-    def __init__(self, group, device, *, fresh_momentum, grad_scale, found_inf, moved):
+    def __init__(self, group, device, *, fresh_momentum, grad_scale, found_inf, tallies):
         self.group, self.device = group, device
         self.params, self.grads, self.momentum_buffers = [], [], []
         self.steps, self.lipschitz_bounds, self.indices = [], [], []
         self._new_state = []  # (param, what is to be added to its state)
         self._backend = choose_backend(device, group["fused"])
-        lr, lr_tensor = split_lr(group["lr"])
+        lr, lr_tensor = split_lr(group["lr"], device)
         lipschitz = group["lipschitz"]
         self._options = {
             "lr": lr,
@@ -37,7 +37,7 @@ class StepCall:
             "lr_tensor": lr_tensor,
             "grad_scale": grad_scale,
             "found_inf": found_inf,
-            "moved": moved,
+            "tallies": tallies,
         }
 
     def add(self, param, index, state):

@@ -82,6 +82,7 @@ def test_goes_on_from_a_checkpoint_of_sgd(device, fused):
         sgd.step()
     csgd = CSGD(ours, fused=fused)
     csgd.load_state_dict(sgd.state_dict())
+    assert csgd.param_groups[0]["fused"] is fused  # not that of the other optimizer
     with torch.no_grad():
         for a, b in zip(ours, theirs, strict=True):
             a.copy_(b)

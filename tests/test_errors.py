@@ -60,6 +60,12 @@ SET_LATER = [
     ({"rounding": "up"}, "rounding must be"),
     ({"nesterov": True, "dampening": 0.1}, "nesterov needs"),
     ({"lr": torch.ones(2)}, "lr must be a number or a tensor with one element"),
+    ({"lr": torch.tensor(-1.0)}, "lr must be"),
+    ({"lr": torch.tensor(float("nan"))}, "lr must be"),
+    ({"lr": torch.tensor([0.1]).to_sparse()}, "lr must be a dense tensor"),
+    ({"seed": -1}, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 2**64}, "seed must be in 0 ... 2^64-1"),
+    ({"differentiable": True}, "differentiable=True is not supported"),
 ]
 
 
@@ -115,7 +121,7 @@ BROKEN = {
         break_data(torch.zeros(60, dtype=torch.float64)), TypeError, "parameter 1: gradient has dtype",
     ),
     "overlapping parameter": (
-        break_data(torch.zeros(1).expand(60)), ValueError, "parameter 1 overlaps itself in memory",
+        break_data(torch.zeros(1).expand(60)), ValueError, "parameter 1 may overlap itself in memory",
     ),
     "complex parameter": (
         break_data(torch.zeros(60, dtype=torch.complex64)), TypeError, "parameter 1 is complex",
@@ -187,16 +193,17 @@ def test_unsupported_dtype_is_refused_by_the_constructor(dtype):
         ({"momentum": 0.9}, "momentum_buffers must have 1 entries"),
         ({"lipschitz": 1.0}, "lipschitz_bounds must have 0 entries"),
         ({"indices": [2**32]}, "4294967296 is not a parameter index"),
+        ({"lr": torch.tensor(-0.1)}, "lr must be a finite number >= 0"),
         ({"indices": [-1]}, "-1 is not a parameter index"),
-        ({"moved": torch.zeros(1, dtype=torch.int64), "indices": [1]}, "moved must be a contiguous 1-D Long tensor"),
-        ({"moved": torch.zeros(1)}, "moved must be a contiguous 1-D Long tensor"),
+        ({"tallies": torch.zeros(1, 4, dtype=torch.int64), "indices": [1]}, "tallies must be a contiguous Long tensor"),
+        ({"tallies": torch.zeros(1, dtype=torch.int64)}, "tallies must be a contiguous Long tensor"),
         ({"lr": torch.ones(3)}, "lr must be a number or a tensor with one element"),
         ({"grads": [torch.ones(4, device="meta")]}, "parameter 0: gradient is on meta, expected cpu"),
         ({"lipschitz_bounds": [torch.zeros((), device="meta")]}, "parameter 0: lipschitz_bound"),
         ({"steps": [torch.tensor(0, device="meta")]}, "parameter 0: step"),
         ({"lr": torch.tensor(0.1, device="meta")}, "lr is a tensor on meta, expected cpu"),
         ({"found_inf": torch.tensor(0.0, device="meta")}, "found_inf must be one Float on cpu"),
-        ({"moved": torch.zeros(1, dtype=torch.int64, device="meta")}, "moved must be a contiguous 1-D Long tensor"),
+        ({"tallies": torch.zeros(1, 4, dtype=torch.int64, device="meta")}, "tallies must be a contiguous Long tensor"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -214,6 +221,28 @@ def test_functional_form_checks_its_lists(arguments, message, fused):
     with pytest.raises(ValueError, match=re.escape(message)):
         csgd_(**call)
     assert call["params"][0].eq(1).all()
+
+
+@pytest.mark.parametrize("name", ["steps", "lipschitz_bounds"])
+def test_state_shared_by_two_parameters_is_refused(name, fused):
+    lists = {"steps": [torch.tensor(0), torch.tensor(0)], "lipschitz_bounds": [torch.tensor(0.0), torch.tensor(0.0)]}
+    lists[name] = [lists[name][0]] * 2
+    params = [torch.ones(3), torch.ones(4)]
+    with pytest.raises(ValueError, match=f"{name} must be a tensor of its own for each parameter"):
+        csgd_(params, [torch.ones_like(p) for p in params], [], **lists, lr=0.1, fused=fused)
+    assert params[0].eq(1).all()
+
+
+def test_inference_tensor_outside_inference_mode_is_refused(fused):
+    with torch.inference_mode():
+        param = torch.ones(3)
+    state = ([torch.ones(3)], [torch.zeros(3)], [torch.tensor(0)], [torch.tensor(0.0)])
+    with pytest.raises(ValueError, match=r"parameter 0: the parameter is an inference tensor"):
+        csgd_([param], *state, lr=0.1, momentum=0.9, fused=fused)
+    assert not state[1][0].any()
+    with torch.inference_mode():
+        csgd_([param], *state, lr=0.1, momentum=0.9, fused=fused)
+        assert param.eq(1 - torch.tensor(0.1)).all()
 
 
 def test_fused_where_it_cannot_be_says_why(monkeypatch):

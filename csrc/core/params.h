@@ -8,6 +8,16 @@ namespace csgd {
 
 enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+// What a step counts of one tensor. It lives with the optimizer, one for each parameter, so that a GPU launch needs
+// no scratch memory and two launches never share any. Zero at the start.
+struct CsgdTally {
+  int64_t moved;  // out: coordinates that moved in the last applied step
+  // Where the blocks of a GPU launch meet; zero again when the step is over.
+  unsigned long long largest_bits;  // max |d| over finite d, as the bits of opmath
+  unsigned long long moving;        // coordinates that moved, so far
+  unsigned long long blocks_done;
+};
+
 // One parameter tensor, seen as `numel` elements in memory order. All pointers live on one device.
 struct CsgdTensor {
   void* param;            // numel elements of the tensor's dtype
@@ -15,9 +25,10 @@ struct CsgdTensor {
   void* momentum_buffer;  // numel elements, same dtype and memory order; null without momentum
   int64_t* step;          // steps applied so far
   void* bound;            // Lipschitz bound, one opmath scalar; null when the constant is fixed
-  int64_t* moved;         // out: coordinates that moved in this step; null when nobody asks
+  CsgdTally* tally;       // null on a CPU when nobody asks
   int64_t numel;          // may be 0: the step and the bound advance all the same
   uint32_t index;         // position of the parameter over all param groups
+  uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
 };
 
 // The options of one call. Doubles are rounded once to opmath where they are used.

@@ -39,6 +39,8 @@ struct Storage<float> : ExactStorage<float> {
   using Bits = int32_t;  // signed: vector units compare those
   static constexpr Bits kInfinityBits = 0x7F800000;
   static constexpr Bits kMagnitudeMask = 0x7FFFFFFF;
+  // 2^23, whose last place is worth 1: the bits of 2^23 + k, for 0 <= k < 2^23, are kIntegers + k.
+  static constexpr Bits kIntegers = 0x4B000000;
 };
 
 template <>
@@ -46,6 +48,7 @@ struct Storage<double> : ExactStorage<double> {
   using Bits = int64_t;
   static constexpr Bits kInfinityBits = 0x7FF0000000000000;
   static constexpr Bits kMagnitudeMask = 0x7FFFFFFFFFFFFFFF;
+  static constexpr Bits kIntegers = 0x4330000000000000;  // 2^52, likewise
 };
 
 // The two 16-bit formats: computed in float32.

@@ -10,6 +10,8 @@
 // and -fmad=false (nvcc), never with fast-math, or the backends differ in bits.
 #pragma once
 
+#include <cmath>
+
 #include "params.h"
 #include "philox.h"
 #include "storage.h"
@@ -93,26 +95,56 @@ CSGD_HOST_DEVICE T magnitude(T value) {
   return bit_cast<T>(bit_cast<typename Storage<T>::Bits>(value) & Storage<T>::kMagnitudeMask);
 }
 
+// The number whose last place is worth 1 (2^23 in float32). Adding it rounds to an integer, which its low bits then
+// hold: conversions between floats and integers are slow on a GPU, and on a CPU before SSE4.1.
+template <class T>
+CSGD_HOST_DEVICE T integers() {
+  return bit_cast<T>(Storage<T>::kIntegers);
+}
+
 // n, the number of draws out of 2^16 that move the coordinate: an integer, as T. A product that is not below
 // 2^16, NaN included, gives 2^16: such a d is applied as it is.
 template <class T>
 CSGD_HOST_DEVICE T moving_draws(T d, T scale) {
   const T product = magnitude(d) * scale;
   const T limited = product < T(kDrawRange) ? product : T(kDrawRange);
-  const T floored = static_cast<T>(static_cast<int32_t>(limited));  // ceil() needs SSE4.1 to vectorise
-  const T n = floored + (floored < limited ? T(1) : T(0));
+  const T rounded = (limited + integers<T>()) - integers<T>();
+  const T n = rounded + (rounded < limited ? T(1) : T(0));
   return ((n == T(0)) & (d != T(0))) ? T(1) : n;  // & rather than &&: no branch
 }
 
 template <class T>
 CSGD_HOST_DEVICE bool moves(uint32_t draw, T n) {
-  return static_cast<T>(static_cast<int32_t>(draw)) < n;
+  using Bits = typename Storage<T>::Bits;
+  return bit_cast<T>(Storage<T>::kIntegers | static_cast<Bits>(draw)) < n + integers<T>();
 }
+
+// 1 / n, correctly rounded, from an estimate within 2 units in the last place, for the integers n = 1 ... 2^16: one
+// Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC System/6000
+// processor", 1990). tests/test_quotient.py tries all n with all such estimates.
+CSGD_HOST_DEVICE float refine_reciprocal(float n, float estimate) {
+  return fmaf(estimate, fmaf(-n, estimate, 1.0f), estimate);
+}
+
+// 2^16 / n, correctly rounded. A GPU divides in software, three times as long as it takes to refine its estimate of
+// the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
+template <class T>
+CSGD_HOST_DEVICE T inverse_probability(T n) {
+  return T(kDrawRange) / n;
+}
+#if defined(__CUDA_ARCH__)
+template <>
+CSGD_HOST_DEVICE float inverse_probability(float n) {
+  float estimate;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(n));
+  return refine_reciprocal(n, estimate) * float(kDrawRange);
+}
+#endif
 
 // The new value of a coordinate that moves.
 template <class T>
 CSGD_HOST_DEVICE T moved_value(T param, T lr, T d, T n) {
-  return param - lr * (d * (T(kDrawRange) / n));
+  return param - lr * (d * inverse_probability(n));
 }
 
 // |d| as an integer, 0 for NaN and Inf. Non-negative floats order as their bits do, so an integer
@@ -133,7 +165,7 @@ CSGD_HOST_DEVICE void advance(const CsgdOptions& options, const CsgdTensor& tens
     *bound = decayed < largest ? largest : decayed;
   }
   *tensor.step += 1;
-  if (tensor.moved != nullptr) *tensor.moved = moved;
+  if (tensor.tally != nullptr) tensor.tally->moved = moved;
 }
 
 }  // namespace csgd

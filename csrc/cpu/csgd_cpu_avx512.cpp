@@ -8,7 +8,11 @@
 #include "isa.h"
 
 #if CSGD_X86_DISPATCH
+#if defined(__clang__)
+CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+#else
 CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
 #define CSGD_ISA avx512
 #include "csgd_tile.h"
 CSGD_POP_TARGET

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels' launchers: plain structs and CUDA runtime types, no torch. Each returns cudaGetLastError().
+// The CUDA kernels' launchers: plain structs and CUDA runtime types, no torch. Errors of CUDA are returned.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,19 +9,10 @@
 
 namespace csgd {
 
-// Where the blocks of one tensor meet: one for each tensor of a launch, in device memory, all zero before it.
-struct CsgdCudaWork {
-  unsigned long long largest_bits;  // max |d| over finite d, as the bits of opmath
-  unsigned long long moved;
-  unsigned long long blocks_done;
-};
-
-// Tensors that one launch takes: their records travel as a kernel parameter, of which 4 KB work everywhere.
-constexpr int kTensorsPerLaunch = 48;
-
-// Steps `count` (1 ... kTensorsPerLaunch) tensors of one dtype. Waits for nothing.
-cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int count,
-                             CsgdCudaWork* work, cudaStream_t stream);
+// Steps tensors of one dtype on the current GPU, in as few launches as hold their records. Each tensor needs a tally.
+// Waits for nothing. `launches`, if given, is increased by the number of launches made.
+cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
+                             cudaStream_t stream, int64_t* launches);
 
 // The architectures that the kernels were compiled for, e.g. "800,900".
 const char* cuda_architectures();

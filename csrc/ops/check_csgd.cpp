@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The argument checks of csgd_. They run before anything is changed, and say which parameter is wrong, how, and
 // what was expected. csgd_cuda/checks.py says the same for the pure-PyTorch reference.
+#include <c10/core/InferenceMode.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -9,15 +11,16 @@
 namespace csgd {
 namespace {
 
+void check_not_negative(double value, const char* name) {
+  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
+}
+
 void check_options(const CsgdArgs& a) {
-  const auto not_negative = [](double value, const char* name) {
-    TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
-  };
-  not_negative(a.lr, "lr");
-  not_negative(a.momentum, "momentum");
-  not_negative(a.weight_decay, "weight_decay");
-  not_negative(a.calibration, "calibration");
-  if (a.lipschitz) not_negative(*a.lipschitz, "lipschitz");
+  check_not_negative(a.lr, "lr");
+  check_not_negative(a.momentum, "momentum");
+  check_not_negative(a.weight_decay, "weight_decay");
+  check_not_negative(a.calibration, "calibration");
+  if (a.lipschitz) check_not_negative(*a.lipschitz, "lipschitz");
   TORCH_CHECK_VALUE(std::isfinite(a.dampening), "dampening must be a finite number, got ", a.dampening);
   TORCH_CHECK_VALUE(a.bound_decay >= 0 && a.bound_decay <= 1, "bound_decay must be in [0, 1], got ", a.bound_decay);
   TORCH_CHECK_VALUE(a.rounding == "stochastic" || a.rounding == "nearest",
@@ -54,6 +57,16 @@ bool separate_elements(const at::Tensor& t) {
   return true;
 }
 
+// One strided tensor that belongs to the whole call.
+void check_usable(const at::Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
+}
+
+void check_changeable(const at::Tensor& t, int64_t index, const char* name) {
+  TORCH_CHECK_VALUE(!t.is_inference() || c10::InferenceMode::is_enabled(), "parameter ", index, ": ", name,
+                    " is an inference tensor, which can be changed inside torch.inference_mode() only: clone() it");
+}
+
 void check_param(const at::Tensor& p, int64_t index, c10::Device device) {
   TORCH_CHECK_VALUE(index >= 0 && index <= 0xFFFFFFFF, "indices: ", index, " is not a parameter index (0 ... 2^32-1)");
   TORCH_CHECK_VALUE(p.layout() == at::kStrided, "parameter ", index, " has layout ", p.layout(),
@@ -66,7 +79,8 @@ void check_param(const at::Tensor& p, int64_t index, c10::Device device) {
   TORCH_CHECK_VALUE(p.device() == device, "parameter ", index, " is on ", p.device(), ", expected ", device,
                     ", the device of the call's first parameter");
   TORCH_CHECK_VALUE(p.numel() == 0 || separate_elements(p), "parameter ", index,
-                    " overlaps itself in memory (an expanded tensor?): clone() it before optimizing it");
+                    " may overlap itself in memory (an expanded tensor?): clone() it before optimizing it");
+  check_changeable(p, index, "the parameter");
 }
 
 // A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer.
@@ -86,6 +100,16 @@ void check_scalar(const at::Tensor& t, const at::Tensor& p, int64_t index, const
   TORCH_CHECK_VALUE(t.numel() == 1 && t.scalar_type() == dtype && t.device() == p.device(), "parameter ", index, ": ",
                     name, " must be one ", dtype, " on ", p.device(), ", got ", t.numel(), " x ", t.scalar_type(),
                     " on ", t.device());
+  check_changeable(t, index, name);
+}
+
+// A step or bound that two parameters share would be advanced twice, or once too early.
+void check_unshared(const at::TensorList& tensors, const char* name) {
+  std::vector<const void*> seen;
+  for (const at::Tensor& t : tensors) seen.push_back(t.unsafeGetTensorImpl());
+  std::sort(seen.begin(), seen.end());
+  TORCH_CHECK_VALUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), name,
+                    " must be a tensor of its own for each parameter; one is given twice");
 }
 
 void check_tensors(const CsgdArgs& a) {
@@ -97,7 +121,8 @@ void check_tensors(const CsgdArgs& a) {
     if (!a.momentum_buffers.empty()) {
       check_companion(a.momentum_buffers[i], p, index, "momentum_buffer");
       TORCH_CHECK_VALUE(p.numel() == 0 || separate_elements(a.momentum_buffers[i]), "parameter ", index,
-                        ": momentum_buffer overlaps itself in memory");
+                        ": momentum_buffer may overlap itself in memory");
+      check_changeable(a.momentum_buffers[i], index, "momentum_buffer");
     }
     check_scalar(a.steps[i], p, index, "step", at::kLong);
     const auto opmath = p.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -109,24 +134,28 @@ void check_optional_tensors(const CsgdArgs& a) {
   const auto device = a.params[0].device();
   if (a.lr_tensor) {
     const at::Tensor& lr = *a.lr_tensor;
+    check_usable(lr, "lr");
     TORCH_CHECK_VALUE(lr.numel() == 1, "lr must be a number or a tensor with one element, got ", lr.numel());
     TORCH_CHECK_TYPE(lr.scalar_type() == at::kFloat || lr.scalar_type() == at::kDouble,
                      "lr as a tensor must be float32 or float64, got ", lr.scalar_type());
     TORCH_CHECK_VALUE(lr.device() == device || lr.is_cpu(), "lr is a tensor on ", lr.device(), ", expected ", device,
                       " as the parameters, or the CPU");
+    if (lr.is_cpu()) check_not_negative(lr.item<double>(), "lr");
   }
   const auto amp_scalar = [&](const std::optional<at::Tensor>& t, const char* name) {
+    if (t) check_usable(*t, name);
     TORCH_CHECK_VALUE(!t || (t->numel() == 1 && t->scalar_type() == at::kFloat && t->device() == device), name,
                       " must be one Float on ", device, ", the device of the parameters");
   };
   amp_scalar(a.grad_scale, "grad_scale");
   amp_scalar(a.found_inf, "found_inf");
-  if (a.moved) {
+  if (a.tallies) {
     const int64_t needed = *std::max_element(a.indices.begin(), a.indices.end()) + 1;
-    TORCH_CHECK_VALUE(a.moved->dim() == 1 && a.moved->is_contiguous() && a.moved->scalar_type() == at::kLong &&
-                          a.moved->device() == device && a.moved->numel() >= needed,
-                      "moved must be a contiguous 1-D Long tensor on ", device, " with at least ", needed,
-                      " elements, one for each parameter index");
+    const at::Tensor& t = *a.tallies;
+    TORCH_CHECK_VALUE(t.dim() == 2 && t.size(1) == kTallyWords && t.is_contiguous() && t.scalar_type() == at::kLong &&
+                          t.device() == device && t.size(0) >= needed,
+                      "tallies must be a contiguous Long tensor on ", device, " of shape (K, ", kTallyWords,
+                      ") with K >= ", needed, ", a row for each parameter index");
   }
 }
 
@@ -137,6 +166,8 @@ void check_csgd_args(const CsgdArgs& args) {
   check_list_lengths(args);
   if (args.params.empty()) return;
   check_tensors(args);
+  check_unshared(args.steps, "steps");
+  check_unshared(args.lipschitz_bounds, "lipschitz_bounds");
   check_optional_tensors(args);
 }
 

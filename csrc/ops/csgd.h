@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 
 #include <optional>
 #include <string_view>
@@ -12,6 +13,8 @@
 #include "../core/params.h"
 
 namespace csgd {
+
+constexpr int64_t kTallyWords = sizeof(CsgdTally) / sizeof(int64_t);
 
 struct CsgdArgs {
   at::TensorList params;
@@ -35,7 +38,7 @@ struct CsgdArgs {
   const std::optional<at::Tensor>& lr_tensor;
   const std::optional<at::Tensor>& grad_scale;
   const std::optional<at::Tensor>& found_inf;
-  const std::optional<at::Tensor>& moved;
+  const std::optional<at::Tensor>& tallies;
 };
 
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
@@ -86,13 +89,15 @@ void csgd_(at::TensorList params, at::TensorList grads, at::TensorList momentum_
            double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz, double bound_decay,
            std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
            const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
-           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& moved) {
+           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies) {
   const CsgdArgs args{params,    grads,       momentum_buffers, steps,        lipschitz_bounds, indices,
                       lr,        momentum,    dampening,        weight_decay, nesterov,         calibration,
                       lipschitz, bound_decay, rounding,         seed,         maximize,         fresh_momentum,
-                      lr_tensor, grad_scale,  found_inf,        moved};
+                      lr_tensor, grad_scale,  found_inf,        tallies};
   check_csgd_args(args);
   if constexpr (run != nullptr) {
+    if (params.empty()) return;
+    const at::NoGradGuard no_grad;  // for the copies of what is not dense
     PackedStep step(args);
     run(step);
     step.finish();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// csgd_ on CUDA: groups the tensors by dtype and launches, on torch's current stream.
+// csgd_ on CUDA: one launch for each dtype in the call, on torch's current stream.
 #include "../cuda/csgd_cuda.h"
 
 #include <ATen/ops/zeros.h>
@@ -13,28 +13,24 @@
 namespace csgd {
 
 void run_cuda(const PackedStep& step) {
-  if (step.tensors().empty()) return;
   const c10::cuda::CUDAGuard guard(step.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  constexpr int64_t kWords = sizeof(CsgdCudaWork) / sizeof(int64_t);
-  const at::Tensor work_tensor = at::zeros({static_cast<int64_t>(step.tensors().size()), kWords},
-                                           at::TensorOptions().device(step.device()).dtype(at::kLong));
-  auto* work = reinterpret_cast<CsgdCudaWork*>(work_tensor.data_ptr<int64_t>());
+  const int64_t count = static_cast<int64_t>(step.tensors().size());
+  at::Tensor own_tallies;  // freed in stream order, after the kernels
+  if (step.tensors()[0].tensor.tally == nullptr) {
+    own_tallies = at::zeros({count, kTallyWords}, at::TensorOptions().device(step.device()).dtype(at::kLong));
+  }
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     std::vector<CsgdTensor> batch;
-    const auto launch = [&] {
-      if (batch.empty()) return;
-      const int count = static_cast<int>(batch.size());
-      C10_CUDA_CHECK(launch_csgd_cuda(dtype, step.options(), batch.data(), count, work, stream));
-      work += count;
-      batch.clear();
-    };
-    for (const PackedTensor& packed : step.tensors()) {
-      if (packed.dtype != dtype) continue;
-      batch.push_back(packed.tensor);
-      if (batch.size() == kTensorsPerLaunch) launch();
+    for (int64_t i = 0; i < count; ++i) {
+      if (step.tensors()[i].dtype != dtype) continue;
+      batch.push_back(step.tensors()[i].tensor);
+      if (own_tallies.defined()) {
+        batch.back().tally = reinterpret_cast<CsgdTally*>(own_tallies.data_ptr<int64_t>()) + i;
+      }
     }
-    launch();
+    C10_CUDA_CHECK(
+        launch_csgd_cuda(dtype, step.options(), batch.data(), static_cast<int64_t>(batch.size()), stream, nullptr));
   }
 }
 

@@ -16,7 +16,7 @@ std::string schema(const char* name, bool mutates) {
          "[] lipschitz_bounds, int[] indices, *, float lr, float momentum, float dampening, float weight_decay, "
          "bool nesterov, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, "
          "bool maximize, bool fresh_momentum, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, Tensor" +
-         changed("(e!)") + "? moved) -> ()";
+         changed("(e!)") + "? tallies) -> ()";
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
     t.step = args.steps[i].data_ptr<int64_t>();
     if (!args.lipschitz_bounds.empty()) t.bound = args.lipschitz_bounds[i].data_ptr();
     t.index = static_cast<uint32_t>(args.indices[i]);
-    if (args.moved) t.moved = args.moved->data_ptr<int64_t>() + t.index;
+    if (args.tallies) t.tally = reinterpret_cast<CsgdTally*>(args.tallies->data_ptr<int64_t>()) + t.index;
     t.numel = p.numel();
     tensors_.push_back({t, dtype_of(p)});
   }

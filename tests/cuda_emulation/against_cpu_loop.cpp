@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels' own source, emulated on the CPU, against the CPU loop: the same bits for sizes around every
+// boundary, alignments, dtypes, options and many tensors. A program rather than a Python test, so that sanitizers can
+// watch all of it. Usage: against_cpu_loop [seed]; exit status 0 if everything agrees.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+#include "../../csrc/cpu/csgd_cpu.h"
+#include "../../csrc/cuda/csgd_cuda.cu"
+
+using namespace csgd;
+
+namespace {
+
+size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return 8;
+    case DType::kFloat32: return 4;
+    default: return 2;
+  }
+}
+
+// One tensor with all it needs, on one side of the comparison. `offset` elements before the data misalign it.
+struct Buffers {
+  std::vector<double> param, grad, momentum_buffer;  // of doubles for the alignment; hold any dtype
+  int64_t step = 0;
+  double bound = 0;
+  CsgdTally tally{};
+};
+
+CsgdTensor record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
+  const auto at = [&](std::vector<double>& v) { return reinterpret_cast<char*>(v.data()) + offset * size_of(dtype); };
+  CsgdTensor t{};
+  t.param = at(b.param);
+  t.grad = at(b.grad);
+  t.momentum_buffer = momentum ? at(b.momentum_buffer) : nullptr;
+  t.step = &b.step;
+  t.bound = &b.bound;
+  t.tally = &b.tally;
+  t.numel = numel;
+  t.index = index;
+  return t;
+}
+
+template <class S>
+void fill(std::vector<double>& to, int64_t numel, int offset, double scale, std::mt19937_64& random) {
+  std::normal_distribution<double> normal;
+  to.assign(static_cast<size_t>((numel + offset) * sizeof(S) / sizeof(double) + 2), 0.0);
+  S* out = reinterpret_cast<S*>(to.data()) + offset;
+  for (int64_t i = 0; i < numel; ++i) {
+    const double x = normal(random);
+    out[i] = Storage<S>::store_nearest(static_cast<typename Storage<S>::Opmath>(scale * x * x * x));
+  }
+}
+
+void fill(DType dtype, std::vector<double>& to, int64_t numel, int offset, double scale, std::mt19937_64& random) {
+  switch (dtype) {
+    case DType::kFloat32: return fill<float>(to, numel, offset, scale, random);
+    case DType::kFloat64: return fill<double>(to, numel, offset, scale, random);
+    case DType::kBFloat16: return fill<BFloat16>(to, numel, offset, scale, random);
+    case DType::kFloat16: return fill<Float16>(to, numel, offset, scale, random);
+  }
+}
+
+void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor) {
+  if (overflowed(options)) return;
+  ChunkResult total;
+  for (int64_t begin = 0; begin < tensor.numel; begin += kCpuChunk) {
+    const ChunkResult r = csgd_chunk_function(dtype)(options, tensor, begin, std::min(begin + kCpuChunk, tensor.numel));
+    total.largest_bits = std::max(total.largest_bits, r.largest_bits);
+    total.moved += r.moved;
+  }
+  csgd_finish_tensor(dtype, options, tensor, total);
+}
+
+bool same(const Buffers& a, const Buffers& b) {
+  const auto equal = [](const std::vector<double>& x, const std::vector<double>& y) {
+    return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0;
+  };
+  const CsgdTally& t = a.tally;
+  return equal(a.param, b.param) && equal(a.momentum_buffer, b.momentum_buffer) && equal(a.grad, b.grad) &&
+         a.step == b.step && std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved &&
+         t.largest_bits == 0 && t.moving == 0 && t.blocks_done == 0;
+}
+
+struct Case {
+  const char* name;
+  DType dtype;
+  CsgdOptions options;
+  std::vector<int64_t> sizes;
+  int offset;
+  int64_t launches;  // expected of each step
+};
+
+bool run(const Case& c, std::mt19937_64& random) {
+  const bool momentum = c.options.momentum != 0;
+  std::vector<Buffers> cpu(c.sizes.size()), gpu;
+  for (size_t k = 0; k < c.sizes.size(); ++k) {
+    fill(c.dtype, cpu[k].param, c.sizes[k], c.offset, 1.0, random);
+    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offset, 0.0, random);
+  }
+  gpu = cpu;
+  for (int step = 0; step < 3; ++step) {
+    std::vector<CsgdTensor> records;
+    for (size_t k = 0; k < c.sizes.size(); ++k) {
+      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, 0.1, random);
+      gpu[k].grad = cpu[k].grad;
+      const auto index = static_cast<uint32_t>(k);
+      step_on_cpu(c.dtype, c.options, record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
+      records.push_back(record(gpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
+    }
+    int64_t launches = 0;
+    const auto count = static_cast<int64_t>(records.size());
+    if (launch_csgd_cuda(c.dtype, c.options, records.data(), count, nullptr, &launches) != cudaSuccess) return false;
+    if (launches != c.launches) {
+      return std::printf("%s: %lld launches\n", c.name, static_cast<long long>(launches)), false;
+    }
+    for (size_t k = 0; k < c.sizes.size(); ++k) {
+      if (!same(gpu[k], cpu[k])) return std::printf("%s: tensor %zu differs in step %d\n", c.name, k, step), false;
+    }
+  }
+  std::printf("%s: %zu tensors agree\n", c.name, c.sizes.size());
+  return true;
+}
+
+CsgdOptions base_options() {
+  CsgdOptions o{};
+  o.lr = 0.1;
+  o.momentum = 0.9;
+  o.one_minus_dampening = 1.0;
+  o.calibration = 1.0;
+  o.bound_decay = 0.99;
+  o.seed = 0x123456789ABCDEFull;
+  o.stochastic_rounding = true;
+  return o;
+}
+
+std::vector<Case> cases() {
+  static const float overflow = 2.0f, no_overflow = 0.0f, scale = 3.0f;
+  static const float lr_tensor = 0.2f;
+  // Around the thread's block, the warp's, the block's pass, and several passes.
+  const std::vector<int64_t> boundaries = {0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 6143, 6145, 20000};
+  std::vector<Case> all;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({"boundaries", dtype, base_options(), boundaries, 0, 1});
+  }
+  const auto with = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, int offset = 0) {
+    CsgdOptions o = base_options();
+    change(o);
+    all.push_back({name, dtype, o, std::move(sizes), offset, 1});
+  };
+  const std::vector<int64_t> some = {9, 2048, 5000};
+  with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, 1);
+  with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, 3);
+  with("no momentum", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
+  with("weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
+  with(
+      "nesterov, nearest", [](CsgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
+      DType::kFloat16);
+  with(
+      "maximize, scaled", [&](CsgdOptions& o) { o.maximize = true, o.grad_scale = &scale, o.found_inf = &no_overflow; },
+      some, DType::kFloat32);
+  with("overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, some, DType::kFloat32);
+  with(
+      "lr tensor, no calibration", [&](CsgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
+      DType::kFloat64);
+  all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
+  return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::mt19937_64 random(argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1);
+  bool good = true;
+  for (const Case& c : cases()) good &= run(c, random);
+  // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
+  cuda_emulation::multiprocessors = 1;
+  good &= run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
+  const int64_t more = LargeLaunch::kTensors + 2;
+  good &= run({"more than a launch holds", DType::kFloat32, base_options(),
+               std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},
+              random);
+  return good ? 0 : 1;
+}

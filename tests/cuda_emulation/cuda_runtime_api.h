@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA on a CPU, for tests: as much of it as csrc/cuda/csgd_cuda.cu uses. Each CUDA thread is a thread of the operating
+// system, and several blocks run at a time, so that races between threads and between blocks are real ones.
+// Atomics are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does not know
+// fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
+#pragma once
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __host__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define CUDART_VERSION 13000
+#define __CUDA_ARCH_LIST__ 0
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+using cudaStream_t = void*;
+struct dim3 {
+  unsigned x;
+  explicit dim3(unsigned x_) : x(x_) {}
+};
+
+namespace cuda_emulation {
+
+constexpr int kWarp = 32;
+constexpr int kBlocksInFlight = 3;
+
+// What a test sets: the device it pretends to have.
+inline int driver_version = 13000;
+inline int multiprocessors = 2;
+
+class Barrier {
+ public:
+  explicit Barrier(unsigned count) { pthread_barrier_init(&barrier_, nullptr, count); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  void wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
+// The threads that run one block after another together.
+struct Team {
+  explicit Team(unsigned threads) : barrier(threads), slots(threads), shared(4096) {
+    for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.push_back(new Barrier(kWarp));
+  }
+  ~Team() {
+    for (Barrier* b : warp_barriers) delete b;
+  }
+  Barrier barrier;
+  std::vector<Barrier*> warp_barriers;
+  std::vector<uint64_t> slots;  // what each thread offers in a shuffle
+  std::vector<unsigned char> shared;
+  unsigned block = 0;
+};
+
+inline thread_local Team* team = nullptr;
+inline thread_local size_t shared_used = 0;
+
+// The same address for all threads of a block, since all ask for the same arrays in the same order.
+template <class T>
+T* shared_array(size_t size) {
+  shared_used = (shared_used + 15) / 16 * 16;
+  T* array = reinterpret_cast<T*>(team->shared.data() + shared_used);
+  shared_used += size * sizeof(T);
+  return shared_used <= team->shared.size() ? array : nullptr;
+}
+
+}  // namespace cuda_emulation
+
+#define CSGD_SHARED_ARRAY(type, name, size) type* name = cuda_emulation::shared_array<type>(size)
+
+struct EmulatedIndex {
+  unsigned x;
+};
+inline thread_local EmulatedIndex threadIdx{0};
+inline thread_local EmulatedIndex blockIdx{0};
+
+inline void __syncthreads() { cuda_emulation::team->barrier.wait(); }
+inline void __threadfence() {}
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int offset) {
+  using namespace cuda_emulation;
+  Barrier& warp = *team->warp_barriers[threadIdx.x / kWarp];
+  std::memcpy(&team->slots[threadIdx.x], &value, sizeof value);
+  warp.wait();
+  if (threadIdx.x % kWarp + offset < kWarp) std::memcpy(&value, &team->slots[threadIdx.x + offset], sizeof value);
+  warp.wait();
+  return value;
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
+
+template <class T>
+T atomicExch(T* address, T value) {
+  return __atomic_exchange_n(address, value, __ATOMIC_SEQ_CST);
+}
+
+template <class T>
+T atomicMax(T* address, T value) {
+  T old = __atomic_load_n(address, __ATOMIC_SEQ_CST);
+  while (old < value && !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return old;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = cuda_emulation::driver_version;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = cuda_emulation::multiprocessors;
+  return cudaSuccess;
+}
+
+template <class Argument>
+cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+  using namespace cuda_emulation;
+  std::atomic<unsigned> next{0};
+  const auto run_thread = [&](Team* my_team, unsigned index) {
+    team = my_team;
+    threadIdx.x = index;
+    for (;;) {
+      if (index == 0) my_team->block = next++;
+      my_team->barrier.wait();
+      blockIdx.x = my_team->block;
+      if (blockIdx.x >= grid.x) return;
+      shared_used = 0;
+      kernel(*static_cast<Argument*>(arguments[0]));
+      my_team->barrier.wait();  // before the next block overwrites this one's number and shared memory
+    }
+  };
+  std::vector<Team*> teams;
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < kBlocksInFlight && t < grid.x; ++t) {
+    teams.push_back(new Team(block.x));
+    for (unsigned index = 0; index < block.x; ++index) threads.emplace_back(run_thread, teams.back(), index);
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (Team* t : teams) delete t;
+  return cudaSuccess;
+}
