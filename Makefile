@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/cpp/*.cpp)
+CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
 ARGS ?=
 
 .PHONY: train test lint format check-cuda clean

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the CUDA part on a machine without a GPU and with a CPU build of torch.
 
-Compiles every .cu file for sm_80, sm_90 and PTX, fails where the compiler had to spill registers or put arrays into
-local memory, and checks the syntax of the CUDA binding against the installed torch's headers.
+Compiles every .cu file for sm_80, sm_90, sm_100 and PTX; fails where the compiler had to spill registers or put
+arrays into local memory, and where the step no longer reads and writes 16 bytes at a time; checks the syntax of the
+CUDA binding against the installed torch's headers.
 """
 
 import glob
@@ -16,7 +17,7 @@ from pathlib import Path
 from sysconfig import get_paths
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = {"sm_80": "-gencode=arch=compute_80,code=sm_80", "sm_90": "-gencode=arch=compute_90,code=sm_90"}
+TARGETS = {f"sm_{n}": f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)}
 PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 
 
@@ -50,7 +51,31 @@ def check_kernels(nvcc, flags, source):
             print(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
         run([nvcc, "-std=c++17", *flags, PTX_TARGET, "-ptx", source, "-o", output])
         print(f"{source}: PTX compiles")
+        if source.endswith("csgd_cuda.cu"):
+            errors += check_wide_accesses(Path(output).read_text())
     return errors
+
+
+def check_wide_accesses(ptx):
+    """One error for each step kernel whose eight elements per thread do not travel in 16-byte accesses.
+
+    Each kernel reads the gradient and the momentum buffer, and the parameter in two places (with weight decay before
+    the draws, without after them); it writes the momentum buffer and the parameter.
+    """
+    sizes = {"IfN": 4, "IdN": 8, "BFloat16": 2, "7Float16": 2}  # in the mangled name: bytes per element
+    wide = r"\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)"
+    errors = []
+    kernels = re.split(r"\.entry\s+", ptx)[1:]
+    for kernel in kernels:
+        name = kernel.split("(")[0]
+        (size,) = {size for part, size in sizes.items() if part in name}
+        per_array = 8 * size // 16
+        for what, arrays in (("ld", 4), ("st", 2)):
+            found = len(re.findall(rf"\b{what}{wide}", kernel))
+            if found != arrays * per_array:
+                errors.append(f"{name}: {found} {what} of 16 bytes, expected {arrays * per_array}")
+    print(f"csrc/cuda/csgd_cuda.cu: {len(kernels)} kernels, 16-byte accesses counted")
+    return errors if kernels else ["csrc/cuda/csgd_cuda.cu: no kernel found in its PTX"]
 
 
 def check_binding(toolkit):

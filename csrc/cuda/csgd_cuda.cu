@@ -16,7 +16,10 @@
 namespace csgd {
 namespace {
 
-constexpr int kThreads = 256;
+#ifndef CSGD_CUDA_THREADS
+#define CSGD_CUDA_THREADS 256
+#endif
+constexpr int kThreads = CSGD_CUDA_THREADS;
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements a block takes at a time
 constexpr int64_t kMostPasses = 32;                        // of one block

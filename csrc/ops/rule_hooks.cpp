@@ -125,6 +125,7 @@ void add_rule_hooks(py::module_& m) {
 #endif
   m.def("draw", &draw, py::arg("seed"), py::arg("stream"), py::arg("position"), py::arg("index"), py::arg("step"),
         "The 16-bit draw of one element.");
+  m.def("refine_reciprocal", &refine_reciprocal, py::arg("n"), py::arg("estimate"), "1 / n, as a GPU finds it.");
   m.def("store", &store, py::arg("dtype"), py::arg("value"), py::arg("draws"),
         "value as stored in dtype, for each draw of the stochastic rounding (None: nearest even).");
   py::class_<ElementResult>(m, "ElementResult")

@@ -175,13 +175,13 @@ std::vector<Case> cases() {
 int main(int argc, char** argv) {
   std::mt19937_64 random(argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1);
   bool good = true;
-  for (const Case& c : cases()) good &= run(c, random);
+  for (const Case& c : cases()) good = good && run(c, random);
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   cuda_emulation::multiprocessors = 1;
-  good &= run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
+  good = good && run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
   const int64_t more = LargeLaunch::kTensors + 2;
-  good &= run({"more than a launch holds", DType::kFloat32, base_options(),
-               std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},
-              random);
+  good = good && run({"more than a launch holds", DType::kFloat32, base_options(),
+                      std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},
+                     random);
   return good ? 0 : 1;
 }
