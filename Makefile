@@ -2,6 +2,7 @@
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run all tests
 # make lint    check style
+# make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
 ARGS ?=
 
-.PHONY: train test lint format check-cuda clean
+.PHONY: train test lint format check-cuda gpu-suite clean
 
 train: $(VENV)/built
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
@@ -31,6 +32,10 @@ format: $(VENV)/installed
 # What can be checked of the CUDA part without a GPU; needs nvcc.
 check-cuda: $(VENV)/installed
 	$(BIN)/python tools/check_cuda.py
+
+# Uses the Python there is (PYTHON=...), which must have torch with CUDA, ninja, pytest and hypothesis.
+gpu-suite:
+	$(PYTHON) tools/gpu_suite.py $(ARGS)
 
 $(VENV)/installed: requirements-dev.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

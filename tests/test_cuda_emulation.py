@@ -46,7 +46,11 @@ def build_and_run(root, flags, folder):
     if "cannot find -l" in done.stderr or "cannot find lib" in done.stderr:
         pytest.skip(f"the compiler has no runtime for {flags}")
     assert done.returncode == 0, done.stderr
-    return subprocess.run([program], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    return run(program)
+
+
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
@@ -54,6 +58,14 @@ def test_kernels_make_the_bits_of_the_cpu_loop(flags, tmp_path):
     done = build_and_run(ROOT, [*flags, "-Werror"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("agree") >= 15
+
+
+def test_old_drivers_take_smaller_launches(tmp_path):
+    """Before CUDA 12.1 a kernel's parameters are 4 KB at most: the same bits in more launches."""
+    build_and_run(ROOT, ["-O1", SMALL_BLOCKS], tmp_path)
+    done = run(tmp_path / "against_cpu_loop", "old-driver")
+    assert done.returncode == 0, done.stdout
+    assert "old driver: 161 tensors agree" in done.stdout
 
 
 # Each breaks the kernel in one place; the comparison must notice, or it proves nothing.

@@ -135,3 +135,10 @@ def test_named_toolkit_without_headers_is_refused(setup_functions, tmp_path, mon
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(SystemExit, match=r"holds no include/cuda_runtime\.h"):
         setup_functions["find_toolkit"]()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_suite_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, "tools/gpu_suite.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "sees no CUDA GPU" in done.stderr

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that needs a GPU, in one command: build, tests on CUDA, compute-sanitizer, benchmark.
+
+Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. Builds in place. Writes
+gpu-suite.json and gpu-suite.md into --out, besides what the benchmark writes there. Exit status: 0 if every part
+passed, 1 if one failed (the later ones run all the same), 2 if there is nothing to run on.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TAIL = 25  # lines of a part's output that the report keeps
+
+
+def machine(torch):
+    """What the figures belong to."""
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True, text=True, check=False,
+    ).stdout.split()  # fmt: skip
+    return {
+        "date": datetime.date.today().isoformat(),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver[0] if driver else "unknown",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["python", "tools/gpu_suite.py", *sys.argv[1:]]),
+    }
+
+
+def parts(args):
+    """(name, command) of each part, in order."""
+    python = sys.executable
+    yield "build", [python, "setup.py", "build_ext", "--inplace"]
+    # The emulation and the examples' tests are about the CPU.
+    skipped = ["--ignore=tests/test_cuda_emulation.py", "--ignore-glob=tests/test_example*"]
+    yield "tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *skipped]
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in SANITIZERS:
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "3", python, "tools/sanitize_step.py"]
+        yield f"compute-sanitizer {tool}", command if sanitizer else None
+    yield "bytes moved", [python, "tools/count_bytes.py"] if shutil.which("ncu") else None
+    for dtype in ("float32", "bfloat16"):
+        bench = [python, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--out", str(args.out)]
+        yield f"benchmark {dtype}", bench if not args.no_benchmark else None
+
+
+def run_part(name, command, limit):
+    """Runs one part, shows its output as it comes; returns what the report says of it."""
+    if command is None:
+        print(f"== {name}: left out", flush=True)
+        return {"part": name, "result": "left out", "seconds": 0.0, "output": ""}
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    start = time.perf_counter()
+    lines = []
+    environment = {**os.environ, "CSGD_CUDA_BUILD": "cuda", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        ["timeout", str(limit), *command], cwd=ROOT, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    status = process.wait()
+    result = {0: "passed", 124: f"not finished after {limit} s"}.get(status, f"failed, exit status {status}")
+    return {"part": name, "result": result, "seconds": time.perf_counter() - start, "output": "\n".join(lines[-TAIL:])}
+
+
+def report(info, results):
+    """The readable table."""
+    lines = ["# GPU suite", "", *(f"- {key}: {value}" for key, value in info.items()), ""]
+    lines += ["| part | result | seconds |", "| --- | --- | --- |"]
+    lines += [f"| {r['part']} | {r['result']} | {r['seconds']:.0f} |" for r in results]
+    for r in results:
+        if r["output"]:
+            lines += ["", f"## {r['part']}", "", "```", r["output"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the reports")
+    parser.add_argument("--no-benchmark", action="store_true", help="leave out the benchmark")
+    parser.add_argument("--limit", type=int, default=240, help="seconds for each part (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        import torch
+    except ImportError as error:
+        print(f"gpu-suite: cannot import torch ({error}); use a Python that has torch with CUDA", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print(f"gpu-suite: torch {torch.__version__} sees no CUDA GPU; nothing to run on", file=sys.stderr)
+        return 2
+    info = machine(torch)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name, command in parts(args):
+        results.append(run_part(name, command, args.limit))
+        # After each part, so that an interrupted suite leaves what it knows.
+        (args.out / "gpu-suite.json").write_text(json.dumps({**info, "parts": results}, indent=1) + "\n")
+        (args.out / "gpu-suite.md").write_text(report(info, results))
+    print("\n".join(f"{r['result']:>30}  {r['seconds']:6.0f} s  {r['part']}" for r in results))
+    return int(any(r["result"] not in ("passed", "left out") for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
