@@ -10,9 +10,13 @@
 
 namespace csgd {
 
-struct Philox4x32 {
-  uint32_t word[4];
+// Four words, each a uint32_t, or several side by side: a type with operator^, of itself and with uint32_t, and with a
+// multiply() like the one below. Vector units take as many counters at a time as they have lanes (csrc/cpu/words_*.h).
+template <class Word>
+struct PhiloxWords {
+  Word word[4];
 };
+using Philox4x32 = PhiloxWords<uint32_t>;
 
 // What a draw is used for. The three never share random bits.
 enum Stream : uint32_t {
@@ -24,33 +28,47 @@ enum Stream : uint32_t {
 constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call
 constexpr int kDrawRange = 1 << 16;  // a draw is an integer in [0, kDrawRange)
 
-CSGD_HOST_DEVICE Philox4x32 philox4x32_10(Philox4x32 counter, uint32_t key0, uint32_t key1) {
-  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+CSGD_HOST_DEVICE void multiply(uint32_t factor, uint32_t word, uint32_t* high, uint32_t* low) {
+  const uint64_t product = uint64_t{factor} * word;
+  *high = static_cast<uint32_t>(product >> 32);
+  *low = static_cast<uint32_t>(product);
+}
+
+template <class Word>
+CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, uint32_t key0, uint32_t key1) {
+  Word c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * c0;
-    const uint64_t p1 = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key0;
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ key1;
-    c3 = static_cast<uint32_t>(p0);
+    Word high0, low0, high1, low1;
+    multiply(0xD2511F53u, c0, &high0, &low0);
+    multiply(0xCD9E8D57u, c2, &high1, &low1);
+    c0 = high1 ^ c1 ^ key0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key1;
+    c3 = low0;
     key0 += 0x9E3779B9u;  // the golden ratio
     key1 += 0xBB67AE85u;  // sqrt(3) - 1
   }
   return {{c0, c1, c2, c3}};
 }
 
-// The Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter.
-//   block  element position in memory order, divided by 8 (below 2^60)
+// The counter of the Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter, and so with
+// several blocks side by side, of which the upper halves are equal.
+//   block  element position in memory order, divided by 8 (below 2^60): low and high 32 bits
 //   index  position of the parameter over all param groups
 //   step   low 32 bits of the number of steps applied to the parameter before this one
-CSGD_HOST_DEVICE Philox4x32 draw_block(uint64_t seed, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
-  const Philox4x32 counter = {{static_cast<uint32_t>(block),
-                               static_cast<uint32_t>(block >> 32) | (static_cast<uint32_t>(stream) << 28), index,
-                               step}};
+template <class Word>
+CSGD_HOST_DEVICE PhiloxWords<Word> draw_words(uint64_t seed, Stream stream, Word block_low, uint32_t block_high,
+                                              uint32_t index, uint32_t step) {
+  const Word second = Word(block_high | (static_cast<uint32_t>(stream) << 28));
+  const PhiloxWords<Word> counter = {{block_low, second, Word(index), Word(step)}};
   return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+CSGD_HOST_DEVICE Philox4x32 draw_block(uint64_t seed, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
+  return draw_words(seed, stream, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index, step);
 }
 
 // The draw of the element at 8 * block + lane: words 0..3, first their low halves, then their high ones.

@@ -4,12 +4,17 @@
 // the update rule rounds each multiplication and addition on its own.
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
 
 #if CSGD_X86_DISPATCH
 CSGD_PUSH_TARGET("avx2")
 #define CSGD_ISA avx2
+#include "words_avx2.h"
+// Words come first.
 #include "csgd_tile.h"
 CSGD_POP_TARGET
 #endif

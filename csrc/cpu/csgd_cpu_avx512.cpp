@@ -4,6 +4,15 @@
 // the update rule rounds each multiplication and addition on its own.
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+// GCC takes the deliberately undefined operands inside its own AVX-512 intrinsics for mistakes (GCC bug 105593).
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include "isa.h"
 
@@ -14,6 +23,8 @@ CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl")
 CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 #define CSGD_ISA avx512
+#include "words_avx512.h"
+// Words come first.
 #include "csgd_tile.h"
 CSGD_POP_TARGET
 #endif

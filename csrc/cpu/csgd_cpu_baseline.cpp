@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU loop in the instruction set that the compiler targets by default; compiles on any processor.
 #define CSGD_ISA baseline
+#include "words_scalar.h"
+// Words come first.
 #include "csgd_tile.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop over one chunk, in tiles of 64 elements. Included once per instruction set by csgd_cpu_*.cpp, which
-// name it with CSGD_ISA; plain loops over small arrays, which the compiler turns into vectors.
+// The loop over one chunk, in tiles of 256 elements. Included once per instruction set by csgd_cpu_*.cpp, which
+// name it with CSGD_ISA and bring its Words; plain loops over small arrays, which the compiler turns into vectors.
 #ifndef CSGD_ISA
 #error "define CSGD_ISA, the namespace of the instruction set, before including csgd_tile.h"
 #endif
@@ -11,35 +11,30 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-constexpr int kTile = 64;
+constexpr int kTile = 256;  // enough calls of Philox side by side to hide how long one takes
 constexpr int kBlocks = kTile / kDrawsPerCall;
 
-// The draws of 64 consecutive elements; `position`, of the first, is a multiple of 8.
+// The draws of a tile; `position`, of its first element, is a multiple of kTile, so that the blocks share their upper
+// half.
 static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& tensor, uint32_t step, int64_t position,
-                             int32_t* draws) {
-  uint32_t words[4][kBlocks];
-  const uint64_t first_block = static_cast<uint64_t>(position) / kDrawsPerCall;
-  for (int j = 0; j < kBlocks; ++j) {
-    const Philox4x32 bits = draw_block(seed, stream, first_block + static_cast<uint64_t>(j), tensor.index, step);
-    for (int w = 0; w < 4; ++w) words[w][j] = bits.word[w];
-  }
-  for (int j = 0; j < kBlocks; ++j) {
-    const Philox4x32 bits = {{words[0][j], words[1][j], words[2][j], words[3][j]}};
-    for (int lane = 0; lane < kDrawsPerCall; ++lane) {
-      draws[j * kDrawsPerCall + lane] = static_cast<int32_t>(draw_lane(bits, lane));
-    }
+                             uint16_t* draws) {
+  const uint64_t block = static_cast<uint64_t>(position) / kDrawsPerCall;
+  const uint32_t high = static_cast<uint32_t>(block >> 32);
+  for (int j = 0; j < kBlocks; j += Words::kLanes) {
+    const Words low = Words::blocks_from(static_cast<uint32_t>(block) + static_cast<uint32_t>(j));
+    store_draws(draw_words(seed, stream, low, high, tensor.index, step), draws + j * kDrawsPerCall);
   }
 }
 
-// Stores 64 values, rounded as the options ask; where `keep` is given, only those with keep[i] != 0.
+// Stores a tile of values, rounded as the options ask; where `keep` is given, only those with keep[i] != 0.
 template <class S, class T>
 static inline void store_tile(const CsgdOptions& options, Stream stream, const CsgdTensor& tensor, uint32_t step,
                               int64_t position, const T* values, const int32_t* keep, S* out) {
   if (Storage<S>::kRounds && options.stochastic_rounding) {
-    int32_t draws[kTile];
+    uint16_t draws[kTile];
     draw_tile(options.seed, stream, tensor, step, position, draws);
     for (int i = 0; i < kTile; ++i) {
-      const S rounded = Storage<S>::store_stochastic(values[i], static_cast<uint32_t>(draws[i]));
+      const S rounded = Storage<S>::store_stochastic(values[i], draws[i]);
       out[i] = Storage<S>::select(keep[i] != 0, rounded, out[i]);
     }
   } else {
@@ -49,7 +44,7 @@ static inline void store_tile(const CsgdOptions& options, Stream stream, const C
   }
 }
 
-// Steps 64 elements, of which the first `count` count; all 64 can be read and written.
+// Steps a tile, of which the first `count` elements count; all of it can be read and written.
 template <class S, class Parts>
 static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tensor,
                              const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, int count,
@@ -58,7 +53,8 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   using Bits = typename Storage<T>::Bits;
   constexpr Parts parts{};
   T d[kTile], momentum[kTile], n[kTile];
-  int32_t draws[kTile], move[kTile], always[kTile];
+  uint16_t draws[kTile];
+  int32_t move[kTile], always[kTile];
 
   for (int i = 0; i < kTile; ++i) {
     const T theta = parts.weight_decay ? Storage<S>::load(param[i]) : T(0);
@@ -82,7 +78,7 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   int32_t moved = 0;
   for (int i = 0; i < kTile; ++i) {
     n[i] = moving_draws(d[i], scalars.scale);
-    move[i] = static_cast<int32_t>(moves(static_cast<uint32_t>(draws[i]), n[i])) & static_cast<int32_t>(i < count);
+    move[i] = static_cast<int32_t>(moves(draws[i], n[i])) & static_cast<int32_t>(i < count);
     moved += move[i];
   }
   result->moved += moved;

@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
                     &w[8], &w[9]) != 10) {
       continue;
     }
-    const csgd::Philox4x32 got = csgd::philox4x32_10({{w[0], w[1], w[2], w[3]}}, w[4], w[5]);
+    const csgd::Philox4x32 got = csgd::philox4x32_10(csgd::Philox4x32{{w[0], w[1], w[2], w[3]}}, w[4], w[5]);
     for (int k = 0; k < 4; ++k) {
       if (got.word[k] != w[6 + k]) return std::fprintf(stderr, "wrong word %d for: %s", k, line), 1;
     }
