@@ -32,6 +32,7 @@ struct ExactStorage {
   static CSGD_HOST_DEVICE S store_nearest(S value) { return value; }
   static CSGD_HOST_DEVICE S store_stochastic(S value, uint32_t) { return value; }
   static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) { return condition ? yes : no; }
+  static CSGD_HOST_DEVICE void write(S* to, S value) { *to = value; }
 };
 
 template <>
@@ -56,9 +57,13 @@ template <class S>
 struct RoundedStorage {
   using Opmath = float;
   static constexpr bool kRounds = true;
+  // With masks: compilers take ?: between two computed values for an invitation to branch.
   static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) {
-    return {static_cast<uint16_t>(condition ? yes.bits : no.bits)};
+    const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+    return {static_cast<uint16_t>((yes.bits & mask) | (no.bits & ~mask))};
   }
+  // By its member: GCC does not vectorise the assignment of a struct.
+  static CSGD_HOST_DEVICE void write(S* to, S value) { to->bits = value.bits; }
 };
 
 template <>
@@ -80,7 +85,7 @@ struct Storage<BFloat16> : RoundedStorage<BFloat16> {
     const uint32_t truncated = bits >> 16;
     const uint32_t rounded = truncated + (draw < (bits & 0xFFFFu) ? 1u : 0u);
     const bool beyond_largest = (bits & 0x7FFFFFFFu) > 0x7F7F0000u;  // Inf and NaN, too
-    return {beyond_largest ? store_nearest(value).bits : static_cast<uint16_t>(rounded)};
+    return select(beyond_largest, store_nearest(value), {static_cast<uint16_t>(rounded)});
   }
 };
 
@@ -126,7 +131,7 @@ struct Storage<Float16> : RoundedStorage<Float16> {
     const uint32_t subnormal_up = static_cast<float>(static_cast<int32_t>(draw)) < fraction ? 1u : 0u;
     const uint32_t subnormal = static_cast<uint32_t>(truncated) + subnormal_up;
     const uint32_t rounded = (magnitude < kSmallestNormal ? subnormal : normal) | ((bits >> 16) & 0x8000u);
-    return {magnitude > kLargest ? store_nearest(value).bits : static_cast<uint16_t>(rounded)};
+    return select(magnitude > kLargest, store_nearest(value), {static_cast<uint16_t>(rounded)});
   }
 };
 

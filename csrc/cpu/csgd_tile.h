@@ -11,7 +11,8 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-constexpr int kTile = 256;  // enough calls of Philox side by side to hide how long one takes
+constexpr int kTile = 256;         // enough calls of Philox side by side to hide how long one takes
+constexpr int kAhead = 2 * kTile;  // elements, how far ahead memory is asked for
 constexpr int kBlocks = kTile / kDrawsPerCall;
 
 // The draws of a tile; `position`, of its first element, is a multiple of kTile, so that the blocks share their upper
@@ -26,8 +27,8 @@ static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& ten
   }
 }
 
-// Stores a tile of values, rounded as the options ask; where `keep` is given, only those with keep[i] != 0.
-template <class S, class T>
+// Stores a tile of values, rounded as the options ask; with kMasked only those with keep[i] != 0.
+template <bool kMasked, class S, class T>
 static inline void store_tile(const CsgdOptions& options, Stream stream, const CsgdTensor& tensor, uint32_t step,
                               int64_t position, const T* values, const int32_t* keep, S* out) {
   if (Storage<S>::kRounds && options.stochastic_rounding) {
@@ -35,13 +36,24 @@ static inline void store_tile(const CsgdOptions& options, Stream stream, const C
     draw_tile(options.seed, stream, tensor, step, position, draws);
     for (int i = 0; i < kTile; ++i) {
       const S rounded = Storage<S>::store_stochastic(values[i], draws[i]);
-      out[i] = Storage<S>::select(keep[i] != 0, rounded, out[i]);
+      Storage<S>::write(out + i, kMasked ? Storage<S>::select(keep[i] != 0, rounded, out[i]) : rounded);
     }
   } else {
     for (int i = 0; i < kTile; ++i) {
-      out[i] = Storage<S>::select(keep[i] != 0, Storage<S>::store_nearest(values[i]), out[i]);
+      const S rounded = Storage<S>::store_nearest(values[i]);
+      Storage<S>::write(out + i, kMasked ? Storage<S>::select(keep[i] != 0, rounded, out[i]) : rounded);
     }
   }
+}
+
+// Asks for the memory of a tile that comes soon: three streams at once are more than the hardware foresees. Past the
+// end of a tensor it does nothing.
+static inline void prefetch_tile(const void* tile, size_t bytes) {
+#if defined(__GNUC__)
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(tile) + i);
+#else
+  (void)tile, (void)bytes;
+#endif
 }
 
 // Steps a tile, of which the first `count` elements count; all of it can be read and written.
@@ -54,7 +66,7 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   constexpr Parts parts{};
   T d[kTile], momentum[kTile], n[kTile];
   uint16_t draws[kTile];
-  int32_t move[kTile], always[kTile];
+  int32_t move[kTile];
 
   for (int i = 0; i < kTile; ++i) {
     const T theta = parts.weight_decay ? Storage<S>::load(param[i]) : T(0);
@@ -84,13 +96,12 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   result->moved += moved;
 
   if (parts.momentum) {
-    for (int i = 0; i < kTile; ++i) always[i] = 1;
-    store_tile(options, kMomentumStream, tensor, scalars.step, position, momentum, always, momentum_buffer);
+    store_tile<false>(options, kMomentumStream, tensor, scalars.step, position, momentum, nullptr, momentum_buffer);
   }
   if (moved == 0) return;  // the parameter's memory is not touched
   T theta[kTile];
   for (int i = 0; i < kTile; ++i) theta[i] = moved_value(Storage<S>::load(param[i]), scalars.lr, d[i], n[i]);
-  store_tile(options, kParamStream, tensor, scalars.step, position, theta, move, param);
+  store_tile<true>(options, kParamStream, tensor, scalars.step, position, theta, move, param);
 }
 
 // The elements of a tensor that do not fill a tile go through the same code in padded copies.
@@ -123,6 +134,9 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tens
   for (int64_t i = begin; i < end; i += kTile) {
     const int64_t left = end - i;
     if (left >= kTile) {
+      prefetch_tile(grad + i + kAhead, kTile * sizeof(S));
+      prefetch_tile(param + i + kAhead, kTile * sizeof(S));
+      if (Parts::momentum) prefetch_tile(momentum_buffer + i + kAhead, kTile * sizeof(S));
       step_tile<S, Parts>(options, tensor, scalars, i, kTile, param + i, grad + i, momentum_buffer + i, &result);
     } else {
       step_tail<S, Parts>(options, tensor, scalars, i, static_cast<int>(left), param + i, grad + i, momentum_buffer + i,
