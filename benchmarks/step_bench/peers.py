@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is compared: CSGD in its regimes, torch's SGD, and other packages' SGD where they are installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csgd_cuda import CSGD, reference
+
+MOMENTUM = 0.9
+LR = 1e-3  # times |d| <= 0.1: the parameters stay finite over any number of steps, also where |d| is raised to T
+BASELINE = "sgd_fused"  # the peer that the ratios are formed to
+TARGET_DENSITY = 0.05
+_NO_BOUND = 1e-30  # far below every |d|: each coordinate moves, though all is computed as for any other bound
+_LARGEST_REFERENCE = 3 * 10**8  # elements: it makes about 150 kernel launches per 2^15 of them
+
+
+class NotAvailable(Exception):
+    """A peer cannot run here; the message says why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One column of the comparison.
+
+    make(params, grads) returns an object with step() and, where it can tell, density(); it raises NotAvailable.
+    default_on: the device types where it takes part without being asked for. package: the distribution it is from.
+    """
+
+    name: str
+    label: str
+    make: Callable[[list[Tensor], list[Tensor]], object]
+    default_on: tuple[str, ...] = ("cpu", "cuda")
+    package: str | None = None
+    largest: int | None = None  # elements of the largest list it takes part in
+    compiles: bool = False  # its first steps are no measure of the later ones
+
+    def version(self) -> str | None:
+        """The version of the package it is from."""
+        try:
+            return None if self.package is None else importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+def mean_direction(grads: list[Tensor]) -> float:
+    """mean |d| over all elements in the steady state of momentum, d = g / (1 - mu)."""
+    total = sum(grad.abs().sum(dtype=torch.float64).item() for grad in grads)
+    return total / sum(grad.numel() for grad in grads) / (1 - MOMENTUM)
+
+
+def _csgd(**options):
+    def make(params, grads):
+        given = dict(options)
+        if given.get("lipschitz") == "five per cent":
+            given["lipschitz"] = mean_direction(grads) / TARGET_DENSITY
+        try:
+            return CSGD(params, lr=LR, momentum=MOMENTUM, **given)
+        except RuntimeError as error:  # there is no kernel
+            raise NotAvailable(str(error)) from None
+
+    return make
+
+
+def _sgd(**options):
+    return lambda params, grads: torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, **options)
+
+
+def _apex(params, grads):
+    try:
+        from apex.optimizers import FusedSGD
+    except ImportError:
+        raise NotAvailable("not installed") from None
+    return FusedSGD(params, lr=LR, momentum=MOMENTUM)
+
+
+def _optimi(params, grads):
+    try:
+        from optimi import SGD
+    except ImportError:
+        raise NotAvailable("not installed") from None
+    return SGD(params, lr=LR, momentum=MOMENTUM)
+
+
+def _flashoptim(params, grads):
+    try:
+        from flashoptim import FlashSGD
+    except ModuleNotFoundError as error:
+        missing = "not installed" if error.name == "flashoptim" else f"installed, but {error.name} is missing"
+        raise NotAvailable(missing) from None
+    # Its default, 24 bits, is refused for float32 parameters, which have all their bits.
+    bits = None if params[0].dtype == torch.float32 else 24
+    try:
+        return FlashSGD(params, lr=LR, momentum=MOMENTUM, master_weight_bits=bits)
+    except NotImplementedError as error:
+        raise NotAvailable(str(error)) from None
+
+
+class _CompiledReference:
+    """CSGD's reference with the arithmetic of each tensor compiled into one graph.
+
+    The reference cuts tensors into blocks for a CPU's cache. A compiler needs no blocks, and unrolled they would be
+    a graph of thousands of nodes; so while this peer steps there is one block to a tensor.
+    """
+
+    def __init__(self, params: list[Tensor], grads: list[Tensor]):
+        # dynamic: else each length is a graph of its own, and beyond a limit torch falls back without a word.
+        self._block_step = torch.compile(reference._TensorStep._step_block, dynamic=True)
+        self._optimizer = CSGD(params, lr=LR, momentum=MOMENTUM, fused=False)
+
+    def step(self) -> None:
+        before = reference.BLOCK, reference._TensorStep._step_block
+        reference.BLOCK, reference._TensorStep._step_block = 2**62, self._block_step
+        try:
+            self._optimizer.step()
+        finally:
+            reference.BLOCK, reference._TensorStep._step_block = before
+
+    def density(self) -> list[float]:
+        return self._optimizer.density()
+
+
+_CPU, _CUDA = ("cpu",), ("cuda",)
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("sgd_fused", "torch SGD fused", _sgd(fused=True)),
+        Peer("sgd_foreach", "torch SGD foreach", _sgd(foreach=True)),
+        Peer("sgd_forloop", "torch SGD for-loop", _sgd(foreach=False), _CPU),
+        Peer("csgd", "CSGD, realistic", _csgd(fused=True)),
+        Peer("csgd_5", "CSGD, 5 %", _csgd(fused=True, lipschitz="five per cent")),
+        Peer("csgd_dense", "CSGD, dense", _csgd(fused=True, lipschitz=_NO_BOUND)),
+        Peer("csgd_off", "CSGD, c = 0", _csgd(fused=True, calibration=0.0)),
+        Peer("reference", "CSGD reference", _csgd(fused=False), largest=_LARGEST_REFERENCE),
+        Peer("compiled", "CSGD reference, torch.compile", _CompiledReference, _CUDA, compiles=True),
+        Peer("apex", "apex FusedSGD", _apex, _CUDA, "apex"),
+        Peer("optimi", "torch-optimi SGD", _optimi, package="torch-optimi"),
+        Peer("flashoptim", "flashoptim FlashSGD (8-bit momentum)", _flashoptim, _CUDA, "flashoptim"),
+    )
+}
