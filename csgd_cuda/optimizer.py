@@ -5,15 +5,11 @@ import torch
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .checks import SUPPORTED_DTYPES, TALLY_WORDS, check_options
+from .checks import SUPPORTED_DTYPES, TALLY_WORDS
 from .functional import choose_backend
+from .options import check_group, complete_group
 from .state import restore_state
 from .step_call import StepCall
-
-_OPTION_NAMES = (
-    "lr", "momentum", "dampening", "weight_decay", "nesterov", "calibration", "lipschitz", "bound_decay", "rounding",
-    "seed",
-)  # fmt: skip
 
 
 class CSGD(Optimizer):
@@ -90,7 +86,7 @@ class CSGD(Optimizer):
             "fused": fused,
             "capturable": capturable,
         }
-        _check_group(defaults)
+        check_group(defaults)
         self._tallies_on = {}  # device: what the steps there count
         super().__init__(params, defaults)
 
@@ -98,12 +94,12 @@ class CSGD(Optimizer):
         checkpoint = self.__dict__.get("_checkpoint")
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
-                _complete_group(new, own)
+                complete_group(new, own)
             state = {**state, "state": restore_state(checkpoint, state["param_groups"])}
         super().__setstate__(state)
         self._tallies_on = {}
         for group in self.param_groups:
-            _complete_group(group, self.defaults)
+            complete_group(group, self.defaults)
 
     def load_state_dict(self, state_dict):
         """Loads a state_dict of CSGD, bit for bit in every dtype, or one of torch.optim.SGD.
@@ -128,7 +124,7 @@ class CSGD(Optimizer):
     def add_param_group(self, param_group):
         """Adds a parameter group, as torch.optim.SGD does; on an error nothing is added."""
         if isinstance(param_group, dict):
-            _check_group({**self.defaults, **param_group})
+            check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             self._check_params(self.param_groups[-1])
@@ -206,7 +202,7 @@ class CSGD(Optimizer):
             # To a CPU the copy must be over before the value is read there.
             return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
 
-        _check_group(group)  # schedulers, users and checkpoints change the options after the constructor
+        check_group(group)  # schedulers, users and checkpoints change the options after the constructor
         return StepCall(
             group,
             device,
@@ -253,23 +249,3 @@ class CSGD(Optimizer):
             for param in group["params"]
         }
         return ", ".join(sorted(names))
-
-
-def _complete_group(group, own):
-    """Adds to a loaded group the options it lacks, from ``own``."""
-    if "calibration" not in group:  # of torch.optim.SGD: how that one ran is not how this one has to
-        group.update({name: own[name] for name in ("fused", "foreach", "differentiable")})
-    for name, value in own.items():
-        if name != "params":
-            group.setdefault(name, value)
-
-
-def _check_group(group):
-    """Checks the options of a group; turns a weight decay given as a tensor into a number, as torch allows it."""
-    if isinstance(group["weight_decay"], torch.Tensor):
-        group["weight_decay"] = group["weight_decay"].item()
-    check_options(**{name: group[name] for name in _OPTION_NAMES})
-    if group["differentiable"]:
-        raise ValueError("differentiable=True is not supported: CSGD steps in place, outside autograd")
-    if group["fused"] and group["foreach"]:
-        raise ValueError("fused and foreach cannot both be True")

@@ -16,10 +16,10 @@ from csgd_cuda import CSGD, extension
 from .conftest import DEVICES, need_kernel
 from .helpers import DTYPES, assert_same_snapshots, heavy_tailed, make_params, run_steps, snapshot
 
-# Around the Philox block (8), the CPU tile (64), the CUDA block's chunk (8192), the CPU chunk (16384), the
-# reference's block and the smallest size that wakes other threads (32768).
-BOUNDARIES = [0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 255, 257, 1000]
-BOUNDARIES += [base + off for base in (8192, 16384, 32768) for off in (-1, 0, 1)]
+# Around the Philox block (8), vectors of counters (64, 128), the CPU tile (256), a pass of a CUDA block (2048), the
+# CPU chunk (16384), the reference's block and the smallest size that wakes other threads (32768).
+BOUNDARIES = [0, 1, 7, 8, 9, 1000]
+BOUNDARIES += [base + off for base in (64, 128, 256, 512, 2048, 16384, 32768) for off in (-1, 0, 1)]
 
 # Every backend that this machine has, as (device, fused).
 BACKENDS = [

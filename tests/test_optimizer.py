@@ -8,9 +8,11 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from csgd_cuda import CSGD, csgd_
 
+from .conftest import need_kernel
 from .helpers import (
     DTYPES,
     STATE_NAMES,
@@ -123,6 +125,25 @@ def test_every_option_may_differ_between_groups(device, fused):
             )
     for a, b in zip([*together[0], *together[1]], [*alone[0], *alone[1]], strict=True):
         assert_same_bits(a, b)
+
+
+class _CountCalls(TorchDispatchMode):
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.ops.csgd_cuda.csgd_.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_operator_call_for_each_group(device):
+    """Whatever the number of tensors and dtypes; a group without gradients costs none."""
+    need_kernel(device)
+    groups = [[p for dtype in DTYPES for p in make_params([(9,), (3, 4)], dtype, device)] for _ in range(3)]
+    optimizer = CSGD([{"params": params} for params in groups], lr=0.1, momentum=0.9, fused=True)
+    set_grads(groups[0] + groups[2], seed=0)
+    with _CountCalls() as count:
+        optimizer.step()
+    assert count.calls == 2
 
 
 def test_density_counts_what_moved(device, fused):
