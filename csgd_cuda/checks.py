@@ -85,11 +85,8 @@ def check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indi
                 )
 
 
-def _check_param(param, index):
-    if not 0 <= index < 2**32:
-        raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
-    if param.layout is not torch.strided:
-        raise ValueError(f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters")
+def check_dtype(param, index):
+    """Raises TypeError for a parameter that no backend steps."""
     if param.is_complex():
         raise TypeError(
             f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
@@ -99,6 +96,14 @@ def _check_param(param, index):
         raise TypeError(
             f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
         )
+
+
+def _check_param(param, index):
+    if not 0 <= index < 2**32:
+        raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
+    if param.layout is not torch.strided:
+        raise ValueError(f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters")
+    check_dtype(param, index)
     if param.numel() and not separate_elements(param):
         raise ValueError(
             f"parameter {index} may overlap itself in memory (an expanded tensor?): clone() it before optimizing it"

@@ -59,14 +59,34 @@ def choose_backend(device, fused):
     return _REFERENCE
 
 
-def split_lr(lr, device):
-    """The learning rate as the operators take it for parameters on ``device``: a number, and a tensor or None."""
+def operator_options(options, device):
+    """The checked options of a parameter group as the operators take them, for parameters on ``device``.
+
+    ``lr`` becomes a number, and ``lr_tensor`` a tensor or None; the other numbers become floats.
+    """
+    lr, lr_tensor = options["lr"], None
     if isinstance(lr, torch.Tensor):
-        if lr.dtype not in (torch.float32, torch.float64):
-            lr = lr.to(torch.float64)
+        lr, lr_tensor = 0.0, lr
+        if lr_tensor.dtype not in (torch.float32, torch.float64):
+            lr_tensor = lr_tensor.to(torch.float64)
         # A tensor on the CPU is read there; one on a GPU is read on that GPU, or brought to where the parameters are.
-        return 0.0, lr if lr.device.type in ("cpu", "meta") else lr.to(device)
-    return float(lr), None
+        if lr_tensor.device.type not in ("cpu", "meta"):
+            lr_tensor = lr_tensor.to(device)
+    lipschitz = options["lipschitz"]
+    return {
+        "lr": float(lr),
+        "momentum": float(options["momentum"]),
+        "dampening": float(options["dampening"]),
+        "weight_decay": float(options["weight_decay"]),
+        "nesterov": options["nesterov"],
+        "calibration": float(options["calibration"]),
+        "lipschitz": None if lipschitz is None else float(lipschitz),
+        "bound_decay": float(options["bound_decay"]),
+        "rounding": options["rounding"],
+        "seed": operator.index(options["seed"]),
+        "maximize": options["maximize"],
+        "lr_tensor": lr_tensor,
+    }
 
 
 @torch.no_grad()
@@ -126,12 +146,13 @@ def csgd_(
     params = list(params)
     if not params:
         return
-    lr_number, lr_tensor = split_lr(lr, params[0].device)
     backend = choose_backend(params[0].device, fused)
-    checks.check_options(
-        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-        calibration=calibration, lipschitz=lipschitz, bound_decay=bound_decay, rounding=rounding, seed=seed,
-    )  # fmt: skip
+    options = {
+        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
+        "seed": seed,
+    }  # fmt: skip
+    checks.check_options(**options)
     backend.step(
         params,
         list(grads),
@@ -139,19 +160,8 @@ def csgd_(
         list(steps),
         list(lipschitz_bounds),
         list(range(len(params)) if indices is None else indices),
-        lr=lr_number,
-        momentum=float(momentum),
-        dampening=float(dampening),
-        weight_decay=float(weight_decay),
-        nesterov=nesterov,
-        calibration=float(calibration),
-        lipschitz=None if lipschitz is None else float(lipschitz),
-        bound_decay=float(bound_decay),
-        rounding=rounding,
-        seed=operator.index(seed),
-        maximize=maximize,
+        **operator_options({**options, "maximize": maximize}, params[0].device),
         fresh_momentum=fresh_momentum,
-        lr_tensor=lr_tensor,
         grad_scale=grad_scale,
         found_inf=found_inf,
         tallies=tallies,

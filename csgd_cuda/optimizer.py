@@ -5,7 +5,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .checks import SUPPORTED_DTYPES, TALLY_WORDS
+from .checks import TALLY_WORDS, check_dtype
 from .functional import choose_backend
 from .options import check_group, complete_group
 from .state import restore_state
@@ -140,15 +140,7 @@ class CSGD(Optimizer):
                     f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
                     "not yet sharded or wrapped ones"
                 )
-            if param.is_complex():
-                raise TypeError(
-                    f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
-                    "pass torch.view_as_real(parameter) instead"
-                )
-            if param.dtype not in SUPPORTED_DTYPES:
-                raise TypeError(
-                    f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
-                )
+            check_dtype(param, index)
             choose_backend(param.device, group["fused"])
 
     @torch.no_grad()

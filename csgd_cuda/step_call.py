@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One operator call of an optimizer step: the tensors in the operator's lists, and the group's options."""
 
-import operator
-
 import torch
 
 from .checks import opmath_dtype
-from .functional import choose_backend, split_lr
+from .functional import choose_backend, operator_options
 from .state import new_momentum_buffer
 
 
@@ -19,22 +17,9 @@ class StepCall:
         self.steps, self.lipschitz_bounds, self.indices = [], [], []
         self._new_state = []  # (param, what is to be added to its state)
         self._backend = choose_backend(device, group["fused"])
-        lr, lr_tensor = split_lr(group["lr"], device)
-        lipschitz = group["lipschitz"]
         self._options = {
-            "lr": lr,
-            "momentum": float(group["momentum"]),
-            "dampening": float(group["dampening"]),
-            "weight_decay": float(group["weight_decay"]),
-            "nesterov": group["nesterov"],
-            "calibration": float(group["calibration"]),
-            "lipschitz": None if lipschitz is None else float(lipschitz),
-            "bound_decay": float(group["bound_decay"]),
-            "rounding": group["rounding"],
-            "seed": operator.index(group["seed"]),
-            "maximize": group["maximize"],
+            **operator_options(group, device),
             "fresh_momentum": fresh_momentum,
-            "lr_tensor": lr_tensor,
             "grad_scale": grad_scale,
             "found_inf": found_inf,
             "tallies": tallies,

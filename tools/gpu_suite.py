@@ -24,18 +24,17 @@ TAIL = 25  # lines of a part's output that the report keeps
 
 def machine(torch):
     """What the figures belong to."""
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    ).stdout.split()  # fmt: skip
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    from step_bench.machine import driver, without_out
+
     return {
         "date": datetime.date.today().isoformat(),
         "gpu": torch.cuda.get_device_name(),
-        "driver": driver[0] if driver else "unknown",
+        "driver": driver(),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": " ".join(["python", "tools/gpu_suite.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "tools/gpu_suite.py", *without_out(sys.argv[1:])]),
     }
 
 

@@ -20,7 +20,7 @@ def describe(device: torch.device, arguments: list[str]) -> dict[str, str]:
     """What is stated above every table; values are texts."""
     about = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "benchmarks/bench_step.py", *_without_out(arguments)]),
+        "command": shlex.join(["python", "benchmarks/bench_step.py", *without_out(arguments)]),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores visible",
         "threads": str(torch.get_num_threads()),
         "load average at the start": _load(),
@@ -33,7 +33,7 @@ def describe(device: torch.device, arguments: list[str]) -> dict[str, str]:
         about |= {
             "GPU": f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
             f"{properties.multi_processor_count} multiprocessors",
-            "driver": _driver(),
+            "driver": driver(),
             "CUDA": str(torch.version.cuda),
         }
     return about
@@ -65,7 +65,7 @@ class OtherProcesses:
         return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.time()
 
 
-def _without_out(arguments: list[str]) -> list[str]:
+def without_out(arguments: list[str]) -> list[str]:
     """The arguments but --out, which says nothing about the figures and may be a private path."""
     kept, skip = [], False
     for argument in arguments:
@@ -106,7 +106,8 @@ def _revision() -> str:
         return "not under git"
 
 
-def _driver() -> str:
+def driver() -> str:
+    """The version of the NVIDIA driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]

@@ -152,7 +152,7 @@ CSGD_HOST_DEVICE T moved_value(T param, T lr, T d, T n) {
 template <class T>
 CSGD_HOST_DEVICE typename Storage<T>::Bits finite_magnitude_bits(T d) {
   using Bits = typename Storage<T>::Bits;
-  const Bits bits = bit_cast<Bits>(d) & Storage<T>::kMagnitudeMask;
+  const Bits bits = bit_cast<Bits>(magnitude(d));
   return bits < Storage<T>::kInfinityBits ? bits : Bits(0);
 }
 
