@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a number is held in memory and how it is rounded there: float, double, BFloat16, Float16.
 //
-// Storage<S>::Opmath is the type the arithmetic runs in. load() is exact. store_nearest() rounds to nearest
-// even; store_stochastic() truncates the magnitude to the storage grid and takes one step up when the 16-bit
+// Storage<S>::Opmath is the type the arithmetic runs in. The two 16-bit formats are described on 32-bit words, plain
+// ones or vectors of them, of which the lower half holds the stored bits: widen() is exact; round_nearest() rounds to
+// nearest even; round_stochastic() truncates the magnitude to the storage grid and takes one step up when the 16-bit
 // draw is below the discarded fraction times 2^16, so that the mean of the stored value is the value itself.
 // A stored NaN is the canonical quiet NaN: processors disagree about sign and payload.
-// All functions are free of branches on data, so that compilers vectorise loops over them.
 #pragma once
 
-#include "host_device.h"
+#include "lanes.h"
 
 namespace csgd {
 
@@ -31,108 +31,108 @@ struct ExactStorage {
   static CSGD_HOST_DEVICE S load(S value) { return value; }
   static CSGD_HOST_DEVICE S store_nearest(S value) { return value; }
   static CSGD_HOST_DEVICE S store_stochastic(S value, uint32_t) { return value; }
-  static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) { return condition ? yes : no; }
-  static CSGD_HOST_DEVICE void write(S* to, S value) { *to = value; }
 };
 
 template <>
-struct Storage<float> : ExactStorage<float> {
-  using Bits = int32_t;  // signed: vector units compare those
-  static constexpr Bits kInfinityBits = 0x7F800000;
-  static constexpr Bits kMagnitudeMask = 0x7FFFFFFF;
-  // 2^23, whose last place is worth 1: the bits of 2^23 + k, for 0 <= k < 2^23, are kIntegers + k.
-  static constexpr Bits kIntegers = 0x4B000000;
-};
+struct Storage<float> : ExactStorage<float> {};
 
 template <>
-struct Storage<double> : ExactStorage<double> {
-  using Bits = int64_t;
-  static constexpr Bits kInfinityBits = 0x7FF0000000000000;
-  static constexpr Bits kMagnitudeMask = 0x7FFFFFFFFFFFFFFF;
-  static constexpr Bits kIntegers = 0x4330000000000000;  // 2^52, likewise
-};
+struct Storage<double> : ExactStorage<double> {};
 
-// The two 16-bit formats: computed in float32.
-template <class S>
+// The two 16-bit formats: computed in float32. One number at a time, by the Format's rules for words.
+template <class S, class FormatOfS>
 struct RoundedStorage {
+  using Format = FormatOfS;
   using Opmath = float;
   static constexpr bool kRounds = true;
-  // With masks: compilers take ?: between two computed values for an invitation to branch.
-  static CSGD_HOST_DEVICE S select(bool condition, S yes, S no) {
-    const uint32_t mask = 0u - static_cast<uint32_t>(condition);
-    return {static_cast<uint16_t>((yes.bits & mask) | (no.bits & ~mask))};
-  }
-  // By its member: GCC does not vectorise the assignment of a struct.
-  static CSGD_HOST_DEVICE void write(S* to, S value) { to->bits = value.bits; }
-};
-
-template <>
-struct Storage<BFloat16> : RoundedStorage<BFloat16> {
-  static CSGD_HOST_DEVICE float load(BFloat16 value) {
-    return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
-  }
-
-  static CSGD_HOST_DEVICE BFloat16 store_nearest(float value) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-    return {static_cast<uint16_t>(is_nan ? 0x7FC0u : rounded)};
-  }
-
-  static CSGD_HOST_DEVICE BFloat16 store_stochastic(float value, uint32_t draw) {
-    // bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16.
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t truncated = bits >> 16;
-    const uint32_t rounded = truncated + (draw < (bits & 0xFFFFu) ? 1u : 0u);
-    const bool beyond_largest = (bits & 0x7FFFFFFFu) > 0x7F7F0000u;  // Inf and NaN, too
-    return select(beyond_largest, store_nearest(value), {static_cast<uint16_t>(rounded)});
+  static CSGD_HOST_DEVICE float load(S value) { return Format::widen(uint32_t{value.bits}); }
+  static CSGD_HOST_DEVICE S store_nearest(float value) { return {static_cast<uint16_t>(Format::round_nearest(value))}; }
+  static CSGD_HOST_DEVICE S store_stochastic(float value, uint32_t draw) {
+    return {static_cast<uint16_t>(Format::round_stochastic(value, draw))};
   }
 };
 
-template <>
-struct Storage<Float16> : RoundedStorage<Float16> {
-  static constexpr uint32_t kSmallestNormal = 0x38800000u;  // 2^-14 as float32 bits
-  static constexpr uint32_t kLargest = 0x477FE000u;         // 65504
-  static constexpr uint32_t kBiasDifference = 112u << 23;   // exponent bias 127 against 15
+// In the functions below Value is float or a vector of it, Words uint32_t or a vector of it.
+struct BFloat16Format {
+  template <class Words>
+  static CSGD_HOST_DEVICE auto widen(Words bits) {
+    return cast_bits<float>(bits << 16);
+  }
 
-  static CSGD_HOST_DEVICE float load(Float16 value) {
-    const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-    const uint32_t magnitude = value.bits & 0x7FFFu;
-    const uint32_t normal = (magnitude << 13) + kBiasDifference;
-    const uint32_t special = (magnitude << 13) | 0x7F800000u;  // Inf and NaN
+  template <class Value>
+  static CSGD_HOST_DEVICE auto round_nearest(Value value) {
+    const auto bits = cast_bits<uint32_t>(value);
+    const auto rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return select(value == value, rounded, 0x7FC0u);
+  }
+
+  template <class Value, class Words>
+  static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
+    // bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16, and a sum
+    // with 2^16 - 1 - draw carries where the draw is below it. Beyond the largest: half of a step to nearest.
+    const auto bits = cast_bits<uint32_t>(value);
+    const auto beyond = cast_bits<int32_t>(bits & 0x7FFFFFFFu) > 0x7F7F0000;
+    const auto rounded = (bits + select(beyond, 0x8000u, 0xFFFFu - draw)) >> 16;
+    return select(value == value, rounded, 0x7FC0u);
+  }
+};
+
+struct Float16Format {
+  static constexpr int32_t kSmallestNormal = 0x38800000;   // 2^-14 as float32 bits
+  static constexpr int32_t kLargest = 0x477FE000;          // 65504
+  static constexpr uint32_t kBiasDifference = 112u << 23;  // exponent bias 127 against 15
+
+  template <class Words>
+  static CSGD_HOST_DEVICE auto widen(Words bits) {
+    const auto sign = (bits & 0x8000u) << 16;
+    const auto magnitude = bits & 0x7FFFu;
+    const auto normal = (magnitude << 13) + kBiasDifference;
+    const auto special = (magnitude << 13) | 0x7F800000u;  // Inf and NaN
     // Through an integer conversion, since a processor set to flush subnormals would lose them otherwise.
-    const uint32_t subnormal = bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
-    const uint32_t finite = magnitude < 0x0400u ? subnormal : normal;
-    return bit_cast<float>(sign | (magnitude >= 0x7C00u ? special : finite));
+    const auto units = cast_bits<int32_t>(magnitude);
+    const auto subnormal = cast_bits<uint32_t>(convert<float>(units) * 0x1p-24f);
+    const auto finite = select(units < 0x0400, subnormal, normal);
+    return cast_bits<float>(sign | select(units > 0x7BFF, special, finite));
   }
 
-  static CSGD_HOST_DEVICE Float16 store_nearest(float value) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    const uint32_t normal = (magnitude - kBiasDifference + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
+  template <class Value>
+  static CSGD_HOST_DEVICE auto round_nearest(Value value) {
+    const auto bits = cast_bits<uint32_t>(value);
+    const auto magnitude = bits & 0x7FFFFFFFu;
+    const auto is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
+    const auto normal = (magnitude - kBiasDifference + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
     // Adding 0.5, whose last place is worth 2^-24, makes the addition itself round to the subnormal grid.
-    const float shifted = bit_cast<float>(magnitude < kSmallestNormal ? magnitude : 0u) + 0.5f;
-    const uint32_t subnormal = bit_cast<uint32_t>(shifted) - 0x3F000000u;
-    const uint32_t finite = magnitude < kSmallestNormal ? subnormal : normal;
-    const uint32_t in_range = magnitude >= 0x47800000u ? 0x7C00u : finite;  // from 65536 on: Inf
-    const bool is_nan = magnitude > 0x7F800000u;
-    return {static_cast<uint16_t>(is_nan ? 0x7E00u : (in_range | ((bits >> 16) & 0x8000u)))};
+    const auto shifted = cast_bits<float>(select(is_subnormal, magnitude, 0u)) + 0.5f;
+    const auto subnormal = cast_bits<uint32_t>(shifted) - 0x3F000000u;
+    const auto finite = select(is_subnormal, subnormal, normal);
+    // From 65536 on: Inf.
+    const auto in_range = select(cast_bits<int32_t>(magnitude) > 0x477FFFFF, 0x7C00u, finite);
+    return select(value == value, in_range | ((bits >> 16) & 0x8000u), 0x7E00u);
   }
 
-  static CSGD_HOST_DEVICE Float16 store_stochastic(float value, uint32_t draw) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    const uint32_t normal_up = draw < ((magnitude & 0x1FFFu) << 3) ? 1u : 0u;
-    const uint32_t normal = ((magnitude - kBiasDifference) >> 13) + normal_up;
-    // Below 2^-14 the grid is 2^-24: in units of it, truncation and fraction are exact in float32.
-    const float units = bit_cast<float>(magnitude < kSmallestNormal ? magnitude : 0u) * 0x1p24f;
-    const int32_t truncated = static_cast<int32_t>(units);
-    const float fraction = (units - static_cast<float>(truncated)) * 65536.0f;
-    const uint32_t subnormal_up = static_cast<float>(static_cast<int32_t>(draw)) < fraction ? 1u : 0u;
-    const uint32_t subnormal = static_cast<uint32_t>(truncated) + subnormal_up;
-    const uint32_t rounded = (magnitude < kSmallestNormal ? subnormal : normal) | ((bits >> 16) & 0x8000u);
-    return select(magnitude > kLargest, store_nearest(value), {static_cast<uint16_t>(rounded)});
+  template <class Value, class Words>
+  static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
+    const auto bits = cast_bits<uint32_t>(value);
+    const auto magnitude = bits & 0x7FFFFFFFu;
+    const auto is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
+    // From 65536 on: Inf.
+    const auto limited = select(cast_bits<int32_t>(magnitude) < 0x47800000, magnitude, 0x47800000u);
+    const auto normal = (limited - kBiasDifference) << 3;  // the fraction in the lower half
+    // Below 2^-14 the grid is 2^-24, likewise; fractions are rounded up, which changes no comparison with a draw.
+    const auto scaled = cast_bits<float>(select(is_subnormal, magnitude, 0u)) * 0x1p40f;
+    const auto whole = convert<int32_t>(scaled);
+    const auto below = cast_bits<uint32_t>(whole);
+    const auto subnormal = select(convert<float>(whole) < scaled, below + 1u, below);
+    const auto addend = select(cast_bits<int32_t>(magnitude) > kLargest, 0x8000u, 0xFFFFu - draw);
+    const auto rounded = (select(is_subnormal, subnormal, normal) + addend) >> 16;
+    return select(value == value, rounded | ((bits >> 16) & 0x8000u), 0x7E00u);
   }
 };
+
+template <>
+struct Storage<BFloat16> : RoundedStorage<BFloat16, BFloat16Format> {};
+
+template <>
+struct Storage<Float16> : RoundedStorage<Float16, Float16Format> {};
 
 }  // namespace csgd

@@ -74,49 +74,63 @@ CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const C
   const T lipschitz =
       tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : static_cast<T>(options.lipschitz);
   const T bound = static_cast<T>(options.calibration) * lipschitz;
-  s.scale = bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(Storage<T>::kInfinityBits);
+  s.scale = bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
   s.step = static_cast<uint32_t>(*tensor.step);
   s.first = *tensor.step == 0 || options.fresh_momentum;
   return s;
 }
 
+// From here on Value is T or, on a CPU, a vector of it.
+
 // The direction d of plain SGD; `momentum_buffer` is updated, unrounded. `param` is read with weight decay only.
-template <class T, class Parts>
-CSGD_HOST_DEVICE T direction(const Parts& parts, const StepScalars<T>& s, T grad, T param, T& momentum_buffer) {
-  T g = grad * s.grad_factor;
+template <class T, class Parts, class Value>
+CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Value grad, Value param,
+                                 Value& momentum_buffer) {
+  Value g = grad * s.grad_factor;
   if (parts.weight_decay) g = g + s.weight_decay * param;
   if (!parts.momentum) return g;
   momentum_buffer = s.first ? g : s.momentum * momentum_buffer + s.one_minus_dampening * g;
   return parts.nesterov ? g + s.momentum * momentum_buffer : momentum_buffer;
 }
 
-template <class T>
-CSGD_HOST_DEVICE T magnitude(T value) {
-  return bit_cast<T>(bit_cast<typename Storage<T>::Bits>(value) & Storage<T>::kMagnitudeMask);
+// |value|, as integer bits: non-negative floats order as their bits do.
+template <class Value>
+CSGD_HOST_DEVICE auto magnitude_bits(Value value) {
+  using Bits = FloatBits<LaneOf<Value>>;
+  return cast_bits<typename Bits::Type>(value) & Bits::kMagnitude;
+}
+
+// |d| as an integer, 0 for NaN and Inf. An integer maximum, which may be taken in any order, finds max |d|.
+template <class Value>
+CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
+  using Bits = FloatBits<LaneOf<Value>>;
+  const auto bits = magnitude_bits(d);
+  return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
 }
 
 // The number whose last place is worth 1 (2^23 in float32). Adding it rounds to an integer, which its low bits then
 // hold: conversions between floats and integers are slow on a GPU, and on a CPU before SSE4.1.
 template <class T>
 CSGD_HOST_DEVICE T integers() {
-  return bit_cast<T>(Storage<T>::kIntegers);
+  return bit_cast<T>(FloatBits<T>::kIntegers);
 }
 
-// n, the number of draws out of 2^16 that move the coordinate: an integer, as T. A product that is not below
+// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value. A product that is not below
 // 2^16, NaN included, gives 2^16: such a d is applied as it is.
-template <class T>
-CSGD_HOST_DEVICE T moving_draws(T d, T scale) {
-  const T product = magnitude(d) * scale;
-  const T limited = product < T(kDrawRange) ? product : T(kDrawRange);
-  const T rounded = (limited + integers<T>()) - integers<T>();
-  const T n = rounded + (rounded < limited ? T(1) : T(0));
-  return ((n == T(0)) & (d != T(0))) ? T(1) : n;  // & rather than &&: no branch
+template <class T, class Value>
+CSGD_HOST_DEVICE Value moving_draws(Value d, T scale) {
+  const Value product = cast_bits<T>(magnitude_bits(d)) * scale;
+  const Value limited = lesser(product, Value(T(kDrawRange)));
+  const Value rounded = (limited + integers<T>()) - integers<T>();
+  const Value n = rounded + select(rounded < limited, Value(T(1)), Value(T(0)));
+  return greater(n, select(d != T(0), Value(T(1)), Value(T(0))));
 }
 
-template <class T>
-CSGD_HOST_DEVICE bool moves(uint32_t draw, T n) {
-  using Bits = typename Storage<T>::Bits;
-  return bit_cast<T>(Storage<T>::kIntegers | static_cast<Bits>(draw)) < n + integers<T>();
+template <class Value, class Draw>
+CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
+  using T = LaneOf<Value>;
+  using Bits = FloatBits<T>;
+  return cast_bits<T>(convert<typename Bits::Type>(draw) | Bits::kIntegers) < n + integers<T>();
 }
 
 // 1 / n, correctly rounded, from an estimate within 2 units in the last place, for the integers n = 1 ... 2^16: one
@@ -128,9 +142,9 @@ CSGD_HOST_DEVICE float refine_reciprocal(float n, float estimate) {
 
 // 2^16 / n, correctly rounded. A GPU divides in software, three times as long as it takes to refine its estimate of
 // the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
-template <class T>
-CSGD_HOST_DEVICE T inverse_probability(T n) {
-  return T(kDrawRange) / n;
+template <class Value>
+CSGD_HOST_DEVICE Value inverse_probability(Value n) {
+  return LaneOf<Value>(kDrawRange) / n;
 }
 #if defined(__CUDA_ARCH__)
 template <>
@@ -142,18 +156,9 @@ CSGD_HOST_DEVICE float inverse_probability(float n) {
 #endif
 
 // The new value of a coordinate that moves.
-template <class T>
-CSGD_HOST_DEVICE T moved_value(T param, T lr, T d, T n) {
+template <class T, class Value>
+CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value n) {
   return param - lr * (d * inverse_probability(n));
-}
-
-// |d| as an integer, 0 for NaN and Inf. Non-negative floats order as their bits do, so an integer
-// maximum, which may be taken in any order, finds max |d|.
-template <class T>
-CSGD_HOST_DEVICE typename Storage<T>::Bits finite_magnitude_bits(T d) {
-  using Bits = typename Storage<T>::Bits;
-  const Bits bits = bit_cast<Bits>(magnitude(d));
-  return bits < Storage<T>::kInfinityBits ? bits : Bits(0);
 }
 
 // After all elements: the bound and the step for next time. `largest` is max |d| over the finite ones.

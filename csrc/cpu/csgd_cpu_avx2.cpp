@@ -13,6 +13,7 @@
 #if CSGD_X86_DISPATCH
 CSGD_PUSH_TARGET("avx2")
 #define CSGD_ISA avx2
+#define CSGD_VECTOR_BYTES 32
 #include "words_avx2.h"
 // Words come first.
 #include "csgd_tile.h"

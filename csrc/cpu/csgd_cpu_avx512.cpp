@@ -23,6 +23,7 @@ CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl")
 CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 #define CSGD_ISA avx512
+#define CSGD_VECTOR_BYTES 64
 #include "words_avx512.h"
 // Words come first.
 #include "csgd_tile.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop over one chunk, in tiles of 256 elements. Included once per instruction set by csgd_cpu_*.cpp, which
-// name it with CSGD_ISA and bring its Words; plain loops over small arrays, which the compiler turns into vectors.
+// The loop over one chunk, in tiles. Included once per instruction set by csgd_cpu_*.cpp, which name it with CSGD_ISA,
+// say how wide its registers are with CSGD_VECTOR_BYTES and bring its Words.
 #ifndef CSGD_ISA
 #error "define CSGD_ISA, the namespace of the instruction set, before including csgd_tile.h"
 #endif
@@ -11,9 +11,26 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-constexpr int kTile = 256;         // enough calls of Philox side by side to hide how long one takes
-constexpr int kAhead = 2 * kTile;  // elements, how far ahead memory is asked for
+constexpr int kTile = 128;  // small enough for a processor to overlap the arithmetic of one with the draws of the next
+constexpr int kAhead = 4 * kTile;  // elements, how far ahead memory is asked for
 constexpr int kBlocks = kTile / kDrawsPerCall;
+
+template <class S>
+constexpr int kLanes = CSGD_VECTOR_BYTES / sizeof(typename Storage<S>::Opmath);
+// As many opmath values as fill a register, and what goes with them lane by lane.
+template <class S>
+using Values = Vector<typename Storage<S>::Opmath, kLanes<S>>;
+template <class S>
+using Patterns = Vector<uint32_t, kLanes<S>>;  // sixteen bits each: draws, or numbers as stored
+template <class S>
+using Mask = typename Values<S>::Mask;
+
+// What one tile after the other adds to, lane by lane.
+template <class S>
+struct Totals {
+  Mask<S> largest_bits;  // max |d| over finite d
+  Mask<S> moved;         // coordinates that moved, as a negative number
+};
 
 // The draws of a tile; `position`, of its first element, is a multiple of kTile, so that the blocks share their upper
 // half.
@@ -27,132 +44,150 @@ static inline void draw_tile(uint64_t seed, Stream stream, const CsgdTensor& ten
   }
 }
 
-// Stores a tile of values, rounded as the options ask; with kMasked only those with keep[i] != 0.
-template <bool kMasked, class S, class T>
-static inline void store_tile(const CsgdOptions& options, Stream stream, const CsgdTensor& tensor, uint32_t step,
-                              int64_t position, const T* values, const int32_t* keep, S* out) {
-  if (Storage<S>::kRounds && options.stochastic_rounding) {
-    uint16_t draws[kTile];
-    draw_tile(options.seed, stream, tensor, step, position, draws);
-    for (int i = 0; i < kTile; ++i) {
-      const S rounded = Storage<S>::store_stochastic(values[i], draws[i]);
-      Storage<S>::write(out + i, kMasked ? Storage<S>::select(keep[i] != 0, rounded, out[i]) : rounded);
-    }
+template <class S>
+static inline Patterns<S> load_patterns(const void* from) {
+  return zero_extend(Vector<uint16_t, kLanes<S>>::load(from));
+}
+
+template <class S>
+static inline Values<S> load(const S* from) {
+  if constexpr (Storage<S>::kRounds) {
+    return Storage<S>::Format::widen(load_patterns<S>(from));
   } else {
-    for (int i = 0; i < kTile; ++i) {
-      const S rounded = Storage<S>::store_nearest(values[i]);
-      Storage<S>::write(out + i, kMasked ? Storage<S>::select(keep[i] != 0, rounded, out[i]) : rounded);
-    }
+    return Values<S>::load(from);
   }
 }
 
-// Asks for the memory of a tile that comes soon: three streams at once are more than the hardware foresees. Past the
-// end of a tensor it does nothing.
-static inline void prefetch_tile(const void* tile, size_t bytes) {
+// Stores values, rounded by the draws or, without kStochastic, to nearest; only those in the mask with kMasked.
+template <class S, bool kStochastic, bool kMasked>
+static inline void store(S* to, Values<S> values, const uint16_t* draws, Mask<S> mask) {
+  if constexpr (!Storage<S>::kRounds) {
+    (kMasked ? select(mask, values, Values<S>::load(to)) : values).store(to);
+  } else {
+    Patterns<S> rounded;
+    if constexpr (kStochastic) {
+      rounded = Storage<S>::Format::round_stochastic(values, load_patterns<S>(draws));
+    } else {
+      rounded = Storage<S>::Format::round_nearest(values);
+    }
+    if (kMasked) rounded = select(mask, rounded, load_patterns<S>(to));
+    convert<uint16_t>(rounded).store(to);
+  }
+}
+
+static inline void prefetch(const void* address) {
 #if defined(__GNUC__)
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(tile) + i);
+  __builtin_prefetch(address);
 #else
-  (void)tile, (void)bytes;
+  (void)address;
 #endif
 }
 
-// Steps a tile, of which the first `count` elements count; all of it can be read and written.
-template <class S, class Parts>
+// Steps one tile; all of it can be read and written. Memory is asked for a little ahead, line by line between the
+// arithmetic: three streams at once are more than the hardware foresees. Past the end of a tensor this does nothing.
+template <class S, class Parts, bool kStochastic>
 static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tensor,
-                             const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, int count,
-                             S* param, const S* grad, S* momentum_buffer, ChunkResult* result) {
+                             const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, S* param,
+                             const S* grad, S* momentum_buffer, Totals<S>* totals) {
   using T = typename Storage<S>::Opmath;
-  using Bits = typename Storage<T>::Bits;
   constexpr Parts parts{};
-  T d[kTile], momentum[kTile], n[kTile];
-  uint16_t draws[kTile];
-  int32_t move[kTile];
-
-  for (int i = 0; i < kTile; ++i) {
-    const T theta = parts.weight_decay ? Storage<S>::load(param[i]) : T(0);
-    momentum[i] = parts.momentum ? Storage<S>::load(momentum_buffer[i]) : T(0);
-    d[i] = direction(parts, scalars, Storage<S>::load(grad[i]), theta, momentum[i]);
-  }
-  Bits largest = 0;
-  for (int i = 0; i < kTile; ++i) {  // padding has d = 0
-    const Bits bits = finite_magnitude_bits(d[i]);
-    largest = largest < bits ? bits : largest;
-  }
-  if (result->largest_bits < largest) result->largest_bits = largest;
+  alignas(64) T d[kTile], n[kTile];  // n = 0 where the coordinate stays
+  alignas(64) uint16_t draws[kTile], rounding[kTile];
 
   // With T = 0 every draw is below n = 2^16, so none is needed.
-  const bool all_move = !(scalars.scale < bit_cast<T>(Storage<T>::kInfinityBits));
-  if (all_move) {
-    for (int i = 0; i < kTile; ++i) draws[i] = 0;
-  } else {
+  if (scalars.scale < bit_cast<T>(FloatBits<T>::kInfinity)) {
     draw_tile(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
+  } else {
+    memset(draws, 0, sizeof(draws));
   }
-  int32_t moved = 0;
-  for (int i = 0; i < kTile; ++i) {
-    n[i] = moving_draws(d[i], scalars.scale);
-    move[i] = static_cast<int32_t>(moves(draws[i], n[i])) & static_cast<int32_t>(i < count);
-    moved += move[i];
+  if (parts.momentum && kStochastic) draw_tile(options.seed, kMomentumStream, tensor, scalars.step, position, rounding);
+  Mask<S> moved = 0;
+  for (int i = 0; i < kTile; i += kLanes<S>) {
+    prefetch(grad + i + kAhead);
+    if (parts.weight_decay) prefetch(param + i + kAhead);
+    if (parts.momentum) prefetch(momentum_buffer + i + kAhead);
+    const Values<S> theta = parts.weight_decay ? load(param + i) : Values<S>(0);
+    Values<S> momentum = parts.momentum ? load(momentum_buffer + i) : Values<S>(0);
+    const Values<S> d_i = direction(parts, scalars, load(grad + i), theta, momentum);
+    if (parts.momentum) store<S, kStochastic, false>(momentum_buffer + i, momentum, rounding + i, {});
+    totals->largest_bits = greater(totals->largest_bits, finite_magnitude_bits(d_i));
+    const Values<S> n_i = moving_draws(d_i, scalars.scale);
+    const Mask<S> move = moves(load_patterns<S>(draws + i), n_i);
+    moved = moved + move;
+    d_i.store(d + i);
+    select(move, n_i, Values<S>(0)).store(n + i);
   }
-  result->moved += moved;
-
-  if (parts.momentum) {
-    store_tile<false>(options, kMomentumStream, tensor, scalars.step, position, momentum, nullptr, momentum_buffer);
-  }
-  if (moved == 0) return;  // the parameter's memory is not touched
-  T theta[kTile];
-  for (int i = 0; i < kTile; ++i) theta[i] = moved_value(Storage<S>::load(param[i]), scalars.lr, d[i], n[i]);
-  store_tile<true>(options, kParamStream, tensor, scalars.step, position, theta, move, param);
-}
-
-// The elements of a tensor that do not fill a tile go through the same code in padded copies.
-template <class S, class Parts>
-static inline void step_tail(const CsgdOptions& options, const CsgdTensor& tensor,
-                             const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, int count,
-                             S* param, const S* grad, S* momentum_buffer, ChunkResult* result) {
-  S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
-  for (int i = 0; i < count; ++i) {
-    padded_param[i] = param[i];
-    padded_grad[i] = grad[i];
-    if (Parts::momentum) padded_momentum[i] = momentum_buffer[i];
-  }
-  const int64_t moved_before = result->moved;
-  step_tile<S, Parts>(options, tensor, scalars, position, count, padded_param, padded_grad, padded_momentum, result);
-  const bool moved = result->moved != moved_before;
-  for (int i = 0; i < count; ++i) {
-    if (moved) param[i] = padded_param[i];
-    if (Parts::momentum) momentum_buffer[i] = padded_momentum[i];
+  totals->moved = totals->moved + moved;
+  if (!any(moved)) return;  // the parameter's memory is not touched
+  if (kStochastic) draw_tile(options.seed, kParamStream, tensor, scalars.step, position, rounding);
+  for (int i = 0; i < kTile; i += kLanes<S>) {
+    if (!parts.weight_decay) prefetch(param + i + kAhead);
+    const Values<S> n_i = Values<S>::load(n + i);
+    const Values<S> theta = moved_value(load(param + i), scalars.lr, Values<S>::load(d + i), n_i);
+    store<S, kStochastic, true>(param + i, theta, rounding + i, n_i != Values<S>(0));
   }
 }
 
-template <class S, class Parts>
+// Adds to a chunk's result what `totals` has counted, at most `count` coordinates.
+template <class S>
+static inline void add_totals(const Totals<S>& totals, int64_t count, ChunkResult* result) {
+  int64_t moved = 0;
+  for (int k = 0; k < kLanes<S>; ++k) {
+    const int64_t largest = totals.largest_bits.raw[k];
+    if (result->largest_bits < largest) result->largest_bits = largest;
+    moved -= totals.moved.raw[k];
+  }
+  result->moved += moved < count ? moved : count;
+}
+
+template <class S, class Parts, bool kStochastic>
 static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin, int64_t end) {
   const auto scalars = step_scalars<typename Storage<S>::Opmath>(options, tensor);
   S* param = static_cast<S*>(tensor.param);
   const S* grad = static_cast<const S*>(tensor.grad);
   S* momentum_buffer = Parts::momentum ? static_cast<S*>(tensor.momentum_buffer) : param;
   ChunkResult result;
-  for (int64_t i = begin; i < end; i += kTile) {
-    const int64_t left = end - i;
-    if (left >= kTile) {
-      prefetch_tile(grad + i + kAhead, kTile * sizeof(S));
-      prefetch_tile(param + i + kAhead, kTile * sizeof(S));
-      if (Parts::momentum) prefetch_tile(momentum_buffer + i + kAhead, kTile * sizeof(S));
-      step_tile<S, Parts>(options, tensor, scalars, i, kTile, param + i, grad + i, momentum_buffer + i, &result);
-    } else {
-      step_tail<S, Parts>(options, tensor, scalars, i, static_cast<int>(left), param + i, grad + i, momentum_buffer + i,
-                          &result);
-    }
+  Totals<S> totals{0, 0};
+  int64_t i = begin;
+  for (; i + kTile <= end; i += kTile) {
+    step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grad + i, momentum_buffer + i, &totals);
   }
+  add_totals<S>(totals, end - begin, &result);
+  if (i == end) return result;
+
+  // The elements that do not fill a tile go through the same code in padded copies. Where the padding moves (T = 0,
+  // or a factor that makes all of d NaN), so does every element.
+  const size_t count = static_cast<size_t>(end - i);
+  S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
+  memcpy(padded_param, param + i, count * sizeof(S));
+  memcpy(padded_grad, grad + i, count * sizeof(S));
+  if (Parts::momentum) memcpy(padded_momentum, momentum_buffer + i, count * sizeof(S));
+  Totals<S> tail{0, 0};
+  step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, padded_param, padded_grad, padded_momentum, &tail);
+  if (any(tail.moved)) memcpy(param + i, padded_param, count * sizeof(S));
+  if (Parts::momentum) memcpy(momentum_buffer + i, padded_momentum, count * sizeof(S));
+  add_totals<S>(tail, end - i, &result);
   return result;
+}
+
+// From options to template arguments, one after the other.
+template <class S, class Parts>
+static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin,
+                                       int64_t end) {
+  return Storage<S>::kRounds && options.stochastic_rounding
+             ? step_chunk<S, Parts, Storage<S>::kRounds>(options, tensor, begin, end)
+             : step_chunk<S, Parts, false>(options, tensor, begin, end);
 }
 
 template <class S, bool kWeightDecay>
 static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin,
                                        int64_t end) {
   const RuntimeParts parts = runtime_parts(options);
-  if (!parts.momentum) return step_chunk<S, StaticParts<kWeightDecay, false, false>>(options, tensor, begin, end);
-  return parts.nesterov ? step_chunk<S, StaticParts<kWeightDecay, true, true>>(options, tensor, begin, end)
-                        : step_chunk<S, StaticParts<kWeightDecay, true, false>>(options, tensor, begin, end);
+  if (!parts.momentum) {
+    return step_chunk_rounding<S, StaticParts<kWeightDecay, false, false>>(options, tensor, begin, end);
+  }
+  return parts.nesterov ? step_chunk_rounding<S, StaticParts<kWeightDecay, true, true>>(options, tensor, begin, end)
+                        : step_chunk_rounding<S, StaticParts<kWeightDecay, true, false>>(options, tensor, begin, end);
 }
 
 template <class S>

@@ -3,52 +3,79 @@
 #pragma once
 
 #include "../core/philox.h"
+#include "vector.h"
 
 namespace csgd {
 namespace CSGD_ISA {
 
+// Each word in the lower half of a 64-bit lane, where the multiplier takes it; what the upper half holds is of no
+// account. Two vectors, so that one works while the other waits.
 struct Words {
   static constexpr int kLanes = 8;
-  __m256i word;
+  __m256i word[2];
 
   Words() = default;
-  explicit Words(uint32_t value) : word(_mm256_set1_epi32(static_cast<int>(value))) {}
-  explicit Words(__m256i value) : word(value) {}
+  explicit Words(uint32_t value)
+      : word{_mm256_set1_epi32(static_cast<int>(value)), _mm256_set1_epi32(static_cast<int>(value))} {}
+  Words(__m256i a, __m256i b) : word{a, b} {}
 
   // The blocks first ... first + 7, in an order that lets store_draws() write them one after another.
   static Words blocks_from(uint32_t first) {
-    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    return Words(_mm256_add_epi32(Words(first).word, order));
+    const __m256i start = _mm256_set1_epi32(static_cast<int>(first));
+    return Words(_mm256_add_epi32(start, _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)),
+                 _mm256_add_epi32(start, _mm256_setr_epi32(4, 0, 6, 0, 5, 0, 7, 0)));
   }
 };
 
-static inline Words operator^(Words a, Words b) { return Words(_mm256_xor_si256(a.word, b.word)); }
+static inline Words operator^(Words a, Words b) {
+  return Words(_mm256_xor_si256(a.word[0], b.word[0]), _mm256_xor_si256(a.word[1], b.word[1]));
+}
 static inline Words operator^(Words a, uint32_t b) { return a ^ Words(b); }
 
-// The multiplier takes every other word: once the even ones, once the odd ones.
 static inline void multiply(uint32_t factor, Words a, Words* high, Words* low) {
-  const __m256i f = Words(factor).word;
-  const __m256i even = _mm256_mul_epu32(a.word, f);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.word, 32), f);
-  *high = Words(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
-  *low = Words(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  const __m256i f = _mm256_set1_epi32(static_cast<int>(factor));
+  for (int k = 0; k < 2; ++k) {
+    low->word[k] = _mm256_mul_epu32(a.word[k], f);
+    high->word[k] = _mm256_srli_epi64(low->word[k], 32);
+  }
 }
 
 // The draws of 8 blocks, 8 to a block: the low halves of its four words, then their high halves.
 static inline void store_draws(const PhiloxWords<Words>& bits, uint16_t* draws) {
-  const __m256i low01 = _mm256_unpacklo_epi32(bits.word[0].word, bits.word[1].word);
-  const __m256i high01 = _mm256_unpackhi_epi32(bits.word[0].word, bits.word[1].word);
-  const __m256i low23 = _mm256_unpacklo_epi32(bits.word[2].word, bits.word[3].word);
-  const __m256i high23 = _mm256_unpackhi_epi32(bits.word[2].word, bits.word[3].word);
-  // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
-  const __m256i blocks[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
-                             _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
   const __m256i halves =
       _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-  for (int k = 0; k < 4; ++k) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(draws + 16 * k), _mm256_shuffle_epi8(blocks[k], halves));
+  for (int k = 0; k < 2; ++k) {
+    const __m256i w01 = _mm256_blend_epi32(bits.word[0].word[k], _mm256_slli_epi64(bits.word[1].word[k], 32), 0xAA);
+    const __m256i w23 = _mm256_blend_epi32(bits.word[2].word[k], _mm256_slli_epi64(bits.word[3].word[k], 32), 0xAA);
+    // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
+    const __m256i even = _mm256_shuffle_epi8(_mm256_unpacklo_epi64(w01, w23), halves);
+    const __m256i odd = _mm256_shuffle_epi8(_mm256_unpackhi_epi64(w01, w23), halves);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(draws + 32 * k), even);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(draws + 32 * k + 16), odd);
   }
 }
+
+// Instructions that GCC does not find by itself.
+CSGD_HOST_DEVICE Vector<float, 8> lesser(Vector<float, 8> a, Vector<float, 8> b) {
+  return Vector<float, 8>::of(_mm256_min_ps(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 4> lesser(Vector<double, 4> a, Vector<double, 4> b) {
+  return Vector<double, 4>::of(_mm256_min_pd(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<float, 8> greater(Vector<float, 8> a, Vector<float, 8> b) {
+  return Vector<float, 8>::of(_mm256_max_ps(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 4> greater(Vector<double, 4> a, Vector<double, 4> b) {
+  return Vector<double, 4>::of(_mm256_max_pd(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<int32_t, 8> greater(Vector<int32_t, 8> a, Vector<int32_t, 8> b) {
+  return Vector<int32_t, 8>::of((Vector<int32_t, 8>::Raw)_mm256_max_epi32((__m256i)a.raw, (__m256i)b.raw));
+}
+CSGD_HOST_DEVICE Vector<uint32_t, 8> zero_extend(Vector<uint16_t, 8> from) {
+  return Vector<uint32_t, 8>::of((Vector<uint32_t, 8>::Raw)_mm256_cvtepu16_epi32((__m128i)from.raw));
+}
+CSGD_HOST_DEVICE bool any(Vector<int32_t, 8> mask) { return !_mm256_testz_si256((__m256i)mask.raw, (__m256i)mask.raw); }
+CSGD_HOST_DEVICE bool any(Vector<int64_t, 4> mask) { return !_mm256_testz_si256((__m256i)mask.raw, (__m256i)mask.raw); }
 
 }  // namespace CSGD_ISA
 }  // namespace csgd

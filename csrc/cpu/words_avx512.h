@@ -3,50 +3,79 @@
 #pragma once
 
 #include "../core/philox.h"
+#include "vector.h"
 
 namespace csgd {
 namespace CSGD_ISA {
 
+// Each word in the lower half of a 64-bit lane, where the multiplier takes it; what the upper half holds is of no
+// account. Two vectors, so that one works while the other waits.
 struct Words {
   static constexpr int kLanes = 16;
-  __m512i word;
+  __m512i word[2];
 
   Words() = default;
-  explicit Words(uint32_t value) : word(_mm512_set1_epi32(static_cast<int>(value))) {}
-  explicit Words(__m512i value) : word(value) {}
+  explicit Words(uint32_t value)
+      : word{_mm512_set1_epi32(static_cast<int>(value)), _mm512_set1_epi32(static_cast<int>(value))} {}
+  Words(__m512i a, __m512i b) : word{a, b} {}
 
   // The blocks first ... first + 15, in an order that lets store_draws() write them one after another.
   static Words blocks_from(uint32_t first) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return Words(_mm512_add_epi32(Words(first).word, order));
+    const __m512i start = _mm512_set1_epi32(static_cast<int>(first));
+    return Words(_mm512_add_epi32(start, _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)),
+                 _mm512_add_epi32(start, _mm512_setr_epi64(8, 12, 9, 13, 10, 14, 11, 15)));
   }
 };
 
-static inline Words operator^(Words a, Words b) { return Words(_mm512_xor_si512(a.word, b.word)); }
+static inline Words operator^(Words a, Words b) {
+  return Words(_mm512_xor_si512(a.word[0], b.word[0]), _mm512_xor_si512(a.word[1], b.word[1]));
+}
 static inline Words operator^(Words a, uint32_t b) { return a ^ Words(b); }
 
-// The multiplier takes every other word: once the even ones, once the odd ones.
 static inline void multiply(uint32_t factor, Words a, Words* high, Words* low) {
-  const __m512i f = Words(factor).word;
-  const __m512i even = _mm512_mul_epu32(a.word, f);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.word, 32), f);
-  *high = Words(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
-  *low = Words(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  const __m512i f = _mm512_set1_epi32(static_cast<int>(factor));
+  for (int k = 0; k < 2; ++k) {
+    low->word[k] = _mm512_mul_epu32(a.word[k], f);
+    high->word[k] = _mm512_srli_epi64(low->word[k], 32);
+  }
 }
 
 // The draws of 16 blocks, 8 to a block: the low halves of its four words, then their high halves.
 static inline void store_draws(const PhiloxWords<Words>& bits, uint16_t* draws) {
-  const __m512i low01 = _mm512_unpacklo_epi32(bits.word[0].word, bits.word[1].word);
-  const __m512i high01 = _mm512_unpackhi_epi32(bits.word[0].word, bits.word[1].word);
-  const __m512i low23 = _mm512_unpacklo_epi32(bits.word[2].word, bits.word[3].word);
-  const __m512i high23 = _mm512_unpackhi_epi32(bits.word[2].word, bits.word[3].word);
-  // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
-  const __m512i blocks[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
-                             _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
   const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-  for (int k = 0; k < 4; ++k) {
-    _mm512_storeu_si512(draws + 32 * k, _mm512_shuffle_epi8(blocks[k], halves));
+  for (int k = 0; k < 2; ++k) {
+    const __m512i w01 = _mm512_mask_shuffle_epi32(bits.word[0].word[k], 0xAAAA, bits.word[1].word[k], _MM_PERM_CCAA);
+    const __m512i w23 = _mm512_mask_shuffle_epi32(bits.word[2].word[k], 0xAAAA, bits.word[3].word[k], _MM_PERM_CCAA);
+    // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
+    _mm512_storeu_si512(draws + 64 * k, _mm512_shuffle_epi8(_mm512_unpacklo_epi64(w01, w23), halves));
+    _mm512_storeu_si512(draws + 64 * k + 32, _mm512_shuffle_epi8(_mm512_unpackhi_epi64(w01, w23), halves));
   }
+}
+
+// Instructions that GCC does not find by itself.
+CSGD_HOST_DEVICE Vector<float, 16> lesser(Vector<float, 16> a, Vector<float, 16> b) {
+  return Vector<float, 16>::of(_mm512_min_ps(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 8> lesser(Vector<double, 8> a, Vector<double, 8> b) {
+  return Vector<double, 8>::of(_mm512_min_pd(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<float, 16> greater(Vector<float, 16> a, Vector<float, 16> b) {
+  return Vector<float, 16>::of(_mm512_max_ps(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 8> greater(Vector<double, 8> a, Vector<double, 8> b) {
+  return Vector<double, 8>::of(_mm512_max_pd(a.raw, b.raw));
+}
+CSGD_HOST_DEVICE Vector<int32_t, 16> greater(Vector<int32_t, 16> a, Vector<int32_t, 16> b) {
+  return Vector<int32_t, 16>::of((Vector<int32_t, 16>::Raw)_mm512_max_epi32((__m512i)a.raw, (__m512i)b.raw));
+}
+CSGD_HOST_DEVICE Vector<uint32_t, 16> zero_extend(Vector<uint16_t, 16> from) {
+  return Vector<uint32_t, 16>::of((Vector<uint32_t, 16>::Raw)_mm512_cvtepu16_epi32((__m256i)from.raw));
+}
+CSGD_HOST_DEVICE bool any(Vector<int32_t, 16> mask) {
+  return _mm512_test_epi32_mask((__m512i)mask.raw, (__m512i)mask.raw) != 0;
+}
+CSGD_HOST_DEVICE bool any(Vector<int64_t, 8> mask) {
+  return _mm512_test_epi32_mask((__m512i)mask.raw, (__m512i)mask.raw) != 0;
 }
 
 }  // namespace CSGD_ISA

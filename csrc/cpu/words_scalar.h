@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/philox.h"
+#include "vector.h"
 
 namespace csgd {
 namespace CSGD_ISA {

@@ -67,8 +67,8 @@ __device__ __forceinline__ void round8(const CsgdOptions& options, Stream stream
 // What a thread, a warp, a block contributes to its tensor.
 template <class T>
 struct Partial {
-  typename Storage<T>::Bits largest_bits;  // max |d| over finite d
-  uint32_t moved;                          // coordinates that moved
+  typename FloatBits<T>::Type largest_bits;  // max |d| over finite d
+  uint32_t moved;                            // coordinates that moved
 };
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
@@ -116,7 +116,7 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTens
   S stored[kPerThread];
   round8<S>(options, kParamStream, tensor.index, scalars.step, block, theta, stored);
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) param[k] = Storage<S>::select((move >> k) & 1u, stored[k], param[k]);
+  for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
   store8(param_at, count, wide, param);
 }
 

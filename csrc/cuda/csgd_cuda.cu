@@ -74,7 +74,7 @@ __device__ __forceinline__ void finish_tensor(const CsgdOptions& options, const 
   if (atomicAdd(&tally->blocks_done, 1ULL) != blocks - 1) return;
   __threadfence();
   // Exchanged rather than loaded: read where the other blocks' atomics took place, and zero for the next step.
-  using Bits = typename Storage<T>::Bits;
+  using Bits = typename FloatBits<T>::Type;
   const Bits largest_bits = static_cast<Bits>(atomicExch(&tally->largest_bits, 0ULL));
   const int64_t moved = static_cast<int64_t>(atomicExch(&tally->moving, 0ULL));
   atomicExch(&tally->blocks_done, 0ULL);

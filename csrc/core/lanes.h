@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// One number, or several side by side: the operations that the rule and the roundings need beyond + - * / and <, here
+// for plain numbers. csrc/cpu/vector.h has them for vectors, so that one body of code serves a GPU thread, a host
+// test and a vector unit, and none of them leaves it to the compiler whether a loop becomes vectors.
+#pragma once
+
+#include "host_device.h"
+
+namespace csgd {
+
+// The type of one lane: of a plain number its own.
+template <class T>
+struct LaneType {
+  using Type = T;
+  static CSGD_HOST_DEVICE bool mask(bool condition) { return condition; }  // the same for all lanes
+};
+template <class T>
+using LaneOf = typename LaneType<T>::Type;
+
+// The same bits as numbers of another type of the same size.
+template <class To, class From>
+CSGD_HOST_DEVICE To cast_bits(From from) {
+  return bit_cast<To>(from);
+}
+
+// The same value in another type.
+template <class To, class From>
+CSGD_HOST_DEVICE To convert(From from) {
+  return static_cast<To>(from);
+}
+
+template <class T>
+CSGD_HOST_DEVICE T select(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
+
+// a where a < b, else b: where one of them is NaN, too.
+template <class T>
+CSGD_HOST_DEVICE T lesser(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+CSGD_HOST_DEVICE T greater(T a, T b) {
+  return a > b ? a : b;
+}
+
+// How float and double are laid out. Bits are signed: vector units compare those.
+template <class T>
+struct FloatBits;
+
+template <>
+struct FloatBits<float> {
+  using Type = int32_t;
+  static constexpr Type kInfinity = 0x7F800000;
+  static constexpr Type kMagnitude = 0x7FFFFFFF;  // all but the sign
+  // 2^23, whose last place is worth 1: the bits of 2^23 + k, for 0 <= k < 2^23, are kIntegers + k.
+  static constexpr Type kIntegers = 0x4B000000;
+};
+
+template <>
+struct FloatBits<double> {
+  using Type = int64_t;
+  static constexpr Type kInfinity = 0x7FF0000000000000;
+  static constexpr Type kMagnitude = 0x7FFFFFFFFFFFFFFF;
+  static constexpr Type kIntegers = 0x4330000000000000;  // 2^52, likewise
+};
+
+}  // namespace csgd

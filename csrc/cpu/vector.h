@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Several numbers side by side, in the vector extension of GCC and Clang: on any processor, in whatever registers it
+// has. What csrc/core/lanes.h offers for plain numbers, here for these.
+#ifndef CSGD_ISA
+#error "define CSGD_ISA, the namespace of the instruction set, and CSGD_VECTOR_BYTES before including vector.h"
+#endif
+
+#include "../core/lanes.h"
+
+namespace csgd {
+namespace CSGD_ISA {
+
+// The integer as wide as T, of whose vectors comparisons are made: all bits set where they hold, else none.
+template <int kBytes>
+struct MaskLane;
+template <>
+struct MaskLane<2> {
+  using Type = int16_t;
+};
+template <>
+struct MaskLane<4> {
+  using Type = int32_t;
+};
+template <>
+struct MaskLane<8> {
+  using Type = int64_t;
+};
+
+template <class T, int kLanes>
+struct Vector {
+  typedef T Raw __attribute__((vector_size(kLanes * sizeof(T))));
+  using Mask = Vector<typename MaskLane<sizeof(T)>::Type, kLanes>;
+  Raw raw;
+
+  Vector() = default;
+  CSGD_HOST_DEVICE Vector(T value) : raw(value - Raw{}) {}
+  static CSGD_HOST_DEVICE Vector of(Raw raw) {
+    Vector v;
+    v.raw = raw;
+    return v;
+  }
+
+  static CSGD_HOST_DEVICE Vector load(const void* from) {
+    Vector v;
+    memcpy(&v.raw, from, sizeof(v.raw));
+    return v;
+  }
+  CSGD_HOST_DEVICE void store(void* to) const { memcpy(to, &raw, sizeof(raw)); }
+  friend CSGD_HOST_DEVICE Vector operator+(Vector a, Vector b) { return of(a.raw + b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator-(Vector a, Vector b) { return of(a.raw - b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator*(Vector a, Vector b) { return of(a.raw * b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator/(Vector a, Vector b) { return of(a.raw / b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator&(Vector a, Vector b) { return of(a.raw & b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator|(Vector a, Vector b) { return of(a.raw | b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator<<(Vector a, int places) { return of(a.raw << places); }
+  friend CSGD_HOST_DEVICE Vector operator>>(Vector a, int places) { return of(a.raw >> places); }
+  friend CSGD_HOST_DEVICE Mask operator<(Vector a, Vector b) { return Mask::of(a.raw < b.raw); }
+  friend CSGD_HOST_DEVICE Mask operator>(Vector a, Vector b) { return Mask::of(a.raw > b.raw); }
+  friend CSGD_HOST_DEVICE Mask operator==(Vector a, Vector b) { return Mask::of(a.raw == b.raw); }
+  friend CSGD_HOST_DEVICE Mask operator!=(Vector a, Vector b) { return Mask::of(a.raw != b.raw); }
+  friend CSGD_HOST_DEVICE Vector select(Mask condition, Vector yes, Vector no) {
+    return of(condition.raw ? yes.raw : no.raw);
+  }
+};
+
+template <class To, class From, int kLanes>
+CSGD_HOST_DEVICE Vector<To, kLanes> cast_bits(Vector<From, kLanes> from) {
+  using Raw = typename Vector<To, kLanes>::Raw;
+  return Vector<To, kLanes>::of(reinterpret_cast<Raw>(from.raw));
+}
+
+template <class To, class From, int kLanes>
+CSGD_HOST_DEVICE Vector<To, kLanes> convert(Vector<From, kLanes> from) {
+  return Vector<To, kLanes>::of(__builtin_convertvector(from.raw, typename Vector<To, kLanes>::Raw));
+}
+
+// The functions below have overloads for the registers at hand in words_*.h, where compilers miss the instruction.
+
+template <class T, int kLanes>
+CSGD_HOST_DEVICE Vector<T, kLanes> lesser(Vector<T, kLanes> a, Vector<T, kLanes> b) {
+  return select(a < b, a, b);
+}
+
+template <class T, int kLanes>
+CSGD_HOST_DEVICE Vector<T, kLanes> greater(Vector<T, kLanes> a, Vector<T, kLanes> b) {
+  return select(a > b, a, b);
+}
+
+template <int kLanes>
+CSGD_HOST_DEVICE Vector<uint32_t, kLanes> zero_extend(Vector<uint16_t, kLanes> from) {
+  return convert<uint32_t>(from);
+}
+
+template <class T, int kLanes>
+CSGD_HOST_DEVICE bool any(Vector<T, kLanes> mask) {
+  T bits = 0;
+  for (int k = 0; k < kLanes; ++k) bits |= mask.raw[k];
+  return bits != 0;
+}
+
+}  // namespace CSGD_ISA
+
+template <class T, int kLanes>
+struct LaneType<CSGD_ISA::Vector<T, kLanes>> {
+  using Type = T;
+  static CSGD_HOST_DEVICE auto mask(bool condition) {
+    return typename CSGD_ISA::Vector<T, kLanes>::Mask(condition ? -1 : 0);
+  }
+};
+
+}  // namespace csgd
