@@ -15,7 +15,7 @@ from collections import defaultdict
 import torch
 
 from .checks import check_csgd, opmath_dtype
-from .philox import CALIBRATION_STREAM, DRAW_RANGE, DRAWS_PER_CALL, MOMENTUM_STREAM, PARAM_STREAM, draws
+from .philox import CALIBRATION_STREAM, DRAW_RANGE, MOMENTUM_STREAM, PARAM_STREAM, draws
 from .rounding import round_stochastic
 from .rows import Rows, memory_order
 
@@ -23,8 +23,8 @@ from .rows import Rows, memory_order
 def block_elements(device):
     """How many elements are worked on at a time; a multiple of 8."""
     if device.type == "cpu":
-        # torch gives a thread 2^15 elements at least, and so many of each temporary stay in its cache.
-        return 2**15 * torch.get_num_threads()
+        # 256 KB of each temporary to a thread: they stay in its cache, and an operation takes longer than its call.
+        return 2**16 * torch.get_num_threads()
     return 2**22  # many times as long as a launch takes
 
 
@@ -118,7 +118,11 @@ class _StackStep:
         bound = number(options["calibration"]) * lipschitz
         self.scale = torch.where(bound > 0, self.draw_range / bound, torch.inf)
         self.step = _column(self.steps)
-        self.first = (self.step == 0) | options["fresh_momentum"]
+        first = (self.step == 0) | options["fresh_momentum"]
+        # On the first step the momentum buffer takes the gradient: -0 takes the place of the buffer, for -0 + g is g.
+        self.keeps_buffer = first.to(self.bits) - 1  # all bits, or none
+        self.minus_zero = first.to(self.bits) << self.sign_place
+        self.grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
         if device.type == "cpu":
             self.index = torch.tensor(indices).view(-1, 1)
         else:  # torch.tensor would wait for a GPU
@@ -128,8 +132,9 @@ class _StackStep:
         count, length = self.param.shape
         self.largest = torch.zeros((count, 1), dtype=self.bits, device=self.device)
         self.moved = torch.zeros((count, 1), dtype=torch.int64, device=self.device)
-        # The words that the draws are made from are an eighth as many as the elements.
-        at_once = block_elements(self.device) * DRAWS_PER_CALL
+        # Draws are made for four blocks: of the words they are made from, int64, these are the same bytes again.
+        # With fewer torch would not use its threads.
+        at_once = block_elements(self.device) * 4
         for begin in range(0, length, at_once):
             self._step_columns(begin, min(begin + at_once, length))
         self.rows.write_back()
@@ -183,8 +188,8 @@ class _StackStep:
         if momentum_buffer is None:
             return g, None
         new = momentum_buffer.to(self.opmath) * options["momentum"]
-        new += g if options["dampening"] == 0 else g * (1.0 - options["dampening"])
-        new = torch.where(self.first, g, new)
+        new.view(self.bits).bitwise_and_(self.keeps_buffer).bitwise_or_(self.minus_zero)
+        new += g if options["dampening"] == 0 else g * self.grad_share
         return (g + new * options["momentum"] if options["nesterov"] else new), new
 
     def _moving_draws(self, size):
