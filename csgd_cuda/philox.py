@@ -21,18 +21,20 @@ def philox4x32_10(counter, key):
     """Four output words for a counter of four words and a key of two.
 
     Args:
-        counter: four int64 tensors (the second may be an int) that broadcast together, each element in [0, 2^32).
+        counter: four words that broadcast together, int64 tensors or ints, the first a tensor; in [0, 2^32).
         key: two ints in [0, 2^32).
 
     Returns:
         A list of four int64 tensors, elements in [0, 2^32).
     """
     shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, torch.Tensor)))
-    # All memory at once, and no more: what is freed and allocated again in each round comes back as pages to be filled
-    # with zeros, which takes longer than the round.
+    # All memory at once, and no more: malloc hands what is freed in each round back to the system, and gets it again
+    # as pages filled with zeros, which takes a quarter of the time.
     memory = torch.empty((6, *shape), dtype=torch.int64, device=counter[0].device).unbind()
-    c0, c1, c2, c3 = (place.copy_(word) if isinstance(word, torch.Tensor) else place.fill_(word)
-                      for place, word in zip(memory, counter))
+    c0, c1, c2, c3 = (
+        place.copy_(word) if isinstance(word, torch.Tensor) else place.fill_(word)
+        for place, word in zip(memory[:4], counter, strict=True)
+    )
     free0, free1 = memory[4:]
     k0, k1 = key
     for _ in range(10):
@@ -70,8 +72,8 @@ def draws(begin, end, *, seed, stream, index, step, device):
         begin, end: positions in the parameter's memory order; begin is a multiple of 8.
         seed: 0 ... 2^64 - 1.
         stream: CALIBRATION_STREAM, PARAM_STREAM or MOMENTUM_STREAM.
-        index: int64 tensor, position of the parameter over all param groups; of shape (parameters, 1) for several.
-        step: int64 tensor of the same shape, the steps applied before this one.
+        index: position of the parameter over all param groups; for several an int64 tensor of shape (parameters, 1).
+        step: int64 tensor of one element or of that shape, the steps applied before this one.
     """
     first, last = begin // DRAWS_PER_CALL, -(-end // DRAWS_PER_CALL)
     call = torch.arange(first, last, device=device)
