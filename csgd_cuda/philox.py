@@ -58,11 +58,9 @@ def _draws_of_words(words):
     odd = w3.bitwise_left_shift_(32).bitwise_or_(w1)
     even_low, odd_low = torch.bitwise_and(even, _EVEN_LANES, out=w0), torch.bitwise_and(odd, _EVEN_LANES, out=w1)
     even_high, odd_high = even.bitwise_right_shift_(16).bitwise_and_(_EVEN_LANES), odd.bitwise_xor_(odd_low)
-    lanes = torch.empty((*w0.shape, 2), dtype=torch.int64, device=w0.device)
-    torch.bitwise_or(odd_low.bitwise_left_shift_(16), even_low, out=lanes[..., 0])
-    torch.bitwise_or(even_high, odd_high, out=lanes[..., 1])
+    low, high = odd_low.bitwise_left_shift_(16).bitwise_or_(even_low), even_high.bitwise_or_(odd_high)
     # On a little-endian machine, as all are that torch has packages for, the lanes now lie in order.
-    return lanes.view(torch.uint16).flatten(-2)
+    return torch.stack((low, high), dim=-1).view(torch.uint16).flatten(-2)
 
 
 def draws(begin, end, *, seed, stream, index, step, device):
