@@ -14,52 +14,68 @@ DRAW_RANGE = 2**16  # a draw is an integer in [0, DRAW_RANGE)
 DRAWS_PER_CALL = 8
 
 _LOW32 = 0xFFFFFFFF
-
-
-def _multiply(factor, word):
-    """High and low 32 bits of factor * word, for 32-bit words held in int64 tensors."""
-    # The product wraps around as a signed number; masked, its bits are those of the unsigned one.
-    product = word * factor
-    return (product >> 32).bitwise_and_(_LOW32), product.bitwise_and_(_LOW32)
+_EVEN_LANES = 0x0000FFFF0000FFFF  # the first and third of the four 16-bit lanes of an int64
 
 
 def philox4x32_10(counter, key):
     """Four output words for a counter of four words and a key of two.
 
     Args:
-        counter: four int64 tensors that broadcast together, each element in [0, 2^32).
+        counter: four words that broadcast together, int64 tensors or ints, the first a tensor; in [0, 2^32).
         key: two ints in [0, 2^32).
 
     Returns:
         A list of four int64 tensors, elements in [0, 2^32).
     """
-    c0, c1, c2, c3 = counter
+    shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, torch.Tensor)))
+    # All memory at once, and no more: malloc hands what is freed in each round back to the system, and gets it again
+    # as pages filled with zeros, which takes a quarter of the time.
+    memory = torch.empty((6, *shape), dtype=torch.int64, device=counter[0].device).unbind()
+    c0, c1, c2, c3 = (
+        place.copy_(word) if isinstance(word, torch.Tensor) else place.fill_(word)
+        for place, word in zip(memory[:4], counter, strict=True)
+    )
+    free0, free1 = memory[4:]
     k0, k1 = key
     for _ in range(10):
-        high0, low0 = _multiply(0xD2511F53, c0)
-        high1, low1 = _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ (c1 ^ k0), low1, high0 ^ (c3 ^ k1), low0
+        # The products wrap around as signed numbers; their bits are those of the unsigned ones. Their upper halves,
+        # and what is above the words c1 and c3, are masked once, where they would spoil the next product.
+        product0, product1 = torch.mul(c0, 0xD2511F53, out=free0), torch.mul(c2, 0xCD9E8D57, out=free1)
+        c0 = torch.bitwise_right_shift(product1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_LOW32)
+        c2 = torch.bitwise_right_shift(product0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_LOW32)
+        c1, c3, free0, free1 = product1, product0, c1, c3
         k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
-    return [c0, c1, c2, c3]
+    return [c0, c1.bitwise_and_(_LOW32), c2, c3.bitwise_and_(_LOW32)]
+
+
+def _draws_of_words(words):
+    """The eight draws of each four words, along the last dimension: the words' low halves, then their high halves.
+
+    Overwrites the words.
+    """
+    w0, w1, w2, w3 = words
+    even = w2.bitwise_left_shift_(32).bitwise_or_(w0)  # lanes: low and high half of w0, low and high half of w2
+    odd = w3.bitwise_left_shift_(32).bitwise_or_(w1)
+    even_low, odd_low = torch.bitwise_and(even, _EVEN_LANES, out=w0), torch.bitwise_and(odd, _EVEN_LANES, out=w1)
+    even_high, odd_high = even.bitwise_right_shift_(16).bitwise_and_(_EVEN_LANES), odd.bitwise_xor_(odd_low)
+    low, high = odd_low.bitwise_left_shift_(16).bitwise_or_(even_low), even_high.bitwise_or_(odd_high)
+    # On a little-endian machine, as all are that torch has packages for, the lanes now lie in order.
+    return torch.stack((low, high), dim=-1).view(torch.uint16).flatten(-2)
 
 
 def draws(begin, end, *, seed, stream, index, step, device):
-    """The 16-bit draws of the elements begin ... end - 1 of a parameter, as int64 of shape (end - begin,).
+    """The 16-bit draws of the elements begin ... end - 1, as uint16 of shape (..., end - begin).
 
     Args:
         begin, end: positions in the parameter's memory order; begin is a multiple of 8.
         seed: 0 ... 2^64 - 1.
         stream: CALIBRATION_STREAM, PARAM_STREAM or MOMENTUM_STREAM.
-        index: position of the parameter over all param groups.
-        step: int64 tensor with one element on ``device``, the steps applied before this one.
+        index: position of the parameter over all param groups; for several an int64 tensor of shape (parameters, 1).
+        step: int64 tensor of one element or of that shape, the steps applied before this one.
     """
-    block = torch.arange(begin // DRAWS_PER_CALL, -(-end // DRAWS_PER_CALL), device=device)
-    counter = (
-        block & _LOW32,
-        (block >> 32) | (stream << 28),
-        torch.full((), index, dtype=torch.int64, device=device),
-        step.reshape(()) & _LOW32,
-    )
-    words = torch.stack(philox4x32_10(counter, (seed & _LOW32, seed >> 32)), dim=1)
-    # Eight lanes to a block: the low halves of the four words, then their high halves.
-    return torch.cat((words & 0xFFFF, words >> 16), dim=1).view(-1)[: end - begin]
+    first, last = begin // DRAWS_PER_CALL, -(-end // DRAWS_PER_CALL)
+    call = torch.arange(first, last, device=device)
+    # The upper half is one number, but for the calls on both sides of a multiple of 2^32.
+    upper = first >> 32 if first >> 32 == (last - 1) >> 32 else call >> 32
+    words = philox4x32_10((call & _LOW32, upper | (stream << 28), index, step & _LOW32), (seed & _LOW32, seed >> 32))
+    return _draws_of_words(words)[..., : end - begin]

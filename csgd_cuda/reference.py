@@ -4,16 +4,28 @@
 It is what runs without a compiler, and what the kernels are held against. docs/algorithm.md derives the rule;
 csrc/core/update_rule.h is the same rule in C++. Every operation is rounded on its own, hence no ``alpha=``, no
 ``addcmul``, no ``65536 / tensor`` (which torch computes as a reciprocal and a product).
+
+On a CPU torch.where and comparisons that give bool are not vectorised, and with masks as random as these a branch is
+mispredicted at every tenth element: twenty times the time of a vectorised operation. So what is chosen element by
+element is chosen by the bits of the floats, taken as integers.
 """
+
+from collections import defaultdict
 
 import torch
 
-from .checks import check_csgd, opmath_dtype, separate_elements
+from .checks import check_csgd, opmath_dtype
 from .philox import CALIBRATION_STREAM, DRAW_RANGE, MOMENTUM_STREAM, PARAM_STREAM, draws
 from .rounding import round_stochastic
+from .rows import Rows, memory_order
 
-# Elements worked on at a time: a multiple of 8, small enough for the temporaries to stay in a CPU's cache.
-BLOCK = 2**15
+
+def block_elements(device):
+    """How many elements are worked on at a time; a multiple of 8."""
+    if device.type == "cpu":
+        # 256 KB of each temporary to a thread: they stay in its cache, and an operation takes longer than its call.
+        return 2**16 * torch.get_num_threads()
+    return 2**22  # many times as long as a launch takes
 
 
 @torch.no_grad()
@@ -26,23 +38,38 @@ def csgd_(
         params, grads, momentum_buffers, steps, lipschitz_bounds, indices,
         lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, tallies=tallies, **options,
     )  # fmt: skip
+    if not params:
+        return
     if lr_tensor is not None:
         options["lr"] = lr_tensor
     # A tensor, not a bool: reading it here would make the host wait for a GPU.
     apply = None if found_inf is None else found_inf.reshape(()) == 0
+    moved = None if tallies is None else tallies[:, 0].unbind()
+    for stack in _stacks(params):
+
+        def pick(values, stack=stack):
+            return [values[k] for k in stack] if values else []
+
+        _StackStep(
+            pick(params), pick(grads), pick(momentum_buffers), pick(steps), pick(lipschitz_bounds), pick(indices),
+            grad_scale=grad_scale, apply=apply, tallies=moved and [moved[indices[k]] for k in stack], options=options,
+        ).run()  # fmt: skip
+
+
+def _stacks(params):
+    """The parameters' places in lists: those of one dtype and length together, as many as make a block."""
+    alike = defaultdict(list)
     for k, param in enumerate(params):
-        _TensorStep(
-            param,
-            grads[k],
-            momentum_buffers[k] if momentum_buffers else None,
-            steps[k],
-            lipschitz_bounds[k] if lipschitz_bounds else None,
-            indices[k],
-            grad_scale=grad_scale,
-            apply=apply,
-            moved=None if tallies is None else tallies[indices[k], 0],
-            options=options,
-        ).run()
+        alike[param.dtype, param.numel()].append(k)
+    block = block_elements(params[0].device)
+    for (_, numel), places in alike.items():
+        count = max(1, block // max(1, numel))
+        yield from (places[k : k + count] for k in range(0, len(places), count))
+
+
+def _column(tensors):
+    """Tensors with one element each as a new matrix of one column."""
+    return torch.cat([tensor.reshape(1) for tensor in tensors]).view(-1, 1)
 
 
 def _where(condition, new, old):
@@ -50,88 +77,103 @@ def _where(condition, new, old):
     return new if condition is None else torch.where(condition, new, old)
 
 
-def _is_dense(tensor):
-    """True where the elements fill one stretch of memory, in whatever order."""
-    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() == 0 or (reach + 1 == tensor.numel() and separate_elements(tensor))
+class _StackStep:
+    """One step of parameters of one dtype and length, block by block over their memory.
 
+    Each is a row of a matrix, so that the many small ones of a network cost the calls of a single one. Of what is a
+    number to each parameter there is a column.
+    """
 
-def _same_memory_order(a, b):
-    return all(s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True) if n > 1)
+    def __init__(self, params, grads, momentum_buffers, steps, bounds, indices, *, grad_scale, apply, tallies, options):
+        orders = [memory_order(param) for param in params]
+        self.rows = Rows(params, orders)
+        self.momentum_rows = Rows(momentum_buffers, orders) if momentum_buffers else None
+        self.param = self.rows.matrix
+        self.grad = Rows(grads, orders).matrix
+        self.momentum_buffer = self.momentum_rows.matrix if momentum_buffers else None
+        self.steps, self.bounds, self.tallies = steps, bounds, tallies
+        self.apply, self.options = apply, options
+        dtype, self.device = self.param.dtype, self.param.device
+        self.opmath = opmath_dtype(dtype)
+        # Floats as integers: their dtype, the place of the sign, and what lies between Inf and the sign bit.
+        wide = self.opmath is torch.float64
+        self.bits, self.sign_place = (torch.int64, 63) if wide else (torch.int32, 31)
+        self.above_infinity = 2**52 if wide else 2**23
+        self.rounds = options["rounding"] == "stochastic" and self.opmath != dtype
+        self._columns(indices, grad_scale)
 
+    def _columns(self, indices, grad_scale):
+        opmath, device, options = self.opmath, self.device, self.options
 
-def _flat(tensor):
-    """A dense tensor as one dimension, in memory order."""
-    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
-
-
-class _TensorStep:
-    """One step of one parameter, block by block over its memory."""
-
-    def __init__(self, param, grad, momentum_buffer, step, bound, index, *, grad_scale, apply, moved, options):
-        self.copies_back = []
-        dense = param if _is_dense(param) else param.contiguous()  # else it counts in row-major order
-        if dense is not param:
-            self.copies_back.append((param, dense))
-        self.param = _flat(dense)
-        self.grad = self._laid_out(grad, dense, changed=False)
-        self.momentum_buffer = None if momentum_buffer is None else self._laid_out(momentum_buffer, dense, changed=True)
-        self.step, self.bound, self.index = step, bound, index
-        self.apply, self.moved, self.options = apply, moved, options
-        self.opmath = opmath_dtype(param.dtype)
-        self.rounds = options["rounding"] == "stochastic" and self.opmath != param.dtype
-        self._scalars(grad_scale)
-
-    def _laid_out(self, tensor, like, *, changed):
-        """``tensor`` flat in the memory order of ``like``: itself where it lies so, else a copy."""
-        if not tensor.numel() or _same_memory_order(tensor, like):
-            return _flat(tensor)
-        copy = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
-        copy.copy_(tensor)
-        if changed:
-            self.copies_back.append((tensor, copy))
-        return _flat(copy)
-
-    def _scalars(self, grad_scale):
-        opmath, device, options = self.opmath, self.param.device, self.options
-
-        def scalar(value):
+        def number(value):
             if isinstance(value, torch.Tensor):
                 return value.to(device=device, dtype=opmath).reshape(())
-            return torch.full((), value, dtype=opmath, device=device)  # torch.tensor would wait for a GPU
+            return torch.full((), value, dtype=opmath, device=device)
 
-        self.lr = scalar(options["lr"])
-        self.unscale = None if grad_scale is None else scalar(1.0) / scalar(grad_scale)
-        self.draw_range = scalar(float(DRAW_RANGE))
-        lipschitz = self.bound.reshape(()) if self.bound is not None else scalar(options["lipschitz"])
-        bound = scalar(options["calibration"]) * lipschitz
+        self.lr = number(options["lr"])
+        self.unscale = None if grad_scale is None else number(1.0) / number(grad_scale)
+        self.draw_range = number(float(DRAW_RANGE))
+        self.bound = _column(self.bounds) if self.bounds else None
+        lipschitz = self.bound if self.bounds else number(options["lipschitz"])
+        bound = number(options["calibration"]) * lipschitz
         self.scale = torch.where(bound > 0, self.draw_range / bound, torch.inf)
-        self.first = (self.step.reshape(()) == 0) | options["fresh_momentum"]
+        self.step = _column(self.steps)
+        first = (self.step == 0) | options["fresh_momentum"]
+        # On the first step the momentum buffer takes the gradient: -0 takes the place of the buffer, for -0 + g is g.
+        self.keeps_buffer = first.to(self.bits) - 1  # all bits, or none
+        self.minus_zero = first.to(self.bits) << self.sign_place
+        self.grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
+        if device.type == "cpu":
+            self.index = torch.tensor(indices).view(-1, 1)
+        else:  # torch.tensor would wait for a GPU
+            self.index = _column([torch.full((), index, dtype=torch.int64, device=device) for index in indices])
 
     def run(self):
-        largest = torch.zeros((), dtype=self.opmath, device=self.param.device)
-        moved = torch.zeros((), dtype=torch.int64, device=self.param.device)
-        for begin in range(0, self.param.numel(), BLOCK):
-            block_largest, block_moved = self._step_block(begin, min(begin + BLOCK, self.param.numel()))
-            largest = torch.maximum(largest, block_largest)
-            moved += block_moved
-        for tensor, copy in self.copies_back:
-            tensor.copy_(copy)
-        self._advance(largest, moved)
+        count, length = self.param.shape
+        self.largest = torch.zeros((count, 1), dtype=self.bits, device=self.device)
+        self.moved = torch.zeros((count, 1), dtype=torch.int64, device=self.device)
+        # Draws are made for four blocks: of the words they are made from, int64, these are the same bytes again.
+        # With fewer torch would not use its threads.
+        at_once = block_elements(self.device) * 4
+        for begin in range(0, length, at_once):
+            self._step_columns(begin, min(begin + at_once, length))
+        self.rows.write_back()
+        if self.momentum_rows is not None:
+            self.momentum_rows.write_back()
+        self._advance()
 
-    def _advance(self, largest, moved):
+    def _advance(self):
         if self.bound is not None:
+            largest = (self.largest.clamp(min=self.above_infinity) - self.above_infinity).view(self.opmath)
             new = torch.maximum(self.bound * self.options["bound_decay"], largest)
-            self.bound.copy_(_where(self.apply, new, self.bound))
-        self.step.add_(1 if self.apply is None else self.apply.to(torch.int64))
-        if self.moved is not None:
-            self.moved.copy_(_where(self.apply, moved, self.moved))
+            torch._foreach_copy_(self.bounds, _where(self.apply, new, self.bound).view(-1).unbind())
+        new_steps = self.step + (1 if self.apply is None else self.apply)
+        torch._foreach_copy_(self.steps, new_steps.view(-1).unbind())
+        if self.tallies is not None:
+            moved = self.moved if self.apply is None else torch.where(self.apply, self.moved, _column(self.tallies))
+            torch._foreach_copy_(self.tallies, moved.view(-1).unbind())
 
-    def _draws(self, begin, end, stream):
-        return draws(
-            begin, end, seed=self.options["seed"], stream=stream, index=self.index, step=self.step,
-            device=self.param.device,
-        )  # fmt: skip
+    def _step_columns(self, begin, end):
+        """Steps the elements begin ... end - 1 of each parameter."""
+
+        def make(stream):
+            return draws(
+                begin, end, seed=self.options["seed"], stream=stream, index=self.index, step=self.step,
+                device=self.device,
+            )  # fmt: skip
+
+        calibration = make(CALIBRATION_STREAM)
+        param = make(PARAM_STREAM) if self.rounds else None
+        momentum = make(MOMENTUM_STREAM) if self.rounds and self.momentum_buffer is not None else None
+        block = block_elements(self.device)
+        for first in range(begin, end, block):
+            part = slice(first - begin, min(first + block, end) - begin)
+            self._step_block(
+                slice(first, min(first + block, end)),
+                calibration[..., part],
+                None if param is None else param[..., part],
+                None if momentum is None else momentum[..., part],
+            )
 
     def _direction(self, grad, param, momentum_buffer):
         """The direction of plain SGD and the new momentum buffer (None without momentum), both unrounded."""
@@ -146,33 +188,42 @@ class _TensorStep:
         if momentum_buffer is None:
             return g, None
         new = momentum_buffer.to(self.opmath) * options["momentum"]
-        new += g * (1.0 - options["dampening"])
-        new = torch.where(self.first, g, new)
+        new.view(self.bits).bitwise_and_(self.keeps_buffer).bitwise_or_(self.minus_zero)
+        new += g if options["dampening"] == 0 else g * self.grad_share
         return (g + new * options["momentum"] if options["nesterov"] else new), new
 
     def _moving_draws(self, size):
         """n for |d| = size: how many of the 2^16 draws move the coordinate, as opmath."""
-        n = (size * self.scale).ceil_().clamp_(max=float(DRAW_RANGE)).nan_to_num_(nan=float(DRAW_RANGE))
-        return torch.maximum(n, (size != 0).to(self.opmath))
+        # Where d is not 0 the product must not be, either: it would be rounded up to no draw at all.
+        not_zero = size.clamp(max=torch.finfo(self.opmath).tiny)
+        n = torch.clamp(size * self.scale, min=not_zero, max=self.draw_range)
+        return n.nan_to_num_(nan=float(DRAW_RANGE)).ceil_()
 
-    def _store(self, to, values, mask, begin, end, stream):
-        """Rounds to the storage dtype and writes, where the mask (None: everywhere) says so."""
-        if self.rounds:
-            values = round_stochastic(values, to.dtype, self._draws(begin, end, stream))
-        to.copy_(_where(mask, values.to(to.dtype), to))
-
-    def _step_block(self, begin, end):
-        """Steps the elements begin ... end - 1; returns max |d| over the finite ones and how many moved."""
-        param = self.param[begin:end]
-        momentum_buffer = None if self.momentum_buffer is None else self.momentum_buffer[begin:end]
-        d, new_momentum = self._direction(self.grad[begin:end], param, momentum_buffer)
+    def _step_block(self, columns, draw, param_draw, momentum_draw):
+        """Steps the elements of the slice ``columns``; notes max |d| over the finite ones and how many moved."""
+        param = self.param[:, columns]
+        momentum_buffer = None if self.momentum_buffer is None else self.momentum_buffer[:, columns]
+        d, new_momentum = self._direction(self.grad[:, columns], param, momentum_buffer)
         size = d.abs()
         n = self._moving_draws(size)
-        move = self._draws(begin, end, CALIBRATION_STREAM).to(self.opmath) < n
+        # Non-negative floats order as their bits do. This turns Inf and NaN into the smallest integers.
+        self.largest = torch.maximum(self.largest, (size.view(self.bits) + self.above_infinity).amax(1, keepdim=True))
+        # The sign of draw - n, spread over all bits: -1 where the coordinate moves, 0 where it does not.
+        moves = (draw.to(self.opmath) - n).view(self.bits).bitwise_right_shift_(self.sign_place)
         if self.apply is not None:
-            move &= self.apply
+            moves *= self.apply
+            if momentum_buffer is not None:
+                new_momentum = torch.where(self.apply, new_momentum, momentum_buffer.to(self.opmath))
+        self.moved -= moves.sum(1, keepdim=True, dtype=self.bits)
         if momentum_buffer is not None:
-            self._store(momentum_buffer, new_momentum, self.apply, begin, end, MOMENTUM_STREAM)
-        moved_values = param.to(self.opmath) - (self.draw_range / n * d).mul_(self.lr)
-        self._store(param, moved_values, move, begin, end, PARAM_STREAM)
-        return torch.where(size < torch.inf, size, 0.0).max(), move.sum()
+            self._store(momentum_buffer, new_momentum, momentum_draw)
+        change = (self.draw_range / n).mul_(d).mul_(self.lr)
+        change.view(self.bits).bitwise_and_(moves)  # else +0, and x - 0 is x, whatever x is
+        if self.opmath == param.dtype:
+            param.sub_(change)
+        else:
+            self._store(param, param.to(self.opmath).sub_(change), param_draw)
+
+    def _store(self, to, values, draw):
+        """Writes, rounded to the storage dtype; what that can hold is not changed by the rounding."""
+        to.copy_(round_stochastic(values, to.dtype, draw) if self.rounds else values)

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgd_cuda import CSGD, extension
+from csgd_cuda import CSGD, extension, reference
 
 from .conftest import DEVICES, need_kernel
 from .helpers import DTYPES, assert_same_snapshots, heavy_tailed, make_params, run_steps, snapshot
 
 # Around the Philox block (8), vectors of counters (64, 128), the CPU tile (256), a pass of a CUDA block (2048), the
-# CPU chunk (16384), the reference's block and the smallest size that wakes other threads (32768).
+# CPU chunk (16384) and the smallest size that wakes other threads (32768).
 BOUNDARIES = [0, 1, 7, 8, 9, 1000]
 BOUNDARIES += [base + off for base in (64, 128, 256, 512, 2048, 16384, 32768) for off in (-1, 0, 1)]
 
@@ -59,6 +59,43 @@ def test_many_tensors_at_once(dtype):
         lambda device: make_params(shapes, dtype, device),
         lambda params, fused: run_steps(params, fused=fused, nesterov=True, weight_decay=0.01),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_boundaries_of_the_reference(dtype, monkeypatch):
+    """Its blocks, four of which share their draws, and its stacks of equal tensors, made small."""
+    monkeypatch.setattr(reference, "block_elements", lambda device: 64)
+    shapes = [(n,) for n in (0, 1, 7, 8, 63, 64, 65, 128, 255, 256, 257, 264, 513, 1025)]
+    shapes += 5 * [(0,)] + 9 * [(3, 4)] + 9 * [(8,)] + 17 * [(32,)] + 3 * [(33,)] + 3 * [(65,)]  # up to 64 in a stack
+    assert_backends_agree(
+        lambda device: make_params(shapes, dtype, device),
+        lambda params, fused: run_steps(params, fused=fused, weight_decay=0.01),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_lengths_with_state_of_their_own(dtype):
+    """Of one length, but each with a shape, layouts, a number of steps and a bound of its own; one step overflows."""
+    places = [(shape, layout) for shape in [(4, 6), (24,), (2, 3, 4)] for layout in LAYOUTS]
+
+    def build(device):
+        generator = torch.Generator().manual_seed(1)
+        params = [laid_out(torch.randn(shape, generator=generator).to(dtype).to(device), at) for shape, at in places]
+        return [param.detach().requires_grad_() for param in params]
+
+    def step_all(params, fused):
+        optimizer = CSGD(params, lr=0.1, momentum=0.9, fused=fused)
+        generator = torch.Generator().manual_seed(2)
+        for step in range(5):
+            for k, param in enumerate(params):
+                layout = LAYOUTS[(k + step) % len(LAYOUTS)]
+                grad = laid_out(edge_values(param.shape, generator, dtype).to(param.device), layout)
+                param.grad = None if (k + step) % 4 == 0 else grad
+            optimizer.found_inf = torch.tensor(float(step == 2), device=params[0].device)
+            optimizer.step()
+        return optimizer
+
+    assert_backends_agree(build, step_all)
 
 
 def test_mixed_dtypes_in_one_group():

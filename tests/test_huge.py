@@ -28,6 +28,6 @@ def test_more_than_two_to_the_31_elements(device):
     for begin in (0, 2**31 - 4096, NUMEL // 8 * 8 - 4096):
         end = min(begin + 8192, NUMEL)
         draws = philox.draws(begin, end, seed=5, stream=0, index=0, step=torch.tensor(0, device=device), device=device)
-        expected = torch.where(draws < 2**14, -1.0, 0.0).to(torch.bfloat16)
+        expected = torch.where(draws.to(torch.int32) < 2**14, -1.0, 0.0).to(torch.bfloat16)
         assert torch.equal(param[begin:end], expected)
     assert abs(optimizer.density()[0] - 0.25) < 1e-4

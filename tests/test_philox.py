@@ -61,7 +61,7 @@ def draw_by_the_contract(position, *, seed, stream, index, step):
     return word & 0xFFFF if (position >> 2) & 1 == 0 else word >> 16
 
 
-@pytest.mark.parametrize("begin", [0, 8, 64, 2**31 - 8, 2**31, 2**32 - 8, 2**32, 2**35 + 8])
+@pytest.mark.parametrize("begin", [0, 8, 64, 2**31 - 8, 2**31, 2**32 - 8, 2**32, 2**35 - 8, 2**35 + 8])
 @pytest.mark.parametrize("stream", [0, 1, 2])
 @pytest.mark.parametrize("step", [0, 1, 2**31, 2**32 - 1, 2**32, 2**40 + 3])
 def test_draws_follow_the_contract(begin, stream, step, compiled):
@@ -72,11 +72,20 @@ def test_draws_follow_the_contract(begin, stream, step, compiled):
     assert got == [compiled.draw(SEED, stream, p, 2**32 - 1, step) for p in positions]
 
 
+def test_draws_of_several_parameters_are_those_of_each(device):
+    indices, steps = torch.tensor([[0], [7], [2**32 - 1]]), torch.tensor([[5], [0], [2**32 + 3]])
+    which = {"seed": SEED, "stream": 1, "device": device}
+    got = philox.draws(16, 45, index=indices.to(device), step=steps.to(device), **which)
+    for row, index, step in zip(got, indices, steps, strict=True):
+        expected = philox.draws(16, 45, index=int(index), step=step.to(device), **which)
+        assert row.tolist() == expected.tolist()
+
+
 def test_draws_are_uniform():
     """Over 2^20 draws every value is hit 16 times on average: a chi-square test at 6 sigma."""
     n = 2**20
     got = philox.draws(0, n, seed=1, stream=0, index=0, step=torch.tensor(0), device="cpu")
-    counts = torch.bincount(got, minlength=2**16).double()
+    counts = torch.bincount(got.to(torch.int64), minlength=2**16).double()
     chi_square = ((counts - n / 2**16) ** 2 / (n / 2**16)).sum()
     degrees = 2**16 - 1
     assert abs(chi_square - degrees) < 6 * (2 * degrees) ** 0.5

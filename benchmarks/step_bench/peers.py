@@ -110,16 +110,16 @@ class _CompiledReference:
 
     def __init__(self, params: list[Tensor], grads: list[Tensor]):
         # dynamic: else each length is a graph of its own, and beyond a limit torch falls back without a word.
-        self._block_step = torch.compile(reference._TensorStep._step_block, dynamic=True)
+        self._step_columns = torch.compile(reference._StackStep._step_columns, dynamic=True)
         self._optimizer = CSGD(params, lr=LR, momentum=MOMENTUM, fused=False)
 
     def step(self) -> None:
-        before = reference.BLOCK, reference._TensorStep._step_block
-        reference.BLOCK, reference._TensorStep._step_block = 2**62, self._block_step
+        before = reference.block_elements, reference._StackStep._step_columns
+        reference.block_elements, reference._StackStep._step_columns = lambda device: 2**56, self._step_columns
         try:
             self._optimizer.step()
         finally:
-            reference.BLOCK, reference._TensorStep._step_block = before
+            reference.block_elements, reference._StackStep._step_columns = before
 
     def density(self) -> list[float]:
         return self._optimizer.density()

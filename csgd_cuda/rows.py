@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of equal length as the rows of a matrix, each in the memory order in which its parameter is stepped."""
+
+import torch
+
+from .checks import separate_elements
+
+
+def memory_order(param):
+    """The strides in whose order the elements of ``param`` count; None: row-major."""
+    if param.is_contiguous():
+        return None
+    reach = sum((n - 1) * stride for n, stride in zip(param.shape, param.stride(), strict=True))
+    fills_its_memory = reach + 1 == param.numel() and separate_elements(param)
+    return param.stride() if fills_its_memory else None
+
+
+def _has_order(tensor, order):
+    if order is None:
+        return tensor.is_contiguous()
+    return all(s == t for n, s, t in zip(tensor.shape, tensor.stride(), order, strict=True) if n > 1)
+
+
+class Rows:
+    """``matrix``: a row for each tensor. The memory of a lone tensor itself, where that lies in order, else a copy."""
+
+    def __init__(self, tensors, orders):
+        self._copies = []  # (tensor, its copy in the order that is asked for)
+        self._flat = [self._flatten(tensor, order) for tensor, order in zip(tensors, orders, strict=True)]
+        self.matrix = self._flat[0].view(1, -1) if len(self._flat) == 1 else torch.stack(self._flat)
+
+    def _flatten(self, tensor, order):
+        if not _has_order(tensor, order):
+            copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            if order is not None:
+                copy = torch.empty_strided(tensor.shape, order, dtype=tensor.dtype, device=tensor.device)
+            self._copies.append((tensor, copy.copy_(tensor)))
+            tensor = copy
+        if order is None:
+            return tensor.view(-1)
+        return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+    def write_back(self):
+        """Brings the tensors to what the matrix holds."""
+        if len(self._flat) > 1:
+            torch._foreach_copy_(self._flat, self.matrix.unbind())
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
