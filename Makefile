@@ -2,6 +2,7 @@
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run all tests
 # make lint    check style
+# make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
 ARGS ?=
 
-.PHONY: train test lint format check-cuda gpu-suite clean
+.PHONY: train test lint format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
@@ -32,6 +33,9 @@ format: $(VENV)/installed
 # What can be checked of the CUDA part without a GPU; needs nvcc.
 check-cuda: $(VENV)/installed
 	$(BIN)/python tools/check_cuda.py
+
+count-instructions: $(VENV)/installed
+	$(BIN)/python tools/count_instructions.py $(ARGS)
 
 # Uses the Python there is (PYTHON=...), which must have torch with CUDA, ninja, pytest and hypothesis.
 gpu-suite:

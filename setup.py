@@ -84,14 +84,22 @@ def import_torch():
     return torch
 
 
+def cxx():
+    """The command of the C++ compiler, as a list."""
+    return os.environ.get("CXX", "c++").split()
+
+
 def is_gcc():
     """Whether the C++ compiler is GCC; Clang refuses flags that it does not know."""
-    compiler = os.environ.get("CXX", "c++").split()
     try:
-        macros = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
+        macros = subprocess.run([*cxx(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
     except OSError:
         return False
     return "__GNUC__" in macros.stdout and "__clang__" not in macros.stdout
+
+
+def cxx_flags():
+    return CXX_FLAGS + (GCC_FLAGS if is_gcc() else [])
 
 
 def toolkit_version(toolkit):
@@ -131,7 +139,6 @@ def extension(mode):
     cuda = want_cuda(mode, torch, toolkit)
     if cuda and not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    cxx_flags = CXX_FLAGS + (GCC_FLAGS if is_gcc() else [])
     sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp"), *glob.glob("csrc/cuda/*.cu")]
     if not cuda:
         sources = [s for s in sources if not s.endswith(".cu") and os.path.basename(s) != "csgd_cuda.cpp"]
@@ -140,11 +147,13 @@ def extension(mode):
         sorted(sources),
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
-        extra_compile_args={"cxx": cxx_flags, "nvcc": NVCC_FLAGS} if cuda else {"cxx": cxx_flags},
+        extra_compile_args={"cxx": cxx_flags(), "nvcc": NVCC_FLAGS} if cuda else {"cxx": cxx_flags()},
         extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 
 
-mode = build_mode()
-setup(**({} if mode == "none" else extension(mode)))
+# Tools and tests take the flags and functions from here with runpy.run_path, under another name.
+if __name__ == "__main__":
+    mode = build_mode()
+    setup(**({} if mode == "none" else extension(mode)))

@@ -111,13 +111,10 @@ def write_script(path, text):
 
 
 @pytest.fixture
-def setup_functions(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
-    monkeypatch.setenv("CSGD_CUDA_BUILD", "none")
+def setup_functions(monkeypatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    return runpy.run_path("setup.py")
+    return runpy.run_path(str(ROOT / "setup.py"))
 
 
 def test_toolkit_is_found_behind_a_wrapper(setup_functions, tmp_path, monkeypatch):

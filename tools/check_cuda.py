@@ -21,13 +21,6 @@ TARGETS = {f"sm_{n}": f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90,
 PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 
 
-def load_setup():
-    """The functions and flags of setup.py, without building anything."""
-    os.environ["CSGD_CUDA_BUILD"] = "none"
-    sys.argv = ["setup.py", "--quiet", "--name"]
-    return runpy.run_path("setup.py")
-
-
 def run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -92,7 +85,7 @@ def check_binding(toolkit):
 
 def main():
     os.chdir(ROOT)
-    setup = load_setup()
+    setup = runpy.run_path("setup.py")
     toolkit = setup["find_toolkit"]()
     if toolkit is None:
         sys.exit("no CUDA toolkit (bin/nvcc with include/cuda_runtime.h) was found; set CUDA_HOME")
