@@ -17,13 +17,9 @@ import sys
 from setuptools import setup
 
 # The update rule rounds each operation on its own (csrc/core/update_rule.h): FMA contraction would change bits.
-# The other flags change no result; they free the compiler to vectorise comparisons and divisions, and GCC from
-# turning selects into branches before it gets there.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-GCC_FLAGS = ["-fno-thread-jumps"]
 # at::parallel_for is a template over OpenMP: without -fopenmp it runs on one thread, without a word. The runtime is
 # torch's own libgomp, which is loaded under the same name.
-CXX_FLAGS += ["-fvisibility=hidden", "-fopenmp"]
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-ffp-contract=off"]
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
@@ -84,24 +80,6 @@ def import_torch():
     return torch
 
 
-def cxx():
-    """The command of the C++ compiler, as a list."""
-    return os.environ.get("CXX", "c++").split()
-
-
-def is_gcc():
-    """Whether the C++ compiler is GCC; Clang refuses flags that it does not know."""
-    try:
-        macros = subprocess.run([*cxx(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
-    except OSError:
-        return False
-    return "__GNUC__" in macros.stdout and "__clang__" not in macros.stdout
-
-
-def cxx_flags():
-    return CXX_FLAGS + (GCC_FLAGS if is_gcc() else [])
-
-
 def toolkit_version(toolkit):
     """The major version of a CUDA toolkit, as text."""
     nvcc = os.path.join(toolkit, "bin", "nvcc")
@@ -147,7 +125,7 @@ def extension(mode):
         sorted(sources),
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
-        extra_compile_args={"cxx": cxx_flags(), "nvcc": NVCC_FLAGS} if cuda else {"cxx": cxx_flags()},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS} if cuda else {"cxx": CXX_FLAGS},
         extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}

@@ -8,6 +8,7 @@ instead: how many of its floating-point multiplications do not work on 512 bits.
 """
 
 import math
+import os
 import re
 import runpy
 import shutil
@@ -19,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "instruction_counts.md"
-SETUP = runpy.run_path(str(ROOT / "setup.py"))
+CXX_FLAGS = runpy.run_path(str(ROOT / "setup.py"))["CXX_FLAGS"]
+CXX = os.environ.get("CXX", "c++").split()
 
 NARROW = "narrow multiplications"
 # (instruction set, dtype, options of count_instructions.cpp); "default" is the set that the package chooses by itself.
@@ -41,9 +43,11 @@ def why_not():
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "avx2" not in cpuinfo.read_text():
         return "the instruction counts are those of an x86-64 processor with AVX2, on Linux"
-    if missing := [name for name in ("valgrind", "objdump", SETUP["cxx"]()[0]) if shutil.which(name) is None]:
+    if missing := [name for name in ("valgrind", "objdump", CXX[0]) if shutil.which(name) is None]:
         return f"{' and '.join(missing)} not found"
-    return None if SETUP["is_gcc"]() else "the C++ compiler is not GCC, whose code the table is about"
+    macros = run([*CXX, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    is_gcc = "__GNUC__" in macros and "__clang__" not in macros
+    return None if is_gcc else "the C++ compiler is not GCC, whose code the table is about"
 
 
 def run(command, **options):
@@ -54,16 +58,24 @@ def run(command, **options):
 
 
 def compiler():
-    return run([*SETUP["cxx"](), "--version"]).stdout.splitlines()[0]
+    return run([*CXX, "--version"]).stdout.splitlines()[0]
 
 
-def build(folder, *more_flags):
-    """Compiles tests/cpp/count_instructions.cpp and csrc/cpu as setup.py would, in ``folder``, which it returns."""
-    sources = [ROOT / "tests" / "cpp" / "count_instructions.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+def build(folder, vector_bytes=None):
+    """Compiles tests/cpp/count_instructions.cpp and csrc/cpu as setup.py would, in ``folder``, which it returns.
+
+    ``vector_bytes`` plants a fault: vectors of that many bytes, whatever the instruction set has.
+    """
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(ROOT / "tests" / "cpp", folder / "tests" / "cpp")
+    sources = sorted((folder / "csrc" / "cpu").glob("*.cpp"))
+    for source in sources if vector_bytes else ():
+        planted = re.sub(r"(#define CSGD_VECTOR_BYTES) \d+", rf"\1 {vector_bytes}", source.read_text())
+        source.write_text(planted)
+    program = [folder / "tests" / "cpp" / "count_instructions.cpp", *sources]
     # -std as torch.utils.cpp_extension adds it.
-    flags = ["-std=c++20", "-fPIC", *SETUP["cxx_flags"](), *more_flags]
-    run([*SETUP["cxx"](), *flags, "-c", *sources], cwd=folder)
-    run([*SETUP["cxx"](), *sorted(folder.glob("*.o")), "-o", folder / "program"])
+    run([*CXX, "-std=c++20", "-fPIC", *CXX_FLAGS, "-c", *program], cwd=folder)
+    run([*CXX, *sorted(folder.glob("*.o")), "-o", folder / "program"])
     return folder
 
 
