@@ -34,7 +34,7 @@ CSGD_HOST_DEVICE T select(bool condition, T yes, T no) {
   return condition ? yes : no;
 }
 
-// a where a < b, else b: where one of them is NaN, too.
+// a where a < b (a > b), else b: where one of them is NaN, too.
 template <class T>
 CSGD_HOST_DEVICE T lesser(T a, T b) {
   return a < b ? a : b;
@@ -65,5 +65,20 @@ struct FloatBits<double> {
   static constexpr Type kMagnitude = 0x7FFFFFFFFFFFFFFF;
   static constexpr Type kIntegers = 0x4330000000000000;  // 2^52, likewise
 };
+
+// The number whose last place is worth 1 (2^23 in float32). Adding it rounds to an integer, which its low bits then
+// hold: conversions between floats and integers are slow on a GPU, and on a CPU before SSE4.1.
+template <class T>
+CSGD_HOST_DEVICE T integers() {
+  return bit_cast<T>(FloatBits<T>::kIntegers);
+}
+
+// The smallest integer >= x, for 0 <= x <= 2^16.
+template <class Value>
+CSGD_HOST_DEVICE Value round_up(Value x) {
+  using T = LaneOf<Value>;
+  const Value rounded = (x + integers<T>()) - integers<T>();
+  return rounded + select(rounded < x, Value(T(1)), Value(T(0)));
+}
 
 }  // namespace csgd

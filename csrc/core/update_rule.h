@@ -108,22 +108,13 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
 }
 
-// The number whose last place is worth 1 (2^23 in float32). Adding it rounds to an integer, which its low bits then
-// hold: conversions between floats and integers are slow on a GPU, and on a CPU before SSE4.1.
-template <class T>
-CSGD_HOST_DEVICE T integers() {
-  return bit_cast<T>(FloatBits<T>::kIntegers);
-}
-
-// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value. A product that is not below
-// 2^16, NaN included, gives 2^16: such a d is applied as it is.
+// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value, at least 1 where d is not 0, even
+// if the product underflows. A product that is not below 2^16, NaN included, gives 2^16: such a d is applied as it is.
 template <class T, class Value>
 CSGD_HOST_DEVICE Value moving_draws(Value d, T scale) {
-  const Value product = cast_bits<T>(magnitude_bits(d)) * scale;
-  const Value limited = lesser(product, Value(T(kDrawRange)));
-  const Value rounded = (limited + integers<T>()) - integers<T>();
-  const Value n = rounded + select(rounded < limited, Value(T(1)), Value(T(0)));
-  return greater(n, select(d != T(0), Value(T(1)), Value(T(0))));
+  const Value size = cast_bits<T>(magnitude_bits(d));
+  const Value product = greater(lesser(size, Value(T(0x1p-100))), size * scale);
+  return round_up(lesser(product, Value(T(kDrawRange))));
 }
 
 template <class Value, class Draw>

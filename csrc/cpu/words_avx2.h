@@ -71,6 +71,10 @@ CSGD_HOST_DEVICE Vector<double, 4> greater(Vector<double, 4> a, Vector<double, 4
 CSGD_HOST_DEVICE Vector<int32_t, 8> greater(Vector<int32_t, 8> a, Vector<int32_t, 8> b) {
   return Vector<int32_t, 8>::of((Vector<int32_t, 8>::Raw)_mm256_max_epi32((__m256i)a.raw, (__m256i)b.raw));
 }
+CSGD_HOST_DEVICE Vector<float, 8> round_up(Vector<float, 8> x) { return Vector<float, 8>::of(_mm256_ceil_ps(x.raw)); }
+CSGD_HOST_DEVICE Vector<double, 4> round_up(Vector<double, 4> x) {
+  return Vector<double, 4>::of(_mm256_ceil_pd(x.raw));
+}
 CSGD_HOST_DEVICE Vector<uint32_t, 8> zero_extend(Vector<uint16_t, 8> from) {
   return Vector<uint32_t, 8>::of((Vector<uint32_t, 8>::Raw)_mm256_cvtepu16_epi32((__m128i)from.raw));
 }

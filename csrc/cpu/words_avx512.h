@@ -68,6 +68,12 @@ CSGD_HOST_DEVICE Vector<double, 8> greater(Vector<double, 8> a, Vector<double, 8
 CSGD_HOST_DEVICE Vector<int32_t, 16> greater(Vector<int32_t, 16> a, Vector<int32_t, 16> b) {
   return Vector<int32_t, 16>::of((Vector<int32_t, 16>::Raw)_mm512_max_epi32((__m512i)a.raw, (__m512i)b.raw));
 }
+CSGD_HOST_DEVICE Vector<float, 16> round_up(Vector<float, 16> x) {
+  return Vector<float, 16>::of(_mm512_roundscale_ps(x.raw, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+}
+CSGD_HOST_DEVICE Vector<double, 8> round_up(Vector<double, 8> x) {
+  return Vector<double, 8>::of(_mm512_roundscale_pd(x.raw, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+}
 CSGD_HOST_DEVICE Vector<uint32_t, 16> zero_extend(Vector<uint16_t, 16> from) {
   return Vector<uint32_t, 16>::of((Vector<uint32_t, 16>::Raw)_mm512_cvtepu16_epi32((__m256i)from.raw));
 }
