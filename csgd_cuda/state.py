@@ -44,7 +44,8 @@ def _restore_one(param, index, saved):
         state["step"] = _one(1, torch.int64, param.device)
     if saved.get("lipschitz_bound") is not None:
         state["lipschitz_bound"] = _one(saved["lipschitz_bound"], opmath_dtype(param.dtype), param.device)
-    return state
+    # In the checkpoint's order: saved again, it is the same file.
+    return {key: state[key] for key in [*saved, *state] if key in state}
 
 
 def restore_state(checkpoint, param_groups):

@@ -11,6 +11,12 @@ from ..helpers import assert_same_bits, make_params, set_grads
 
 SHAPES = [(3, 5), (70,), (1000,)]  # below a vector block, a block and a rest, many blocks
 
+# An optimizer that is to load a checkpoint was made for something else; nothing of this may survive.
+OTHER_OPTIONS = {
+    "lr": 0.5, "momentum": 0.25, "dampening": 0.125, "weight_decay": 0.75, "calibration": 3.0, "lipschitz": 0.5,
+    "bound_decay": 0.25, "rounding": "nearest", "seed": 12345,
+}  # fmt: skip
+
 
 def optimizer_of(params, options, **more):
     """A CSGD that shares no tensor among its options with another one."""
@@ -32,6 +38,10 @@ def go_on(params, optimizer, *, steps=2, seed=0):
         optimizer.step()
 
 
+def copies_of(params):
+    return [param.detach().clone().requires_grad_() for param in params]
+
+
 def model_of(device, dtype=torch.float32, *, contiguous=True):
     """(weight, bias, closure): a quadratic loss whose minimum is at zero, where weight decay pulls, too."""
     generator = torch.Generator().manual_seed(3)
@@ -50,7 +60,7 @@ def model_of(device, dtype=torch.float32, *, contiguous=True):
         weight.grad = bias.grad = None
         value = (weight @ inputs + bias).square().mean()
         value.backward()
-        return value
+        return value.detach()
 
     return weight, bias, loss
 

@@ -27,15 +27,14 @@ import torch
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
 
-from torch.testing._internal.common_optimizers import (  # noqa: E402
+from torch.testing._internal.common_optimizers import (
     ErrorOptimizerInput,
-    OptimizerErrorEnum,
     OptimizerInfo,
     OptimizerInput,
     optim_db,
 )
 
-from csgd_cuda import CSGD  # noqa: E402
+from csgd_cuda import CSGD
 
 hypothesis.settings.load_profile("csgd")  # the import has put PyTorch's in its place
 
