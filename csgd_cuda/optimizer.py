@@ -95,7 +95,7 @@ class CSGD(Optimizer):
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(new, own)
-            state = {**state, "state": restore_state(checkpoint, state["param_groups"])}
+            state = {**state, "state": restore_state(checkpoint, state["param_groups"], state["state"])}
         super().__setstate__(state)
         self._tallies_on = {}
         for group in self.param_groups:

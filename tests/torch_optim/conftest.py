@@ -3,7 +3,10 @@
 
 import pytest
 
-from .info import DESCRIPTIONS, INFO
+try:
+    from .info import DESCRIPTIONS, INFO
+except pytest.skip.Exception as missing:  # a conftest.py must not be skipped
+    DESCRIPTIONS = [pytest.param("", marks=pytest.mark.skip(reason=str(missing)))]
 
 
 @pytest.fixture(params=DESCRIPTIONS)

@@ -29,6 +29,7 @@ pytest.importorskip("expecttest", reason="torch.testing._internal needs expectte
 
 from torch.testing._internal.common_optimizers import (
     ErrorOptimizerInput,
+    OptimizerErrorEnum,  # noqa: F401  for the tests of errors
     OptimizerInfo,
     OptimizerInput,
     optim_db,

@@ -5,13 +5,12 @@ import copy
 
 import pytest
 import torch
-from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 
 from csgd_cuda import CSGD
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
 from .common import assert_same_tree, go_on, optimizer_of, trained
-from .info import INFO
+from .info import INFO, OptimizerErrorEnum
 
 # SGD's error inputs exist for the CPU only.
 ERRORS = INFO.optim_error_inputs_func("cpu", torch.float32)

@@ -9,7 +9,7 @@ import torch
 from ..helpers import DTYPES, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import go_on, model_of, optimizer_of
 
-STEPS = 15
+STEPS = 10
 
 
 def progress(params, optimizer, loss):
@@ -20,8 +20,9 @@ def progress(params, optimizer, loss):
     return math.log(before) - math.log(loss().item())
 
 
-@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "contiguous"), [*((dtype, True) for dtype in DTYPES), (torch.float32, False)], ids=str
+)
 def test_forloop_goes_right_direction(dtype, contiguous, options, device, fused):
     """Down, or up with maximize, about as far as torch.optim.SGD does on the same problem.
 

@@ -88,7 +88,7 @@ def test_mixed_device_dtype(options, device, fused):
     for second in (torch.device("cpu"), elsewhere):
         params = [
             p
-            for k, dtype in enumerate(DTYPES)
+            for k, dtype in enumerate((torch.float32, torch.bfloat16))
             for where in ("cpu", second)
             for p in make_params([(70,)], dtype, where, seed=k)
         ]
@@ -110,15 +110,21 @@ def default_dtype(request):
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_set_default_dtype_works(dtype, default_dtype, options, device, fused):
+def test_set_default_dtype_works(default_dtype, options, device, fused):
     """torch's default dtype and default device reach neither the bits nor the dtypes of the state."""
-    expected = snapshot(*trained(options, device, dtype=dtype, steps=3, fused=fused))
-    params, optimizer = trained(options, device, dtype=dtype, steps=0, fused=fused)
     grads = []
+
+    def new():
+        return [p for k, dtype in enumerate(DTYPES) for p in make_params([(70,)], dtype, device, seed=k)]
+
+    params = new()
+    optimizer = optimizer_of(params, options, fused=fused)
     for step in range(3):
         set_grads(params, seed=step)
         grads.append([param.grad for param in params])
+        optimizer.step()
+    expected = snapshot(params, optimizer)
+    params = new()
     torch.set_default_dtype(default_dtype)
     with torch.device("meta"):
         optimizer = optimizer_of(params, options, fused=fused)

@@ -9,7 +9,7 @@ import torch
 
 from csgd_cuda import CSGD
 
-from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, snapshot
+from ..helpers import DTYPES, assert_same_snapshots, make_params, snapshot
 from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
 
 
@@ -20,10 +20,11 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_state_dict_deterministic(dtype, options, device, fused):
+def test_state_dict_deterministic(options, device, fused):
     """Loading neither loses nor adds a bit, whatever the optimizer was before; every later step is the same."""
-    params, optimizer = trained(options, device, dtype=dtype, fused=fused)
+    params = [p for k, dtype in enumerate(DTYPES) for p in make_params([(70,), (3, 5)], dtype, device, seed=k)]
+    optimizer = optimizer_of(params, options, fused=fused)
+    go_on(params, optimizer)
     state_dict = optimizer.state_dict()
     assert_same_tree(state_dict, optimizer.state_dict())
     twins = copies_of(params)
@@ -140,12 +141,20 @@ def test_loading_before_the_first_step(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
 
 
-def test_state_of_no_parameter_is_kept(device, fused):
-    """torch keeps what is filed under another key, and so does CSGD."""
-    params, optimizer = trained({"momentum": 0.9}, device, fused=fused)
-    state_dict = optimizer.state_dict()
-    state_dict["state"]["note"] = {"epoch": 3}
-    state_dict["state"][0] = {**state_dict["state"][0], "own": torch.arange(3)}
-    optimizer.load_state_dict(state_dict)
-    assert optimizer.state["note"] == {"epoch": 3}
-    assert_same_bits(optimizer.state[params[0]]["own"], torch.arange(3))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_state_that_is_not_ours_is_loaded_as_torch_does(dtype, device, fused):
+    """Kept under a key that is no parameter's; cast and moved where it is a parameter's, as a derived class may do."""
+    loaded = []
+    for cls, how in ((CSGD, {"fused": fused}), (torch.optim.SGD, {})):
+        params = make_params(SHAPES, dtype, device)
+        optimizer = cls(params, momentum=0.9, **how)
+        go_on(params, optimizer)
+        state_dict = optimizer.state_dict()
+        state_dict["state"]["note"] = {"epoch": 3}
+        extra = {"average": torch.linspace(0, 1, 5, dtype=torch.float64), "number": 2.5, "count": torch.arange(3)}
+        state_dict["state"][0] = {**state_dict["state"][0], **extra}
+        optimizer.load_state_dict(state_dict)
+        assert optimizer.state["note"] == {"epoch": 3}
+        loaded.append({name: optimizer.state[params[0]][name] for name in extra})
+    assert loaded[0]["average"].device == params[0].device
+    assert_same_tree(*loaded)
