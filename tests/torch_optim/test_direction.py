@@ -81,6 +81,19 @@ def test_param_groups_have_their_own(option, value, options, device, fused):
     assert_same_snapshots(*results)
 
 
+def test_param_groups_of_equal_options_are_one_group(options, device, fused):
+    """Random draws go by the position over all groups, so how the parameters are grouped is not seen in the bits."""
+    results = []
+    for split in (0, 1, 3):
+        params = make_params([(70,)] * 4, torch.float32, device)
+        groups = [{"params": part} for part in (params[:split], params[split:]) if part]
+        optimizer = optimizer_of(groups, options, fused=fused)
+        go_on(params, optimizer, steps=3)
+        results.append(snapshot(params, optimizer))
+    assert_same_snapshots(results[0], results[1])
+    assert_same_snapshots(results[0], results[2])
+
+
 def test_param_groups_weight_decay_acts_on_its_group_alone(options, device, fused):
     """With zero gradients: one group shrinks, by the factor of SGD, and the other stays, bit for bit."""
     lr = float(options.get("lr", 1e-3))
