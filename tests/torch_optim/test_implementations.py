@@ -21,9 +21,9 @@ WITH_MOMENTUM = [each.desc for each in INFO.optim_inputs_func("cpu") if "momentu
 def test_fused_matches_forloop(dtype, options, device):
     """The kernel has the bits of the reference, on its device and on the CPU: fused_cpu_matches_cuda, too."""
     need_kernel(device)
-    kernel = snapshot(*trained(options, device, steps=5, dtype=dtype, fused=True))
-    assert_same_snapshots(kernel, snapshot(*trained(options, device, steps=5, dtype=dtype, fused=False)))
-    assert_same_snapshots(kernel, snapshot(*trained(options, "cpu", steps=5, dtype=dtype, fused=False)))
+    kernel = snapshot(*trained(options, device, steps=3, dtype=dtype, fused=True))
+    assert_same_snapshots(kernel, snapshot(*trained(options, device, steps=3, dtype=dtype, fused=False)))
+    assert_same_snapshots(kernel, snapshot(*trained(options, "cpu", steps=3, dtype=dtype, fused=False)))
 
 
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"capturable": True}], ids=str)
@@ -77,6 +77,7 @@ def test_mixed_dtypes_in_one_group(options, device, fused):
         assert_same_snapshots(snapshot([param], optimizer), snapshot([others[k]], second))
 
 
+@pytest.mark.parametrize("options", WITH_MOMENTUM, indirect=True)  # the reference on meta is slow
 def test_mixed_device_dtype(options, device, fused):
     """A group over several devices: every parameter on the CPU has the bits it has among parameters on the CPU.
 
@@ -156,11 +157,10 @@ def test_fused_error_on_params_on_meta(options, device):
 
 
 @pytest.mark.parametrize("where", ["cpu", "device"])
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
-def test_tensor_lr(shape, where, options, device, fused):
+def test_tensor_lr(where, options, device, fused):
     """A learning rate in a tensor of 0, 1 or 2 dimensions has the bits of the number, and stays as it is."""
     expected = snapshot(*trained({**options, "lr": 0.03125}, device, dtype=torch.float64, fused=fused))
-    for dtype in (torch.float32, torch.float64):
+    for shape, dtype in (((), torch.float32), ((1,), torch.float64), ((1, 1), torch.float32)):
         lr = torch.full(shape, 0.03125, dtype=dtype, device=device if where == "device" else "cpu")
         params = make_params(SHAPES, torch.float64, device)
         optimizer = CSGD(params, **{**options, "lr": lr}, fused=fused)
