@@ -95,7 +95,7 @@ class CSGD(Optimizer):
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
                 complete_group(new, own)
-            state = {**state, "state": restore_state(checkpoint, state["param_groups"])}
+            state = {**state, "state": restore_state(checkpoint, state["param_groups"], state["state"])}
         super().__setstate__(state)
         self._tallies_on = {}
         for group in self.param_groups:
@@ -134,14 +134,19 @@ class CSGD(Optimizer):
 
     def _check_params(self, group):
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
+        seen = set()
         for index, param in enumerate(group["params"], start=first):
+            if param in seen:
+                raise ValueError(f"parameter {index} is given twice in one group; its state can count only one of them")
+            seen.add(param)
             if is_traceable_wrapper_subclass(param):  # DTensor, for one: its shards would draw the same bits
                 raise TypeError(
                     f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
                     "not yet sharded or wrapped ones"
                 )
             check_dtype(param, index)
-            choose_backend(param.device, group["fused"])
+            if param.device.type != "meta":  # which may be materialised before the first step; the step asks again
+                choose_backend(param.device, group["fused"])
 
     @torch.no_grad()
     def step(self, closure=None):

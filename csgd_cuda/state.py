@@ -21,13 +21,14 @@ def _one(value, dtype, device):
     return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
 
 
-def _restore_one(param, index, saved):
-    """The state of one parameter from a checkpoint's dict of it.
+def _restore_one(param, index, saved, as_torch_casts):
+    """The state of one parameter from a checkpoint's dict of it; what is not ours (a subclass's) as torch loads it.
 
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
-    state = {key: value for key, value in saved.items() if key not in ("step", "momentum_buffer", "lipschitz_bound")}
+    own = ("step", "momentum_buffer", "lipschitz_bound")
+    state = {key: value for key, value in as_torch_casts.items() if key not in own}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
         if momentum_buffer.shape != param.shape:
@@ -44,11 +45,15 @@ def _restore_one(param, index, saved):
         state["step"] = _one(1, torch.int64, param.device)
     if saved.get("lipschitz_bound") is not None:
         state["lipschitz_bound"] = _one(saved["lipschitz_bound"], opmath_dtype(param.dtype), param.device)
-    return state
+    # In the checkpoint's order: saved again, it is the same file.
+    return {key: state[key] for key in [*saved, *state] if key in state}
 
 
-def restore_state(checkpoint, param_groups):
+def restore_state(checkpoint, param_groups, as_torch_casts):
     """The ``state`` of an optimizer with these groups, from the state_dict ``checkpoint``.
+
+    Args:
+        as_torch_casts: the ``state`` that torch.optim.Optimizer.load_state_dict has made of the same checkpoint.
 
     Raises:
         ValueError: a momentum buffer does not have its parameter's shape.
@@ -63,7 +68,7 @@ def restore_state(checkpoint, param_groups):
             if index is None:
                 state[key] = saved  # not of a parameter: kept as it is, as torch does
                 continue
-            restored = _restore_one(params[index], index, saved)
+            restored = _restore_one(params[index], index, saved, as_torch_casts[params[index]])
             if restored:
                 state[params[index]] = restored
     return state

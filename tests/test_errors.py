@@ -247,8 +247,10 @@ def test_inference_tensor_outside_inference_mode_is_refused(fused):
 
 def test_fused_where_it_cannot_be_says_why(monkeypatch):
     params = make_params([(3,)], torch.float32, "meta")
+    optimizer = CSGD(params, fused=True)  # a model may be made on meta, and be somewhere else by the first step
+    set_grads(params, seed=0)
     with pytest.raises(RuntimeError, match=r"fused=True, but .*no kernel for device type 'meta'"):
-        CSGD(params, fused=True)
+        optimizer.step()
     monkeypatch.setattr(extension, "_C", None)
     monkeypatch.setattr(extension, "load_error", "for a test")
     with pytest.raises(RuntimeError, match=r"fused=True, but the extension is not built .*for a test"):

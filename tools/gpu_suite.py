@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a GPU, in one command: build, tests on CUDA, compute-sanitizer, benchmark.
 
-Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. Builds in place. Writes
-gpu-suite.json and gpu-suite.md into --out, besides what the benchmark writes there. Exit status: 0 if every part
-passed, 1 if one failed (the later ones run all the same), 2 if there is nothing to run on.
+Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. Without expecttest most of
+tests/torch_optim is skipped. Builds in place. Writes gpu-suite.json and gpu-suite.md into --out, besides what the
+benchmark writes there. Exit status: 0 if every part passed, 1 if one failed (the later ones run all the same), 2 if
+there is nothing to run on.
 """
 
 import argparse

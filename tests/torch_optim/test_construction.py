@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused, what is printed, what a copy has, what the state holds."""
+
+import copy
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD
+
+from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
+from .common import assert_same_tree, go_on, optimizer_of, trained
+from .info import INFO, OptimizerErrorEnum
+
+# SGD's error inputs exist for the CPU only.
+ERRORS = INFO.optim_error_inputs_func("cpu", torch.float32)
+
+
+def test_optim_inputs_do_not_choose_an_implementation():
+    """The tests do that, for every input."""
+    for each in INFO.optim_inputs_func("cpu"):
+        assert not {"foreach", "fused", "differentiable"} & set(each.kwargs), each.desc
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.optimizer_error_input.desc)
+def test_errors(error):
+    assert error.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR
+    given = error.optimizer_error_input
+    params = make_params([(2, 3)], torch.float32) if given.params is None else given.params
+    if issubclass(error.error_type, Warning):  # a warning of torch, and CSGD makes an error of it at once
+        with pytest.warns(error.error_type, match=error.error_regex), pytest.raises(ValueError, match="given twice"):
+            CSGD(params, **given.kwargs)
+        return
+    with pytest.raises(error.error_type, match=error.error_regex):
+        CSGD(params, **given.kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_duplicate_params_in_one_group_are_refused_before_the_first_step(fused):
+    """Both would advance one step and one bound; torch, too, announces an error."""
+    first, second, third = make_params([(3,), (4,), (5,)], torch.float32)
+    with pytest.raises(ValueError, match="parameter 2 is given twice"):
+        CSGD([first, second, first], fused=fused)
+    optimizer = CSGD([first], fused=fused)
+    with pytest.raises(ValueError, match="parameter 3 is given twice"):
+        optimizer.add_param_group({"params": [second, third, third]})
+    assert [group["params"] for group in optimizer.param_groups] == [[first]]
+
+
+def test_duplicate_params_across_groups_are_refused(fused):
+    first, second = make_params([(3,), (4,)], torch.float32)
+    optimizer = CSGD([first], fused=fused)
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+        optimizer.add_param_group({"params": [second, first]})
+    assert [group["params"] for group in optimizer.param_groups] == [[first]]
+
+
+@pytest.mark.parametrize("made", ["new", "stepped", "loaded"])
+def test_optimizer_can_be_printed(made, options, device, fused):
+    """Every option of every group, by name and value; and SGD's in SGD's words."""
+    params = make_params([(3,), (4,)], torch.float32, device)
+    optimizer = optimizer_of([{"params": params[:1]}, {"params": params[1:], "lr": 0.125}], options, fused=fused)
+    if made != "new":
+        go_on(params, optimizer)
+    if made == "loaded":
+        optimizer.load_state_dict(optimizer.state_dict())
+    text = repr(optimizer)
+    assert text == str(optimizer)
+    assert text.startswith("CSGD (\nParameter Group 0\n")
+    groups = text.split("Parameter Group ")[1:]
+    assert len(groups) == 2
+    for lines, group in zip(groups, optimizer.param_groups, strict=True):
+        for name, value in {**options, "fused": fused, "lr": group["lr"]}.items():
+            assert f"    {name}: {value}\n" in lines
+    assert "    lr: 0.125\n" in groups[1]
+    sgd = torch.optim.SGD([torch.zeros(1)])
+    assert set(sgd.defaults) < set(optimizer.defaults)
+
+
+def test_defaults_are_those_of_sgd(fused):
+    """An option that SGD has, too, is the same one when it is not given."""
+    ours, theirs = CSGD([torch.zeros(1)]).defaults, torch.optim.SGD([torch.zeros(1)]).defaults
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+def test_deepcopy_copies_all_public_attrs(options, device, fused):
+    params, optimizer = trained(options, device, fused=fused)
+    twin = copy.deepcopy(optimizer)
+    public = {name for name in optimizer.__dict__ if not name.startswith("_")}
+    assert public == {name for name in twin.__dict__ if not name.startswith("_")}
+    assert {"param_groups", "state", "defaults"} <= public
+    assert_same_tree(optimizer.defaults, twin.defaults)
+    assert_same_tree(optimizer.state_dict(), twin.state_dict())
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(twin.param_groups[0]["params"], twin))
+
+
+def test_deepcopy_shares_nothing_and_goes_on_alike(options, device, fused):
+    params, optimizer = trained(options, device, fused=fused)
+    twin = copy.deepcopy(optimizer)
+    copied = twin.param_groups[0]["params"]
+    before = snapshot(params, optimizer)
+    go_on(copied, twin, seed=1)
+    twin.param_groups[0]["momentum"] = 0.25
+    assert_same_snapshots(before, snapshot(params, optimizer))
+    assert optimizer.param_groups[0]["momentum"] != 0.25
+    go_on(params, optimizer, seed=1)
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(copied, twin))
+
+
+def test_non_empty_state(options, device, fused):
+    """One step makes the state of each parameter that has a gradient, and of no other."""
+    params = make_params([(3, 5), (70,), (8,)], torch.float32, device)
+    optimizer = optimizer_of(params, options, fused=fused)
+    set_grads(params, seed=0)
+    params[1].grad = None
+    optimizer.step()
+    expected = {"step"}
+    expected |= {"momentum_buffer"} if options.get("momentum") else set()
+    expected |= {"lipschitz_bound"} if options.get("lipschitz") is None else set()
+    assert set(optimizer.state) == {params[0], params[2]}
+    for param in (params[0], params[2]):
+        assert set(optimizer.state[param]) == expected
+        assert int(optimizer.state[param]["step"]) == 1
+        for name in expected - {"step"}:
+            assert optimizer.state[param][name].any(), name

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that this version of CSGD did not write: older ones, torch.optim.SGD's, named ones, unfit ones."""
+
+import copy
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD
+
+from ..helpers import assert_same_snapshots, make_params, snapshot
+from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
+from .info import INFO
+
+SGD_NAMES = set(torch.optim.SGD([torch.zeros(1)]).defaults)
+OWN_NAMES = ["calibration", "lipschitz", "bound_decay", "rounding", "seed"]
+LATER_FLAGS = [*INFO.not_og_supported_flags, *OWN_NAMES, "nesterov"]
+
+
+def test_can_load_older_state_dict(options, device, fused):
+    """An option that the checkpoint does not know yet stays what the group was made with; all others are loaded."""
+    _, optimizer = trained(options, device, fused=fused)
+    own = {**OTHER_OPTIONS, "maximize": True, "capturable": True, "fused": fused}
+    for missing in LATER_FLAGS:
+        old = copy.deepcopy(optimizer.state_dict())
+        del old["param_groups"][0][missing]
+        params = make_params(SHAPES, torch.float32, device)
+        second = CSGD([{"params": params, **own}])  # of the group alone: the defaults are others
+        second.load_state_dict(old)
+        group = second.param_groups[0]
+        assert set(group) == set(optimizer.param_groups[0])
+        assert group[missing] == own.get(missing, second.defaults[missing]), missing
+        for name, value in old["param_groups"][0].items():
+            if name != "params":
+                assert group[name] == value, f"{name}, without {missing}"
+        go_on(params, second, steps=1)
+        assert all(int(state["step"]) == 3 for state in second.state.values())
+
+
+def test_much_older_state_dict_goes_on_alike(options, device, fused):
+    """All of them missing at once, where the optimizer was made with the same options."""
+    params, optimizer = trained(options, device, fused=fused)
+    old = copy.deepcopy(optimizer.state_dict())
+    for name in LATER_FLAGS:
+        del old["param_groups"][0][name]
+    twins = copies_of(params)
+    second = optimizer_of(twins, options, fused=fused)
+    second.load_state_dict(old)
+    go_on(params, optimizer, seed=1)
+    go_on(twins, second, seed=1)
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
+
+
+@pytest.mark.parametrize(
+    "how", [{"foreach": False}, {"foreach": True}, {"fused": True}, "of an old torch", "with other ids"], ids=str
+)
+def test_can_load_state_dict_of_sgd(how, options, device, fused):
+    """However that one ran. SGD's options are its, ours are ours, and the next step is its next step."""
+    theirs = make_params(SHAPES, torch.float64, device)
+    of_sgd = {name: value for name, value in options.items() if name in SGD_NAMES}
+    sgd = torch.optim.SGD(theirs, **of_sgd, **(how if isinstance(how, dict) else {}))
+    go_on(theirs, sgd, steps=3)
+    checkpoint = copy.deepcopy(sgd.state_dict())
+    (group,) = checkpoint["param_groups"]
+    if how == "of an old torch":
+        for name in ("nesterov", "maximize", "foreach", "differentiable", "fused"):
+            group.pop(name)
+    elif how == "with other ids":  # as torch wrote them up to 1.5: addresses
+        ids = [140234 + 512 * k for k in range(len(theirs))]
+        group["params"] = ids
+        checkpoint["state"] = {ids[k]: state for k, state in checkpoint["state"].items()}
+    ours = copies_of(theirs)
+    own = {"calibration": 2.0, "seed": 77, "bound_decay": 0.5, "rounding": "nearest", "fused": fused}
+    missing = {name: options[name] for name in ("nesterov", "maximize") if name not in group and name in options}
+    csgd = CSGD(ours, lr=9.0, momentum=0.75, **own, **missing)
+    csgd.load_state_dict(checkpoint)
+    loaded = csgd.param_groups[0]
+    assert set(loaded) == set(csgd.defaults) | {"params"}
+    for name in SGD_NAMES - {"fused", "foreach", "differentiable"}:
+        assert loaded[name] == sgd.param_groups[0][name], name
+    for name in {*OWN_NAMES, "fused", "foreach", "differentiable"}:
+        assert loaded[name] == csgd.defaults[name], name
+    go_on(ours, csgd, steps=1, seed=1)
+    go_on(theirs, sgd, steps=1, seed=1)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+        if options.get("momentum"):
+            buffers = csgd.state[a]["momentum_buffer"], sgd.state[b]["momentum_buffer"]
+            torch.testing.assert_close(*buffers, rtol=1e-13, atol=1e-13)
+    go_on(ours, csgd, steps=1, seed=2)
+    assert csgd.density()[-1] < 0.5  # and from then on calibrated
+
+
+def names_of(optimizer):
+    return [group.get("param_names") for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("saved_names", [None, "abc"])
+@pytest.mark.parametrize("own_names", [None, "xyz"])
+def test_can_load_from_and_to_named_state_dict(own_names, saved_names, options, device, fused):
+    """Names come along and replace what there was, and go by position all the same: they decide nothing else."""
+
+    def optimizer_with(names, params):
+        return optimizer_of(params if names is None else list(zip(names, params, strict=True)), options, fused=fused)
+
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = optimizer_with(saved_names, params)
+    go_on(params, optimizer)
+    state_dict = optimizer.state_dict()
+    assert state_dict["param_groups"][0].get("param_names") == (None if saved_names is None else list(saved_names))
+    twins = copies_of(params)
+    second = optimizer_with(own_names, twins)
+    second.load_state_dict(state_dict)
+    kept = saved_names or own_names
+    assert names_of(second) == [None if kept is None else list(kept)]
+    assert_same_tree(state_dict["state"], second.state_dict()["state"])
+    go_on(params, optimizer, seed=1)
+    go_on(twins, second, seed=1)
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
+
+
+def test_names_of_another_order_can_be_mapped_by_a_hook(device, fused):
+    """What torch recommends for a model whose parameters have moved: the state follows the names."""
+    params, names = make_params(SHAPES, torch.float32, device), ["a", "b", "c"]
+    optimizer = CSGD(list(zip(names, params, strict=True)), momentum=0.9, fused=fused)
+    go_on(params, optimizer)
+    turned = list(reversed(copies_of(params)))
+    second = CSGD(list(zip(reversed(names), turned, strict=True)), fused=fused)
+
+    def by_name(loading, state_dict):
+        (group,), (own,) = state_dict["param_groups"], loading.param_groups
+        at = [group["param_names"].index(name) for name in own["param_names"]]
+        return {
+            "state": {k: state_dict["state"][old] for k, old in enumerate(at)},
+            "param_groups": [{**group, "param_names": own["param_names"]}],
+        }
+
+    second.register_load_state_dict_pre_hook(by_name)
+    second.load_state_dict(optimizer.state_dict())
+    assert names_of(second) == [["c", "b", "a"]]
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(list(reversed(turned)), second))
+
+
+UNFIT = {
+    "fewer groups": (lambda d: d["param_groups"].pop(), "different number of parameter groups"),
+    "fewer parameters": (lambda d: d["param_groups"][1]["params"].pop(), "doesn't match the size"),
+    "momentum of another shape": (
+        lambda d: d["state"][1].update(momentum_buffer=torch.zeros(71)),
+        r"parameter 1: the loaded momentum_buffer has shape \[71\], expected \[70\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT.values(), ids=UNFIT.keys())
+def test_unfit_state_dict_changes_nothing(case, device, fused):
+    spoil, message = case
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = CSGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}], momentum=0.9, fused=fused)
+    go_on(params, optimizer)
+    before, unfit = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    spoil(unfit)
+    unfit["param_groups"][0]["lr"] = 123.0
+    calls = []
+    optimizer.register_load_state_dict_post_hook(calls.append)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(unfit)
+    assert_same_tree(before, optimizer.state_dict())
+    assert not calls
+    optimizer.load_state_dict(before)
+    assert_same_tree(before, optimizer.state_dict())
