@@ -21,13 +21,25 @@ def _one(value, dtype, device):
     return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
 
 
+def _own(value, device):
+    """A copy on ``device`` of what others keep in a parameter's state, e.g. the slow weights of Lookahead."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device=device, copy=True)
+    if isinstance(value, dict):
+        return {key: _own(entry, device) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_own(entry, device) for entry in value)
+    return value
+
+
 def _restore_one(param, index, saved):
     """The state of one parameter from a checkpoint's dict of it.
 
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
-    state = {key: value for key, value in saved.items() if key not in ("step", "momentum_buffer", "lipschitz_bound")}
+    names = ("step", "momentum_buffer", "lipschitz_bound")
+    state = {key: _own(value, param.device) for key, value in saved.items() if key not in names}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
         if momentum_buffer.shape != param.shape:
