@@ -68,14 +68,15 @@ def import_or_skip(name):
     """pytest.importorskip, where torchvision may be one that was built for another torch.
 
     The wheels of torchvision hold operators for a CUDA build of torch. Beside a CPU build these do not load, and
-    the import fails where it describes the first of them. Nothing here calls it: to declare it is enough.
+    the import fails where it describes them. Nothing here calls them: to declare them is enough.
     """
     try:
         importlib.import_module("torchvision")
     except ImportError:
         pass
     except RuntimeError:
-        _torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for operator in ("nms", "qnms"):
+            _torchvision.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return pytest.importorskip(name)
 
 
