@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run all tests
+# make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
 # make lint    check style
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
@@ -12,13 +13,18 @@ BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
 ARGS ?=
 
-.PHONY: train test lint format check-cuda count-instructions gpu-suite clean
+.PHONY: train test test-integration lint format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
+
+# Those that make test leaves out where the packages are missing. The variable makes that an error here.
+test-integration: $(VENV)/integration
+	HF_HUB_OFFLINE=1 CSGD_CUDA_INTEGRATION=1 $(BIN)/python -m pytest \
+	  $(patsubst %,tests/integration/test_%.py,compatibility lightning accelerate transformers timm) $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -49,6 +55,12 @@ $(VENV)/installed: requirements-dev.txt
 # An editable install: Python files are used where they lie, the extension is built into csgd_cuda/.
 $(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard csrc/*/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# The constraints keep torch as it is; "none" leaves the extension as built, where "auto" would compile it again.
+$(VENV)/integration: $(VENV)/built
+	CSGD_CUDA_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation \
+	  --constraint requirements-dev.txt --editable '.[test-integration]'
 	touch $@
 
 clean:

@@ -41,9 +41,9 @@ def check_options(
     for name, value in not_negative.items():
         if name == "lipschitz" and value is None:
             continue
-        if not (value >= 0 and math.isfinite(value)):
+        if not 0 <= value < math.inf:  # not math.isfinite, at which torch.compile breaks the graph for a changing lr
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not math.isfinite(dampening):
+    if not -math.inf < dampening < math.inf:
         raise ValueError(f"dampening must be a finite number, got {dampening}")
     if not 0 <= bound_decay <= 1:
         raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")

@@ -65,6 +65,11 @@ def operator_options(options, device):
     ``lr`` becomes a number, and ``lr_tensor`` a tensor or None; the other numbers become floats.
     """
     lr, lr_tensor = options["lr"], None
+    if torch.compiler.is_compiling() and not isinstance(lr, torch.Tensor):
+        # An operator's float is a constant of the compiled code: each lr of a scheduler would compile it anew. A
+        # factor of a tensor is an input. (Of 1.0, so that the bits are those of the number; not torch.tensor(lr),
+        # which torch 2.13 makes a constant, too.)
+        lr = torch.ones((), dtype=torch.float64, device=device) * lr
     if isinstance(lr, torch.Tensor):
         lr, lr_tensor = 0.0, lr
         if lr_tensor.dtype not in (torch.float32, torch.float64):

@@ -21,6 +21,17 @@ def _one(value, dtype, device):
     return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
 
 
+def _copy_of(value):
+    """A copy of what others keep in a parameter's state, e.g. the slow weights of Lookahead."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copy_of(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy_of(entry) for entry in value)
+    return value
+
+
 def _restore_one(param, index, saved, as_torch_casts):
     """The state of one parameter from a checkpoint's dict of it; what is not ours (a subclass's) as torch loads it.
 
@@ -28,7 +39,7 @@ def _restore_one(param, index, saved, as_torch_casts):
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
     own = ("step", "momentum_buffer", "lipschitz_bound")
-    state = {key: value for key, value in as_torch_casts.items() if key not in own}
+    state = {key: _copy_of(value) for key, value in as_torch_casts.items() if key not in own}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
         if momentum_buffer.shape != param.shape:

@@ -66,6 +66,20 @@ def test_loading_shares_nothing_with_the_checkpoint(device, fused):
     assert_same_snapshots(before, snapshot(params, optimizer))
 
 
+def test_what_others_keep_in_the_state_is_loaded_too(device):
+    """Wrappers such as Lookahead do: on the parameter's device, and no longer the checkpoint's tensor."""
+    params = make_params([(10,)], torch.bfloat16, device)
+    optimizer = run_steps(params)
+    slow = torch.full((10,), 0.1, dtype=torch.bfloat16)
+    optimizer.state[params[0]]["slow"] = {"weights": [slow], "count": 3}
+    optimizer.load_state_dict(optimizer.state_dict())
+    loaded = optimizer.state[params[0]]["slow"]
+    assert loaded["count"] == 3
+    assert loaded["weights"][0].device == params[0].device
+    assert loaded["weights"][0] is not slow
+    assert_same_bits(loaded["weights"][0], slow)
+
+
 def test_state_is_what_the_documentation_says(device, fused):
     params = [p for dtype in DTYPES for p in make_params([(4, 5)], dtype, device)]
     optimizer = run_steps(params, fused=fused)

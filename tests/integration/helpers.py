@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny regression to train, and the plain loop that every integration is compared with, bit for bit."""
+
+import importlib
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD
+
+from ..helpers import assert_same_snapshots, snapshot
+
+OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+
+
+def make_model(dtype=torch.float32, seed=0):
+    """Two layers; the same weights each time."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)).to(dtype)
+
+
+def make_data(batches=12, size=32, dtype=torch.float32, seed=1):
+    """[(x, y)], y a smooth function of x."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batches, size, 8, generator=generator)
+    y = torch.stack([x[..., 0] + x[..., 1], x[..., 2:].mean(-1).sin()], dim=-1)
+    return list(zip(x.to(dtype), y.to(dtype), strict=True))
+
+
+def make_optimizer(model, **options):
+    return CSGD(model.parameters(), **{**OPTIONS, **options})
+
+
+def loss_of(model, x, y):
+    return (model(x) - y).square().mean()
+
+
+def train(model, optimizer, data, after_step=lambda: None):
+    """The plain loop. Returns the losses."""
+    losses = []
+    for x, y in data:
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        loss.backward()
+        optimizer.step()
+        after_step()
+        losses.append(loss.item())
+    return losses
+
+
+def plainly_trained(data, dtype=torch.float32, **options):
+    """(model, optimizer) after the plain loop over the data."""
+    model = make_model(dtype)
+    optimizer = make_optimizer(model, **options)
+    train(model, optimizer, data)
+    return model, optimizer
+
+
+def assert_same_training(a, b):
+    """The parameters and the state of two (model, optimizer), bit for bit."""
+    assert_same_snapshots(*(snapshot(list(model.parameters()), optimizer) for model, optimizer in (a, b)))
+
+
+_torchvision = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def import_or_skip(name):
+    """pytest.importorskip, where torchvision may be one that was built for another torch.
+
+    The wheels of torchvision hold operators for a CUDA build of torch. Beside a CPU build these do not load, and
+    the import fails where it describes them. Nothing here calls them: to declare them is enough.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        pass
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            _torchvision.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return pytest.importorskip(name)
+
+
+def loss_went_down(losses):
+    """Of the last quarter against the first, so that one batch does not decide."""
+    quarter = max(1, len(losses) // 4)
+    return sum(losses[-quarter:]) < 0.8 * sum(losses[:quarter])

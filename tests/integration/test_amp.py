@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.amp: the loss scale, a power of two, must leave no trace in the bits; a skipped step neither."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD
+
+from ..helpers import DTYPES
+from .helpers import (
+    assert_same_training,
+    loss_of,
+    loss_went_down,
+    make_data,
+    make_model,
+    make_optimizer,
+    plainly_trained,
+)
+
+
+def scaled_loop(model, optimizer, scaler, data, poison=(), before_step=None):
+    """Returns the losses; in the batches of ``poison`` the scaled loss overflows."""
+    losses = []
+    for k, (x, y) in enumerate(data):
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        scaler.scale(loss * (math.inf if k in poison else 1.0)).backward()
+        if before_step:
+            scaler.unscale_(optimizer)
+            before_step()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return losses
+
+
+# In float16 a scaled gradient is rounded on another grid near zero, so bits cannot be equal there.
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.float16], ids=str)
+def test_loss_scale_leaves_no_trace(dtype, fused):
+    data = make_data(dtype=dtype)
+    model = make_model(dtype)
+    optimizer = make_optimizer(model, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    losses = scaled_loop(model, optimizer, scaler, data)
+    assert scaler.get_scale() == 2.0**14
+    assert loss_went_down(losses)
+    assert_same_training((model, optimizer), plainly_trained(data, dtype, fused=fused))
+
+
+def test_skipped_batches_leave_no_trace(fused):
+    """Not in the step count, and so not in the random draws of the later steps."""
+    data = make_data()
+    model = make_model()
+    optimizer = make_optimizer(model, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    poison = (0, 5, 6)  # the first one before there is any state
+    scaled_loop(model, optimizer, scaler, data, poison)
+    assert scaler.get_scale() == 2.0**7
+    clean = [batch for k, batch in enumerate(data) if k not in poison]
+    assert_same_training((model, optimizer), plainly_trained(clean, fused=fused))
+
+
+def test_unscaling_before_the_step_gives_the_same_bits():
+    data, results = make_data(), []
+    for before_step in (None, lambda: None):
+        model = make_model()
+        optimizer = make_optimizer(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        scaled_loop(model, optimizer, scaler, data, poison=(3,), before_step=before_step)
+        results.append((model, optimizer))
+    assert_same_training(*results)
+
+
+def test_one_scaler_serves_two_optimizers():
+    """An overflow in one optimizer's gradients skips that one only, as with torch.optim.SGD."""
+    data, results = make_data(batches=4), []
+    for poisoned in (None, 2):
+        models = [make_model(seed=k) for k in range(2)]
+        optimizers = [make_optimizer(model) for model in models]
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        for k, (x, y) in enumerate(data):
+            for model, optimizer in zip(models, optimizers, strict=True):
+                optimizer.zero_grad()
+                factor = math.inf if k == poisoned and model is models[1] else 1.0
+                scaler.scale(loss_of(model, x, y) * factor).backward()
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+        results.append(list(zip(models, optimizers, strict=True)))
+    assert_same_training(results[0][0], results[1][0])
+    steps = [int(next(iter(optimizer.state.values()))["step"]) for _, optimizer in results[1]]
+    assert steps == [4, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains(dtype, fused):
+    """Parameters and state stay float32, the products are of low precision; a scaler as in any AMP recipe."""
+    data = make_data(batches=30)
+    model = make_model()
+    optimizer = make_optimizer(model, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    losses = []
+    for x, y in data:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=dtype):
+            output = model(x)
+            assert output.dtype is dtype
+            loss = torch.nn.functional.mse_loss(output.float(), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert loss_went_down(losses)
+    assert all(state["momentum_buffer"].dtype is torch.float32 for state in optimizer.state.values())
+
+
+def test_float16_parameters_train_under_a_scaler(fused):
+    """torch refuses to unscale float16 gradients; CSGD does it in float32, inside the step."""
+    data = make_data(batches=30, dtype=torch.float16)
+    model = make_model(torch.float16)
+    optimizer = make_optimizer(model, fused=fused)
+    losses = scaled_loop(model, optimizer, torch.amp.GradScaler("cpu", init_scale=2.0**6), data)
+    assert loss_went_down(losses)
+
+
+def test_scaler_and_optimizer_resume_together():
+    data, results = make_data(), []
+    for pause in (None, 7):
+        model = make_model()
+        optimizer = make_optimizer(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        scaled_loop(model, optimizer, scaler, data[:pause], poison=(4,))
+        if pause:
+            saved = copy.deepcopy([thing.state_dict() for thing in (model, optimizer, scaler)])
+            model = make_model(seed=9)
+            optimizer = CSGD(model.parameters(), lr=1.0)
+            scaler = torch.amp.GradScaler("cpu")
+            for thing, state in zip((model, optimizer, scaler), saved, strict=True):
+                thing.load_state_dict(state)
+            scaled_loop(model, optimizer, scaler, data[pause:])
+        results.append((model, optimizer))
+    assert_same_training(*results)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile of a whole training step: one graph, not compiled again for another learning rate or step."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+
+from ..conftest import need_kernel
+from ..helpers import assert_same_bits
+from .helpers import assert_same_training, loss_of, loss_went_down, make_data, make_model, make_optimizer
+
+OPERATOR = "csgd_cuda.csgd_"
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    need_kernel(torch.device("cpu"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def forward_backward_step(model, optimizer):
+    """A training step as a function. Optimizer.zero_grad is not in it: torch itself refuses to trace it."""
+
+    def step(x, y):
+        loss = loss_of(model, x, y)
+        loss.backward()
+        optimizer.step()
+        for param in model.parameters():
+            param.grad = None
+        return loss.detach()
+
+    return step
+
+
+def operator_calls(counter):
+    """The calls of the operator in each graph."""
+    return [sum(OPERATOR in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
+
+
+def train_compiled(data, *, lr, change_lr, backend="aot_eager", dynamic=None):
+    """(model, optimizer, losses, number of compilations after each step)."""
+    model = make_model()
+    optimizer = make_optimizer(model, lr=lr)
+    counter = CompileCounterWithBackend(backend)
+    # Without this torch breaks the graph at backward().
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        step = torch.compile(forward_backward_step(model, optimizer), backend=counter, fullgraph=True, dynamic=dynamic)
+        losses, compiled = [], []
+        for k, (x, y) in enumerate(data):
+            change_lr(optimizer, k)
+            losses.append(step(x, y).item())
+            compiled.append(counter.frame_count)
+    assert all(count <= 1 for count in operator_calls(counter))
+    return model, optimizer, losses, compiled
+
+
+def train_eagerly(data, *, lr, change_lr):
+    model = make_model()
+    optimizer = make_optimizer(model, lr=lr)
+    step = forward_backward_step(model, optimizer)
+    for k, (x, y) in enumerate(data):
+        change_lr(optimizer, k)
+        step(x, y)
+    return model, optimizer
+
+
+def constant(optimizer, k):
+    pass
+
+
+def new_number(optimizer, k):
+    optimizer.param_groups[0]["lr"] = 0.1 * 0.95**k
+
+
+def refill(optimizer, k):
+    optimizer.param_groups[0]["lr"].fill_(0.1 * 0.95**k)
+
+
+def same_until_3(optimizer, k):
+    new_number(optimizer, max(k - 3, 0))
+
+
+# The first step makes the state, and so is another graph than the later ones. A number that changes for the first
+# time is compiled once more, as an input; dynamic=True says so from the start.
+CASES = {
+    "constant number": (0.1, constant, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+    "number changed by a scheduler": (0.1, same_until_3, None, [1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]),
+    "number changed by a scheduler, dynamic": (0.1, new_number, True, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+    "tensor filled by a scheduler": (torch.tensor(0.1), refill, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_step_is_one_graph_and_is_not_compiled_again(case):
+    """fullgraph=True raises at a graph break. The bits are those of the same steps without a compiler."""
+    lr, change_lr, dynamic, expected = CASES[case]
+    data = make_data(len(expected))
+    model, optimizer, losses, compiled = train_compiled(data, lr=lr, change_lr=change_lr, dynamic=dynamic)
+    # A graph may be traced twice for one compilation: what counts is when there were any.
+    assert [b > a for a, b in zip([0, *compiled], compiled, strict=False)] == [
+        b > a for a, b in zip([0, *expected], expected, strict=False)
+    ]
+    assert not counters["graph_break"]
+    assert loss_went_down(losses)
+    assert_same_training((model, optimizer), train_eagerly(data, lr=lr, change_lr=change_lr))
+
+
+def test_step_beyond_2_24_is_not_compiled_again():
+    """The step is a tensor that the operator reads, not a number that the graph was made for."""
+    data = make_data(6)
+
+    def jump(optimizer, k):
+        if k == 4:
+            for state in optimizer.state.values():
+                state["step"] += 2**24
+
+    model, optimizer, _, compiled = train_compiled(data, lr=0.1, change_lr=jump)
+    assert compiled == [1, 2, 2, 2, 2, 2]
+    assert_same_training((model, optimizer), train_eagerly(data, lr=0.1, change_lr=jump))
+
+
+def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is():
+    """zero_grad and backward in the loop, no setting: the same breaks as with an optimizer that does nothing."""
+
+    class Nothing(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+
+        def step(self, closure=None):
+            pass
+
+    reasons = []
+    for make in (lambda model: Nothing(model.parameters()), make_optimizer):
+        torch._dynamo.reset()
+        counters.clear()
+        model = make_model()
+        optimizer = make(model)
+        counter = CompileCounterWithBackend("eager")
+
+        @torch.compile(backend=counter)
+        def step(x, y, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        for x, y in make_data(3):
+            step(x, y)
+        reasons.append({reason.splitlines()[0] for reason in counters["graph_break"]})
+    assert reasons[0] == reasons[1]
+    assert sum(operator_calls(counter)) == 2  # once without state, once with
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_inductor_makes_the_bits_of_an_eager_step(dtype):
+    """optimizer.step alone, by the default backend, under a schedule; the gradients are given."""
+    results = []
+    for compiled in (False, True):
+        model = make_model(dtype)
+        optimizer = make_optimizer(model)
+        step = torch.compile(optimizer.step, fullgraph=True) if compiled else optimizer.step
+        for k, (x, y) in enumerate(make_data(5, dtype=dtype)):
+            new_number(optimizer, k)
+            optimizer.zero_grad()
+            loss_of(model, x, y).backward()
+            step()
+        results.append((model, optimizer))
+    assert_same_training(*results)
+
+
+def test_compiled_optimizer_resumes():
+    """A state that was loaded is stepped by the compiled code, too."""
+    data = make_data(8)
+    model, optimizer, _, _ = train_compiled(data[:4], lr=0.1, change_lr=constant)
+    second = make_optimizer(model, lr=7.0)
+    second.load_state_dict(optimizer.state_dict())
+    step = torch.compile(second.step, backend="aot_eager", fullgraph=True)
+    for x, y in data[4:]:
+        second.zero_grad()
+        loss_of(model, x, y).backward()
+        step()
+    assert_same_training((model, second), train_eagerly(data, lr=0.1, change_lr=constant))
+
+
+def test_compiled_model_and_eager_optimizer():
+    """The usual recipe: torch.compile of the model alone."""
+    data = make_data()
+    model = make_model()
+    optimizer = make_optimizer(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for x, y in data:
+        optimizer.zero_grad()
+        loss_of(compiled, x, y).backward()
+        optimizer.step()
+    expected = train_eagerly(data, lr=0.1, change_lr=constant)
+    assert_same_training((model, optimizer), expected)
+    for a, b in zip(compiled.parameters(), expected[0].parameters(), strict=True):
+        assert_same_bits(a, b)

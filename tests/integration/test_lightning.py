@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning's Trainer: the plain loop's bits, checkpoints, mixed precision, manual optimization, weight averaging."""
+
+import warnings
+
+import pytest
+import torch
+
+from .helpers import (
+    assert_same_training,
+    import_or_skip,
+    loss_of,
+    loss_went_down,
+    make_data,
+    make_model,
+    make_optimizer,
+    plainly_trained,
+)
+
+import_or_skip("pytorch_lightning")
+import pytorch_lightning as pl  # noqa: E402
+from pytorch_lightning.callbacks import StochasticWeightAveraging  # noqa: E402
+from pytorch_lightning.plugins import MixedPrecision  # noqa: E402
+
+EPOCHS, GAMMA = 3, 0.8
+DATA = make_data(12)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Regression(pl.LightningModule):
+    def __init__(self, seed=0, **options):
+        super().__init__()
+        self.model, self.options, self.losses = make_model(seed=seed), options, []
+
+    def training_step(self, batch, _):
+        loss = loss_of(self.model, *batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = make_optimizer(self.model)
+        for name, value in self.options.items():
+            setattr(optimizer, name, value)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)]
+
+
+class ByHand(Regression):
+    """Manual optimization, as for a GAN."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, _):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, _)
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return make_optimizer(self.model)
+
+
+def fit(module, folder, epochs=EPOCHS, ckpt_path=None, **options):
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, **options,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(DATA, batch_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+def pair(trainer):
+    return trainer.lightning_module.model, trainer.optimizers[0]
+
+
+def plain_loop(accumulate=1, clip=None):
+    model = make_model()
+    optimizer = make_optimizer(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
+    for _ in range(EPOCHS):
+        for k, (x, y) in enumerate(DATA, start=1):
+            (loss_of(model, x, y) / accumulate).backward()
+            if k % accumulate == 0:
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                optimizer.zero_grad()
+        scheduler.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (1, 0.3), (3, 0.3)])
+def test_trainer_gives_the_bits_of_a_plain_loop(accumulate, clip, tmp_path):
+    module = Regression()
+    trainer = fit(module, tmp_path, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
+    assert loss_went_down(module.losses)
+    assert_same_training(pair(trainer), plain_loop(accumulate, clip))
+
+
+def test_checkpoint_of_the_trainer_resumes_with_every_bit(tmp_path):
+    first = fit(Regression(), tmp_path, epochs=1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    trainer = fit(Regression(seed=6), tmp_path, ckpt_path=tmp_path / "first.ckpt")
+    assert_same_training(pair(trainer), plain_loop())
+
+
+def test_manual_optimization_gives_the_bits_of_a_plain_loop(tmp_path):
+    trainer = fit(ByHand(), tmp_path)
+    assert_same_training(pair(trainer), plainly_trained(DATA * EPOCHS))
+
+
+# A mixed precision with gradient clipping: Lightning refuses every optimizer that unscales by itself.
+UNSCALED_BY_LIGHTNING = {"_step_supports_amp_scaling": False}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize(("options", "clip"), [({}, None), (UNSCALED_BY_LIGHTNING, 0.5)], ids=["alone", "clipped"])
+def test_mixed_precision_trains(options, clip, precision, tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if precision == "16-mixed" else None
+    module = Regression(**options)
+    plugin = MixedPrecision(precision, "cpu", scaler)
+    trainer = fit(module, tmp_path, plugins=[plugin], gradient_clip_val=clip)
+    assert loss_went_down(module.losses)
+    assert all(state["momentum_buffer"].dtype is torch.float32 for state in trainer.optimizers[0].state.values())
+
+
+def test_clipping_under_mixed_precision_says_why_it_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="performs unscaling of gradients internally"):
+        fit(Regression(), tmp_path, plugins=[MixedPrecision("bf16-mixed", "cpu")], gradient_clip_val=0.5)
+
+
+def test_low_precision_parameters_train(tmp_path):
+    """precision="bf16-true": no float32 copies anywhere."""
+    module = Regression()
+    trainer = fit(module, tmp_path, precision="bf16-true")
+    assert {p.dtype for p in module.model.parameters()} == {torch.bfloat16}
+    assert {s["momentum_buffer"].dtype for s in trainer.optimizers[0].state.values()} == {torch.bfloat16}
+    assert loss_went_down(module.losses)
+
+
+def test_weight_averaging_callback(tmp_path):
+    module = Regression()
+    averaging = StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=1, annealing_epochs=1)
+    fit(module, tmp_path, epochs=4, callbacks=[averaging])
+    assert loss_went_down(module.losses)
+    x, y = (torch.cat(parts) for parts in zip(*DATA, strict=True))
+    with torch.no_grad():
+        assert loss_of(module.model, x, y) < loss_of(make_model(), x, y)

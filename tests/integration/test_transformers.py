@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face transformers: Trainer with a custom optimizer, on a tiny GPT-2 made from its configuration."""
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD
+
+from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down
+
+import_or_skip("transformers")
+import transformers  # noqa: E402
+
+VOCABULARY, LENGTH, BATCH, BATCHES, EPOCHS = 17, 12, 8, 6, 3
+STEPS = BATCHES * EPOCHS
+
+
+def tiny_gpt2():
+    """Its output layer is tied to its token embedding."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def sequences():
+    """Each token is the one before plus three, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(5)
+    begin = torch.randint(VOCABULARY, (BATCH * BATCHES, 1), generator=generator)
+    tokens = (begin + 3 * torch.arange(LENGTH)) % VOCABULARY
+    return [{"input_ids": row, "labels": row} for row in tokens]
+
+
+class InOrder(transformers.Trainer):
+    """So that a loop by hand sees the same batches."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class StopAfter(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def make_trainer(folder, *, by_class=False, callbacks=None, **options):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=OPTIONS["lr"],
+        lr_scheduler_type="linear", max_grad_norm=1.0, use_cpu=True, report_to=[], logging_steps=1, disable_tqdm=True,
+        **{"save_strategy": "no", "warmup_steps": 3, **options},
+    )  # fmt: skip
+    model = tiny_gpt2()
+    chosen = (
+        {"optimizer_cls_and_kwargs": (CSGD, OPTIONS)}
+        if by_class
+        else {"optimizers": (CSGD(model.parameters(), **OPTIONS), None)}
+    )
+    return InOrder(model, arguments, train_dataset=sequences(), callbacks=callbacks, **chosen)
+
+
+def losses_of(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trained(trainer):
+    """(model, the optimizer itself): Accelerate wraps it."""
+    return trainer.model, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+def plain_loop():
+    model = tiny_gpt2()
+    optimizer = CSGD(model.parameters(), **OPTIONS)
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 3, STEPS)
+    data = sequences()
+    model.train()
+    for k in range(STEPS):
+        rows = data[BATCH * (k % BATCHES) :][:BATCH]
+        tokens = torch.stack([row["input_ids"] for row in rows])
+        # The Trainer has the model sum the loss, and divide it by the number of labels.
+        count = torch.tensor(BATCH * LENGTH)
+        model(input_ids=tokens, labels=tokens, num_items_in_batch=count).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_trainer_gives_the_bits_of_a_plain_loop(tmp_path):
+    """An optimizer that was handed in; clipping and a schedule with warm-up by the Trainer; tied weights."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    assert loss_went_down(losses_of(trainer))
+    assert trainer.model.lm_head.weight is trainer.model.transformer.wte.weight
+    assert_same_training(trained(trainer), plain_loop())
+
+
+def test_trainer_makes_the_optimizer_from_its_class(tmp_path):
+    """optimizer_cls_and_kwargs: the Trainer groups the parameters with and without weight decay."""
+    trainer = make_trainer(tmp_path, by_class=True, weight_decay=0.01)
+    trainer.train()
+    assert loss_went_down(losses_of(trainer))
+    _, optimizer = trained(trainer)
+    assert type(optimizer) is CSGD
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    assert all(group["momentum"] == OPTIONS["momentum"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("stop", [2 * BATCHES, BATCHES + 2], ids=["after an epoch", "mid-epoch"])
+def test_checkpoint_of_the_trainer_resumes_with_every_bit(stop, tmp_path):
+    """resume_from_checkpoint, by another Trainer with another model."""
+    first = make_trainer(tmp_path, save_strategy="steps", save_steps=stop, callbacks=[StopAfter(stop)])
+    first.train()
+    assert first.state.global_step == stop
+    second = make_trainer(tmp_path)
+    with torch.no_grad():
+        next(second.model.parameters()).zero_()
+    second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert second.state.global_step == STEPS
+    assert_same_training(trained(second), plain_loop())
+
+
+def test_accumulation_and_bfloat16_autocast_train(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, bf16=True, warmup_steps=0)
+    trainer.train()
+    assert loss_went_down(losses_of(trainer))
+    model, optimizer = trained(trainer)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {int(state["step"]) for state in optimizer.state.values()} == {STEPS // 2}
