@@ -9,7 +9,7 @@ from .checks import TALLY_WORDS, check_dtype
 from .functional import choose_backend
 from .options import check_group, complete_group
 from .state import restore_state
-from .step_call import StepCall
+from .step_plan import StepPlan
 
 
 class CSGD(Optimizer):
@@ -88,6 +88,7 @@ class CSGD(Optimizer):
         }
         check_group(defaults)
         self._tallies_on = {}  # device: what the steps there count
+        self._plan = None  # of the last step
         super().__init__(params, defaults)
 
     def __setstate__(self, state):
@@ -98,6 +99,7 @@ class CSGD(Optimizer):
             state = {**state, "state": restore_state(checkpoint, state["param_groups"], state["state"])}
         super().__setstate__(state)
         self._tallies_on = {}
+        self._plan = None
         for group in self.param_groups:
             complete_group(group, self.defaults)
 
@@ -166,48 +168,37 @@ class CSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        calls = self._calls()
-        if len(calls) > 1:  # a later call must not find an error after an earlier one has stepped
-            for call in calls:
-                call.check()
-        for call in calls:
-            call.run()
-            for param, new in call.new_state():
-                self.state[param].update(new)
+        self._run_plan()
         return loss
 
-    def _calls(self):
-        """The operator calls of one step: one per group, more where a group spans devices."""
-        calls, index = [], 0
-        for group in self.param_groups:
-            by_kind = {}
-            for param in group["params"]:
-                if param.grad is not None:
-                    state = self.state.get(param) or {}
-                    fresh = group["momentum"] != 0 and bool(state) and state.get("momentum_buffer") is None
-                    kind = (param.device, fresh)
-                    if kind not in by_kind:
-                        by_kind[kind] = self._new_call(group, *kind)
-                    by_kind[kind].add(param, index, state)
-                index += 1
-            calls.extend(by_kind.values())
-        return calls
+    def _run_plan(self):
+        """Makes the step by the last step's plan where that still holds, else by a new one."""
+        plan, self._plan = self._plan, None
+        if plan is not None and plan.renew(self.param_groups, self.state):
+            try:
+                plan.run(self.state, self._shared_arguments)
+                self._plan = plan
+                return
+            except (ValueError, TypeError):
+                pass  # nothing was changed: a new plan does better (parameters moved to another device) or says why not
+        plan = StepPlan(self.param_groups, self.state)
+        plan.run(self.state, self._shared_arguments)
+        if not plan.makes_state() and not torch.compiler.is_compiling():
+            self._plan = plan
 
-    def _new_call(self, group, device, fresh_momentum):
+    def _shared_arguments(self, device):
+        """The arguments of an operator call that belong to the whole optimizer."""
+
         def on_device(name):  # set by torch.amp.GradScaler
             tensor = getattr(self, name, None)
             # To a CPU the copy must be over before the value is read there.
             return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
 
-        check_group(group)  # schedulers, users and checkpoints change the options after the constructor
-        return StepCall(
-            group,
-            device,
-            fresh_momentum=fresh_momentum,
-            grad_scale=on_device("grad_scale"),
-            found_inf=on_device("found_inf"),
-            tallies=self._tallies(device),
-        )
+        return {
+            "grad_scale": on_device("grad_scale"),
+            "found_inf": on_device("found_inf"),
+            "tallies": self._tallies(device),
+        }
 
     def _tallies(self, device):
         """What each step counts, a row for each parameter index; -1 coordinates moved before the first step."""

@@ -1,32 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """One operator call of an optimizer step: the tensors in the operator's lists, and the group's options."""
 
+from itertools import repeat
+from operator import is_, is_not
+
 import torch
 
 from .checks import opmath_dtype
 from .functional import choose_backend, operator_options
+from .options import check_group
 from .state import new_momentum_buffer
 
 
-class StepCall:
-    """Parameters of one group on one device. State that a parameter lacks is made here, but not yet kept."""
+def same(new, old):
+    """Whether two lists hold the very same objects; what looks at each of a model's parameters has to be fast."""
+    return len(new) == len(old) and all(map(is_, new, old))
 
-    def __init__(self, group, device, *, fresh_momentum, grad_scale, found_inf, tallies):
-        self.group, self.device = group, device
-        self.params, self.grads, self.momentum_buffers = [], [], []
-        self.steps, self.lipschitz_bounds, self.indices = [], [], []
+
+def _none_is_none(tensors):
+    return all(map(is_not, tensors, repeat(None)))
+
+
+class StepCall:
+    """Parameters of one group on one device, and what of it holds from one step to the next.
+
+    Neither gradients nor state are held between steps: whoever frees or replaces them must find them freed.
+    """
+
+    def __init__(self, group, device, fresh_momentum):
+        self._group, self._device, self._fresh_momentum = group, device, fresh_momentum
+        self._params, self._indices = [], []
         self._new_state = []  # (param, what is to be added to its state)
-        self._backend = choose_backend(device, group["fused"])
-        self._options = {
-            **operator_options(group, device),
-            "fresh_momentum": fresh_momentum,
-            "grad_scale": grad_scale,
-            "found_inf": found_inf,
-            "tallies": tallies,
-        }
+        self._take_options()
+        self._forget()
+
+    def _take_options(self):
+        check_group(self._group)  # schedulers, users and checkpoints change the options after the constructor
+        self._backend = choose_backend(self._device, self._group["fused"])
+        self._options = operator_options(self._group, self._device)
+        self._option_values = list(self._group.values())
+        self._has_momentum = self._group["momentum"] != 0
+        self._has_bound = self._group["lipschitz"] is None
+
+    def _forget(self):
+        self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds = [], [], [], []
 
     def add(self, param, index, state):
-        """Adds a parameter with a gradient; ``index`` is its position over all groups."""
+        """Adds a parameter with a gradient; ``index`` is its position over all groups. What its state lacks is made
+        here, but not yet kept."""
         new = {}
 
         def get(name, make):
@@ -35,36 +56,66 @@ class StepCall:
                 return new[name]
             return state[name]
 
-        self.params.append(param)
-        self.grads.append(param.grad)
-        self.indices.append(index)
-        self.steps.append(get("step", lambda: torch.zeros((), dtype=torch.int64, device=self.device)))
-        if self.group["momentum"] != 0:
-            self.momentum_buffers.append(get("momentum_buffer", lambda: new_momentum_buffer(param)))
-        if self.group["lipschitz"] is None:
+        self._params.append(param)
+        self._grads.append(param.grad)
+        self._indices.append(index)
+        self._steps.append(get("step", lambda: torch.zeros((), dtype=torch.int64, device=self._device)))
+        if self._has_momentum:
+            self._momentum_buffers.append(get("momentum_buffer", lambda: new_momentum_buffer(param)))
+        if self._has_bound:
             dtype = opmath_dtype(param.dtype)
-            bound = get("lipschitz_bound", lambda: torch.zeros((), dtype=dtype, device=self.device))
-            self.lipschitz_bounds.append(bound)
+            bound = get("lipschitz_bound", lambda: torch.zeros((), dtype=dtype, device=self._device))
+            self._lipschitz_bounds.append(bound)
         if new:
             self._new_state.append((param, new))
 
-    def _lists(self):
-        return self.params, self.grads, self.momentum_buffers, self.steps, self.lipschitz_bounds, self.indices
+    def makes_state(self):
+        return bool(self._new_state)
 
-    def check(self):
-        """Raises what run() would raise; changes nothing."""
-        self._backend.check(*self._lists(), **self._options)
+    def renew(self, state):
+        """Takes the gradients, state and options of another step, in which the same parameters have gradients.
 
-    def run(self):
-        """Makes the step."""
-        self._backend.step(*self._lists(), **self._options)
+        Args:
+            state: the optimizer's state.
 
-    def new_state(self):
-        """After run(): [(param, what its state now has in addition)]."""
-        found_inf = self._options["found_inf"]
+        Returns:
+            False where a gradient or an entry of the state is missing.
+        """
+        if not same(list(self._group.values()), self._option_values):
+            self._take_options()
+        states = list(map(state.get, self._params))
+        self._grads = [param.grad for param in self._params]
+        try:
+            self._steps = [s["step"] for s in states]
+            self._momentum_buffers = [s["momentum_buffer"] for s in states] if self._has_momentum else []
+            self._lipschitz_bounds = [s["lipschitz_bound"] for s in states] if self._has_bound else []
+        except (KeyError, TypeError):  # TypeError: no state at all
+            return False
+        return all(map(_none_is_none, (self._grads, self._steps, self._momentum_buffers, self._lipschitz_bounds)))
+
+    def _arguments(self, shared):
+        lists = (self._params, self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds, self._indices)
+        options = {**self._options, "fresh_momentum": self._fresh_momentum, **shared(self._device)}
+        return lists, options
+
+    def check(self, shared):
+        """Raises what run() would raise; changes nothing. ``shared(device)``: the options of the whole optimizer."""
+        lists, options = self._arguments(shared)
+        self._backend.check(*lists, **options)
+
+    def run(self, shared):
+        """Makes the step.
+
+        Returns:
+            [(param, what its state now has in addition)]
+        """
+        lists, options = self._arguments(shared)
+        self._backend.step(*lists, **options)
+        self._forget()
+        found_inf = options["found_inf"]
         # A momentum buffer made after the first step counts from its first applied step on, and only found_inf
         # knows whether this one was. Rare enough to wait for the answer.
-        if self._options["fresh_momentum"] and found_inf is not None and bool(found_inf):
+        if self._fresh_momentum and found_inf is not None and bool(found_inf):
             for _, new in self._new_state:
                 new.pop("momentum_buffer", None)
         return self._new_state

@@ -44,6 +44,7 @@ void check_list_lengths(const CsgdArgs& a) {
 
 // True where no two elements can share memory: sorted by stride, each dimension steps over all smaller ones.
 bool separate_elements(const at::Tensor& t) {
+  if (t.is_non_overlapping_and_dense()) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t k = 0; k < t.dim(); ++k) {
     if (t.size(k) > 1) dims.emplace_back(t.stride(k), t.size(k));
@@ -106,6 +107,7 @@ void check_scalar(const at::Tensor& t, const at::Tensor& p, int64_t index, const
 // A step or bound that two parameters share would be advanced twice, or once too early.
 void check_unshared(const at::TensorList& tensors, const char* name) {
   std::vector<const void*> seen;
+  seen.reserve(tensors.size());
   for (const at::Tensor& t : tensors) seen.push_back(t.unsafeGetTensorImpl());
   std::sort(seen.begin(), seen.end());
   TORCH_CHECK_VALUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), name,

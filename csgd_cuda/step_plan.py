@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator calls of an optimizer step, kept for the next step as long as they hold."""
+
+from .step_call import StepCall, same
+
+
+class StepPlan:
+    """One call for each parameter group, more where a group spans devices.
+
+    Raises:
+        ValueError, TypeError: an option is out of range.
+    """
+
+    def __init__(self, param_groups, state):
+        self._groups = list(param_groups)
+        self._params = [list(group["params"]) for group in param_groups]
+        self._without_grad = []
+        self._calls = []
+        index = 0
+        for group in param_groups:
+            calls = {}
+            for param in group["params"]:
+                if param.grad is None:
+                    self._without_grad.append(param)
+                else:
+                    own = state.get(param) or {}
+                    fresh_momentum = group["momentum"] != 0 and bool(own) and own.get("momentum_buffer") is None
+                    kind = (param.device, fresh_momentum)
+                    if kind not in calls:
+                        calls[kind] = StepCall(group, *kind)
+                    calls[kind].add(param, index, own)
+                index += 1
+            self._calls.extend(calls.values())
+
+    def makes_state(self):
+        """Whether it makes state that parameters lack: such a plan is good for one step."""
+        return any(call.makes_state() for call in self._calls)
+
+    def renew(self, param_groups, state):
+        """Takes the gradients, state and options of another step.
+
+        Returns:
+            False where something else has changed: groups, parameters, or which of them have gradients and state.
+        """
+        return (
+            same(param_groups, self._groups)
+            and all(same(group["params"], params) for group, params in zip(param_groups, self._params, strict=True))
+            and all(param.grad is None for param in self._without_grad)
+            and all(call.renew(state) for call in self._calls)
+        )
+
+    def run(self, state, shared):
+        """Makes the step and keeps in ``state`` what parameters lacked there.
+
+        ``shared(device)``: the operator's arguments that belong to the whole optimizer.
+
+        Raises:
+            ValueError, TypeError: something is wrong with a tensor or an option; nothing was changed.
+        """
+        if len(self._calls) > 1:  # a later call must not find an error after an earlier one has stepped
+            for call in self._calls:
+                call.check(shared)
+        for call in self._calls:
+            for param, new in call.run(shared):
+                state[param].update(new)
