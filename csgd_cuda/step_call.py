@@ -81,7 +81,8 @@ class StepCall:
         Returns:
             False where a gradient or an entry of the state is missing.
         """
-        if not same(list(self._group.values()), self._option_values):
+        # A tensor's value can change in place, and the operator may be given a copy of it.
+        if isinstance(self._group["lr"], torch.Tensor) or not same(list(self._group.values()), self._option_values):
             self._take_options()
         states = list(map(state.get, self._params))
         self._grads = [param.grad for param in self._params]

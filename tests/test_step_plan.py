@@ -143,10 +143,14 @@ def option(name, value):
     return change
 
 
-def lr_tensor_changed_in_place(opt, params):
-    opt.param_groups[0]["lr"] = torch.tensor(0.25)
-    opt.step()
-    opt.param_groups[0]["lr"].mul_(2)
+def lr_tensor_changed_in_place(dtype):
+    def change(opt, params):
+        opt.param_groups[0]["lr"] = torch.tensor(0.25, dtype=dtype)
+        opt.step()
+        opt.param_groups[0]["lr"].mul_(2)
+
+    change.__name__ = f"lr changed in place, {dtype}"
+    return change
 
 
 def scaler_comes_and_goes(opt, params):
@@ -165,8 +169,8 @@ CHANGES = [
     *(option("lr", v) for v in (0.5, torch.tensor(0.5), -1.0)), option("momentum", 0.0), option("momentum", 0.5),
     option("weight_decay", 0.1), option("dampening", 0.5), option("nesterov", True), option("maximize", True),
     option("calibration", 0.0), option("lipschitz", 2.0), option("bound_decay", 0.5), option("rounding", "nearest"),
-    option("seed", 5), option("fused", False), option("foreach", True), lr_tensor_changed_in_place,
-    scaler_comes_and_goes,
+    option("seed", 5), option("fused", False), option("foreach", True),
+    lr_tensor_changed_in_place(torch.float32), lr_tensor_changed_in_place(torch.float16), scaler_comes_and_goes,
 ]  # fmt: skip
 
 
