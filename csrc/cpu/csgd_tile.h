@@ -13,6 +13,7 @@ namespace CSGD_ISA {
 
 constexpr int kTile = 128;  // small enough for a processor to overlap the arithmetic of one with the draws of the next
 constexpr int kAhead = 4 * kTile;  // elements, how far ahead memory is asked for
+constexpr int kLine = 64;          // bytes of a cache line
 constexpr int kBlocks = kTile / kDrawsPerCall;
 
 template <class S>
@@ -83,8 +84,9 @@ static inline void prefetch(const void* address) {
 #endif
 }
 
-// Steps one tile; all of it can be read and written. Memory is asked for a little ahead, line by line between the
-// arithmetic: three streams at once are more than the hardware foresees. Past the end of a tensor this does nothing.
+// Steps one tile; all of it can be read and written. Memory is asked for a little ahead, one array before the draws,
+// one in each loop: three streams are more than the hardware foresees, and no stretch of arithmetic leaves the memory
+// idle. Past the end of a tensor this does nothing.
 template <class S, class Parts, bool kStochastic>
 static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tensor,
                              const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, S* param,
@@ -94,6 +96,7 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   alignas(64) T d[kTile], n[kTile];  // n = 0 where the coordinate stays
   alignas(64) uint16_t draws[kTile], rounding[kTile];
 
+  for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) prefetch(grad + i + kAhead);
   // With T = 0 every draw is below n = 2^16, so none is needed.
   if (scalars.scale < bit_cast<T>(FloatBits<T>::kInfinity)) {
     draw_tile(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
@@ -103,7 +106,6 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   if (parts.momentum && kStochastic) draw_tile(options.seed, kMomentumStream, tensor, scalars.step, position, rounding);
   Mask<S> moved = 0;
   for (int i = 0; i < kTile; i += kLanes<S>) {
-    prefetch(grad + i + kAhead);
     if (parts.weight_decay) prefetch(param + i + kAhead);
     if (parts.momentum) prefetch(momentum_buffer + i + kAhead);
     const Values<S> theta = parts.weight_decay ? load(param + i) : Values<S>(0);
