@@ -160,17 +160,20 @@ def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, tall
     for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
         if tensor is not None and (tensor.numel() != 1 or tensor.dtype != torch.float32 or tensor.device != device):
             raise ValueError(f"{name} must be one Float on {device}, the device of the parameters")
+    if tallies is not None and min(indices) != indices[0]:
+        raise ValueError(f"indices: with tallies the first must be the smallest, got {indices[0]} and {min(indices)}")
     if tallies is not None and (
         tallies.dim() != 2
         or tallies.shape[1] != TALLY_WORDS
         or not tallies.is_contiguous()
         or tallies.dtype != torch.int64
         or tallies.device != device
-        or tallies.shape[0] <= max(indices)
+        or tallies.shape[0] <= max(indices) - indices[0]
     ):
         raise ValueError(
             f"tallies must be a contiguous Long tensor on {device} of shape (K, {TALLY_WORDS}) "
-            f"with K >= {max(indices) + 1}, a row for each parameter index"
+            f"with K >= {max(indices) - indices[0] + 1}, a row for each parameter index from that of the first "
+            "parameter on"
         )
 
 

@@ -143,8 +143,8 @@ def csgd_(
         fresh_momentum: the momentum buffers take the gradient as it is, whatever ``steps`` says.
         grad_scale: float32 tensor with one element: the gradients are this many times too large.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
-        tallies: int64 tensor of shape (K, 4), zero at the start: tallies[i, 0] becomes the number of coordinates that
-            the parameter with index i moved. The rest is scratch space of a GPU.
+        tallies: int64 tensor of shape (K, 4), zero at the start: tallies[i - indices[0], 0] becomes the number of
+            coordinates that the parameter with index i moved. The rest is scratch space of a GPU.
         fused: None, True or False, see ``choose_backend``.
 
     Raises:

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .checks import TALLY_WORDS, check_dtype
 from .functional import choose_backend
-from .options import check_group, complete_group
+from .options import check_group, complete_group, index_ranges
 from .state import restore_state
 from .step_plan import StepPlan
 
@@ -31,6 +31,8 @@ class CSGD(Optimizer):
         seed: 0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.
         foreach, capturable: accepted for compatibility; there is one implementation, and its state is always on
             the parameter's device.
+        first_index: of the parameter group's first parameter in the random draws; None: its position over all
+            groups. For several optimizers that are to draw as one does, or ones with equal seeds apart.
         differentiable: must be False.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
             takes pure PyTorch.
@@ -68,6 +70,7 @@ class CSGD(Optimizer):
         differentiable=False,
         fused=None,
         capturable=False,
+        first_index=None,
     ):
         defaults = {
             "lr": lr,
@@ -85,6 +88,7 @@ class CSGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "capturable": capturable,
+            "first_index": first_index,
         }
         check_group(defaults)
         self._tallies_on = {}  # device: what the steps there count
@@ -126,9 +130,11 @@ class CSGD(Optimizer):
     def add_param_group(self, param_group):
         """Adds a parameter group, as torch.optim.SGD does; on an error nothing is added."""
         if isinstance(param_group, dict):
-            check_group({**self.defaults, **param_group})
+            check_group({**self.defaults, **param_group, "params": ()})
         super().add_param_group(param_group)
         try:
+            check_group(self.param_groups[-1])
+            index_ranges(self.param_groups)
             self._check_params(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
@@ -186,8 +192,8 @@ class CSGD(Optimizer):
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan
 
-    def _shared_arguments(self, device):
-        """The arguments of an operator call that belong to the whole optimizer."""
+    def _shared_arguments(self, device, position):
+        """The arguments of an operator call that belong to the whole optimizer; ``position`` of its first parameter."""
 
         def on_device(name):  # set by torch.amp.GradScaler
             tensor = getattr(self, name, None)
@@ -197,11 +203,11 @@ class CSGD(Optimizer):
         return {
             "grad_scale": on_device("grad_scale"),
             "found_inf": on_device("found_inf"),
-            "tallies": self._tallies(device),
+            "tallies": self._tallies(device)[position:],
         }
 
     def _tallies(self, device):
-        """What each step counts, a row for each parameter index; -1 coordinates moved before the first step."""
+        """What each step counts, a row for each parameter of all groups; -1 coordinates moved before the first step."""
         tallies = self._tallies_on
         size = sum(len(group["params"]) for group in self.param_groups)
         old = tallies.get(device)

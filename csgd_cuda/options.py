@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of a parameter group: their checks, and what a loaded group lacks."""
 
+import operator
+from itertools import pairwise
+
 import torch
 
 from .checks import check_options
@@ -20,6 +23,28 @@ def complete_group(group, own):
             group.setdefault(name, value)
 
 
+def index_ranges(param_groups):
+    """The indices that tell the parameters' random draws apart, as a range for each group.
+
+    Raises:
+        ValueError: two parameters would draw the same.
+    """
+    ranges, position = [], 0
+    for group in param_groups:
+        size = len(group["params"])
+        first = position if group["first_index"] is None else group["first_index"]
+        ranges.append(range(first, first + size))
+        position += size
+    in_order = sorted((r for r in ranges if r), key=lambda r: r.start)
+    for before, after in pairwise(in_order):
+        if after.start < before.stop:
+            raise ValueError(
+                f"first_index: two groups have parameters of index {after.start}, which would draw the same random "
+                "numbers; let the ranges first_index ... first_index + number of parameters be apart"
+            )
+    return ranges
+
+
 def check_group(group):
     """Checks the options of a group; turns a weight decay given as a tensor into a number, as torch allows it."""
     if isinstance(group["weight_decay"], torch.Tensor):
@@ -29,3 +54,6 @@ def check_group(group):
         raise ValueError("differentiable=True is not supported: CSGD steps in place, outside autograd")
     if group["fused"] and group["foreach"]:
         raise ValueError("fused and foreach cannot both be True")
+    first = group["first_index"]
+    if first is not None and not 0 <= operator.index(first) <= 2**32 - max(len(group.get("params", ())), 1):
+        raise ValueError(f"first_index must be None or in 0 ... 2^32 - number of parameters, got {first}")

@@ -52,7 +52,8 @@ def csgd_(
 
         _StackStep(
             pick(params), pick(grads), pick(momentum_buffers), pick(steps), pick(lipschitz_bounds), pick(indices),
-            grad_scale=grad_scale, apply=apply, tallies=moved and [moved[indices[k]] for k in stack], options=options,
+            grad_scale=grad_scale, apply=apply, options=options,
+            tallies=moved and [moved[indices[k] - indices[0]] for k in stack],
         ).run()  # fmt: skip
 
 

@@ -27,8 +27,10 @@ class StepCall:
     Neither gradients nor state are held between steps: whoever frees or replaces them must find them freed.
     """
 
-    def __init__(self, group, device, fresh_momentum):
+    def __init__(self, group, device, fresh_momentum, position):
+        """``position`` over all groups of the first parameter."""
         self._group, self._device, self._fresh_momentum = group, device, fresh_momentum
+        self._position = position
         self._params, self._indices = [], []
         self._new_state = []  # (param, what is to be added to its state)
         self._take_options()
@@ -46,8 +48,8 @@ class StepCall:
         self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds = [], [], [], []
 
     def add(self, param, index, state):
-        """Adds a parameter with a gradient; ``index`` is its position over all groups. What its state lacks is made
-        here, but not yet kept."""
+        """Adds a parameter with a gradient; ``index`` tells its draws apart. What its state lacks is made here, but not
+        yet kept."""
         new = {}
 
         def get(name, make):
@@ -96,11 +98,11 @@ class StepCall:
 
     def _arguments(self, shared):
         lists = (self._params, self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds, self._indices)
-        options = {**self._options, "fresh_momentum": self._fresh_momentum, **shared(self._device)}
+        options = {**self._options, "fresh_momentum": self._fresh_momentum, **shared(self._device, self._position)}
         return lists, options
 
     def check(self, shared):
-        """Raises what run() would raise; changes nothing. ``shared(device)``: the options of the whole optimizer."""
+        """Raises what run() would raise; changes nothing. ``shared``: see StepPlan.run."""
         lists, options = self._arguments(shared)
         self._backend.check(*lists, **options)
 

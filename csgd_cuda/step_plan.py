@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator calls of an optimizer step, kept for the next step as long as they hold."""
 
+from .options import index_ranges
 from .step_call import StepCall, same
 
 
@@ -16,10 +17,11 @@ class StepPlan:
         self._params = [list(group["params"]) for group in param_groups]
         self._without_grad = []
         self._calls = []
-        index = 0
-        for group in param_groups:
+        self._first_indices = [group["first_index"] for group in param_groups]
+        position = 0
+        for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
             calls = {}
-            for param in group["params"]:
+            for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:
                     self._without_grad.append(param)
                 else:
@@ -27,9 +29,9 @@ class StepPlan:
                     fresh_momentum = group["momentum"] != 0 and bool(own) and own.get("momentum_buffer") is None
                     kind = (param.device, fresh_momentum)
                     if kind not in calls:
-                        calls[kind] = StepCall(group, *kind)
+                        calls[kind] = StepCall(group, *kind, position)
                     calls[kind].add(param, index, own)
-                index += 1
+                position += 1
             self._calls.extend(calls.values())
 
     def makes_state(self):
@@ -44,6 +46,7 @@ class StepPlan:
         """
         return (
             same(param_groups, self._groups)
+            and [group["first_index"] for group in param_groups] == self._first_indices
             and all(same(group["params"], params) for group, params in zip(param_groups, self._params, strict=True))
             and all(param.grad is None for param in self._without_grad)
             and all(call.renew(state) for call in self._calls)
@@ -52,7 +55,8 @@ class StepPlan:
     def run(self, state, shared):
         """Makes the step and keeps in ``state`` what parameters lacked there.
 
-        ``shared(device)``: the operator's arguments that belong to the whole optimizer.
+        ``shared(device, position)``: the operator's arguments that belong to the whole optimizer, for parameters
+        on ``device`` from that at ``position`` over all groups on.
 
         Raises:
             ValueError, TypeError: something is wrong with a tensor or an option; nothing was changed.

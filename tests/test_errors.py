@@ -195,7 +195,7 @@ def test_unsupported_dtype_is_refused_by_the_constructor(dtype):
         ({"indices": [2**32]}, "4294967296 is not a parameter index"),
         ({"lr": torch.tensor(-0.1)}, "lr must be a finite number >= 0"),
         ({"indices": [-1]}, "-1 is not a parameter index"),
-        ({"tallies": torch.zeros(1, 4, dtype=torch.int64), "indices": [1]}, "tallies must be a contiguous Long tensor"),
+        ({"tallies": torch.zeros(0, 4, dtype=torch.int64), "indices": [1]}, "tallies must be a contiguous Long tensor"),
         ({"tallies": torch.zeros(1, dtype=torch.int64)}, "tallies must be a contiguous Long tensor"),
         ({"lr": torch.ones(3)}, "lr must be a number or a tensor with one element"),
         ({"grads": [torch.ones(4, device="meta")]}, "parameter 0: gradient is on meta, expected cpu"),
@@ -221,6 +221,18 @@ def test_functional_form_checks_its_lists(arguments, message, fused):
     with pytest.raises(ValueError, match=re.escape(message)):
         csgd_(**call)
     assert call["params"][0].eq(1).all()
+
+
+def test_tallies_are_counted_from_the_first_index(fused):
+    lists = {name: [torch.ones(4), torch.ones(3)] for name in ("params", "grads")}
+    lists["steps"] = [torch.tensor(0), torch.tensor(0)]
+    tallies = torch.zeros(3, 4, dtype=torch.int64)
+    csgd_(**lists, momentum_buffers=[], lipschitz_bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[5, 7],
+          tallies=tallies)  # fmt: skip
+    assert tallies[:, 0].tolist() == [4, 0, 3]
+    with pytest.raises(ValueError, match="the first must be the smallest, got 7 and 5"):
+        csgd_(**lists, momentum_buffers=[], lipschitz_bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[7, 5],
+              tallies=tallies)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["steps", "lipschitz_bounds"])

@@ -169,7 +169,8 @@ CHANGES = [
     *(option("lr", v) for v in (0.5, torch.tensor(0.5), -1.0)), option("momentum", 0.0), option("momentum", 0.5),
     option("weight_decay", 0.1), option("dampening", 0.5), option("nesterov", True), option("maximize", True),
     option("calibration", 0.0), option("lipschitz", 2.0), option("bound_decay", 0.5), option("rounding", "nearest"),
-    option("seed", 5), option("fused", False), option("foreach", True),
+    option("seed", 5), option("first_index", 100), option("first_index", 2),
+    option("fused", False), option("foreach", True),
     lr_tensor_changed_in_place(torch.float32), lr_tensor_changed_in_place(torch.float16), scaler_comes_and_goes,
 ]  # fmt: skip
 

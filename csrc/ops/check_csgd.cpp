@@ -152,12 +152,15 @@ void check_optional_tensors(const CsgdArgs& a) {
   amp_scalar(a.grad_scale, "grad_scale");
   amp_scalar(a.found_inf, "found_inf");
   if (a.tallies) {
-    const int64_t needed = *std::max_element(a.indices.begin(), a.indices.end()) + 1;
+    const auto [least, largest] = std::minmax_element(a.indices.begin(), a.indices.end());
+    const int64_t needed = *largest - a.indices[0] + 1;
+    TORCH_CHECK_VALUE(*least == a.indices[0], "indices: with tallies the first must be the smallest, got ",
+                      a.indices[0], " and ", *least);
     const at::Tensor& t = *a.tallies;
     TORCH_CHECK_VALUE(t.dim() == 2 && t.size(1) == kTallyWords && t.is_contiguous() && t.scalar_type() == at::kLong &&
                           t.device() == device && t.size(0) >= needed,
                       "tallies must be a contiguous Long tensor on ", device, " of shape (K, ", kTallyWords,
-                      ") with K >= ", needed, ", a row for each parameter index");
+                      ") with K >= ", needed, ", a row for each parameter index from that of the first parameter on");
   }
 }
 

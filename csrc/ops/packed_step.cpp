@@ -55,6 +55,8 @@ CsgdOptions options_of(const CsgdArgs& a) {
   return o;
 }
 
+CsgdTally* tally_rows(const at::Tensor& t) { return reinterpret_cast<CsgdTally*>(t.data_ptr<int64_t>()); }
+
 void bump_version(const at::Tensor& t) {
   if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
@@ -87,7 +89,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
     t.step = args.steps[i].data_ptr<int64_t>();
     if (!args.lipschitz_bounds.empty()) t.bound = args.lipschitz_bounds[i].data_ptr();
     t.index = static_cast<uint32_t>(args.indices[i]);
-    if (args.tallies) t.tally = reinterpret_cast<CsgdTally*>(args.tallies->data_ptr<int64_t>()) + t.index;
+    if (args.tallies) t.tally = tally_rows(*args.tallies) + (args.indices[i] - args.indices[0]);
     t.numel = p.numel();
     tensors_.push_back({t, dtype_of(p)});
   }

@@ -145,12 +145,6 @@ def test_gradient_release_with_one_optimizer_for_all_gives_the_bits_of_a_normal_
     assert_same_training((model, optimizer), plainly_trained(data, fused=fused))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(ValueError, AssertionError),
-    reason="the random draws depend on the parameter's position in its optimizer, and no option sets it yet: "
-    "needs a group option such as first_index",
-)
 def test_gradient_release_with_one_optimizer_per_parameter_gives_the_bits_of_a_normal_step():
     data = make_data(24)
     model = make_model()
