@@ -2,7 +2,7 @@
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run all tests
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
-# make lint    check style
+# make lint    check style and types
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
