@@ -36,6 +36,29 @@ class Diagnostics:
             shares.append(moved / param.numel() if moved >= 0 and param.numel() else float("nan"))
         return shares
 
+    def lipschitz_bounds(self) -> list[float]:
+        """The bound l on ``|d|`` that each parameter's next step takes, in the unit of the gradient.
+
+        It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
+        such a step is exact SGD. Waits for the device, once per device that holds running maxima.
+
+        Returns:
+            Numbers >= 0, one for each parameter over all groups, in their order.
+        """
+        bounds: list[float] = []
+        estimates: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+        for group in self.param_groups:
+            for param in group["params"]:
+                estimate = (self.state.get(param) or {}).get("lipschitz_bound")
+                if group["lipschitz"] is None and estimate is not None:
+                    estimates[estimate.device].append((len(bounds), estimate))
+                bounds.append(0.0 if group["lipschitz"] is None else float(group["lipschitz"]))
+        for on_device in estimates.values():
+            values = torch.cat([estimate.reshape(1) for _, estimate in on_device]).tolist()
+            for (place, _), value in zip(on_device, values, strict=True):
+                bounds[place] = value
+        return bounds
+
     def backend(self) -> str:
         """The backend that the next step takes: "cpu kernel", "cuda kernel", "reference", or several.
 
