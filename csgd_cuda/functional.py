@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,10 +43,26 @@ def _kernel(name: str) -> Backend:
 
 
 _KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
+_warned_of: set[str] = set()  # reasons for the reference, in this process
+
+
+def _warn_of_reference_on_cuda(reason: str) -> None:
+    """Once per process: backends are chosen in every step, and for every optimizer."""
+    if reason in _warned_of:
+        return
+    _warned_of.add(reason)
+    warnings.warn(
+        f"csgd_cuda steps parameters on a GPU with its slow pure-PyTorch reference, since {reason}. Reinstall "
+        "csgd_cuda with CSGD_CUDA_BUILD=cuda, which says what is missing, or pass fused=False if the reference is "
+        "what you want; csgd_cuda.show_config() shows what is built. This is said once per process.",
+        stacklevel=2,
+    )
 
 
 def choose_backend(device: torch.device, fused: bool | None) -> Backend:
     """The backend for parameters on one device. All support the same dtypes; their checks name any other.
+
+    Warns, once per process, where parameters on a GPU fall back to the reference; not from within torch.compile.
 
     Args:
         fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
@@ -63,6 +80,8 @@ def choose_backend(device: torch.device, fused: bool | None) -> Backend:
         raise RuntimeError(
             f"fused=True, but {reason}; fused=None falls back to the reference (see csgd_cuda.show_config())"
         )
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        _warn_of_reference_on_cuda(reason)
     return _REFERENCE
 
 

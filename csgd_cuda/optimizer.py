@@ -44,8 +44,8 @@ class CSGD(Diagnostics, Optimizer):
         foreach, capturable: accepted for compatibility; there is one implementation, and its state is always on
             the parameter's device.
         differentiable: must be False.
-        fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
-            takes pure PyTorch.
+        fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
+            where the parameters are on a GPU; True demands the kernel; False takes pure PyTorch.
 
     State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
     steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CSGD says about itself: bounds."""
+"""What CSGD says about itself: bounds, and the warning where a GPU is left to the reference."""
 
+import warnings
+
+import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, extension, functional
 
 from .helpers import DTYPES, make_params, run_steps, set_grads
 
@@ -41,3 +44,45 @@ def test_bounds_are_read_at_once(device, fused, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda *a, read=read, name=name: reads.append(name) or read(*a))
     assert len(optimizer.lipschitz_bounds()) == 5
     assert reads == ["tolist"]
+
+
+@pytest.fixture
+def without_cuda_kernel(monkeypatch):
+    """As in a process that has not warned yet, with an extension for the CPU alone. Needs no GPU."""
+    monkeypatch.setattr(extension, "_with_cuda", False)
+    monkeypatch.setattr(functional, "_warned_of", set())
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_reference_on_a_gpu_is_warned_of_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names = [functional.choose_backend(torch.device("cuda"), None).name for _ in range(3)]
+    assert names == ["reference"] * 3
+    (warning,) = caught
+    assert warning.category is UserWarning
+    for part in ("since the extension", "CSGD_CUDA_BUILD=cuda", "fused=False"):
+        assert part in str(warning.message)
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_no_warning_where_the_reference_is_meant_or_nothing_can_be_built():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.choose_backend(torch.device("cuda"), False)
+        for device_type in ("cpu", "mps"):
+            functional.choose_backend(torch.device(device_type), None)
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_warning_does_not_break_a_graph():
+    """torch.compile cannot trace it; the constructor, which is not compiled, has warned before."""
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(x):
+        return x + len(functional.choose_backend(torch.device("cuda"), None).name)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert compiled(torch.zeros(())) == len("reference")
+    assert not functional._warned_of
