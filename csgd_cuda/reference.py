@@ -138,7 +138,7 @@ class _StackStep:
         self.minus_zero = first.to(self.bits) << self.sign_place
         self.grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
         if device.type == "cpu":
-            self.index = torch.tensor(indices).view(-1, 1)
+            self.index = torch.tensor(indices, device=device).view(-1, 1)
         else:  # torch.tensor would wait for a GPU
             self.index = _column([torch.full((), index, dtype=torch.int64, device=device) for index in indices])
 
