@@ -2,7 +2,8 @@
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run all tests
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
-# make lint    check style
+# make lint    check style and types
+# make docs    the documentation as web pages, in out/docs
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
 ARGS ?=
 
-.PHONY: train test test-integration lint format check-cuda count-instructions gpu-suite clean
+.PHONY: train test test-integration lint docs format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
@@ -30,6 +31,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+# A warning is an error. Needs no compiled extension.
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs out/docs
+
+$(VENV)/docs: $(VENV)/installed docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint requirements-dev.txt --requirement docs/requirements.txt
+	touch $@
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -4,24 +4,32 @@
 They run before anything is changed, and say which parameter is wrong, how, and what was expected.
 """
 
+from __future__ import annotations
+
 import math
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from .aliases import Tensors
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
 TALLY_WORDS = 4
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def opmath_dtype(dtype):
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype the arithmetic runs in."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def check_options(
-    *, lr, momentum, dampening, weight_decay, nesterov, calibration, lipschitz, bound_decay, rounding, seed
-):
+    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, nesterov: bool, calibration: float,
+    lipschitz: float | None, bound_decay: float, rounding: str, seed: int,
+) -> None:  # fmt: skip
     """Raises ValueError (TypeError for a wrong type) for an option that is out of range.
 
     Every option is a number; ``lr`` may also be a tensor with one element, whose value is not looked at unless
@@ -33,7 +41,7 @@ def check_options(
         # Compiled code cannot look at a value; the operator does.
         if lr.device.type == "cpu" and lr.layout is torch.strided and not torch.compiler.is_compiling():
             lr = lr.item()
-    not_negative = {
+    not_negative: dict[str, Any] = {
         "momentum": momentum, "weight_decay": weight_decay, "calibration": calibration, "lipschitz": lipschitz,
     }  # fmt: skip
     if not isinstance(lr, torch.Tensor):
@@ -55,7 +63,7 @@ def check_options(
         raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 
 
-def separate_elements(tensor):
+def separate_elements(tensor: Tensor) -> bool:
     """True where no two elements can share memory: each dimension steps over all smaller ones."""
     extent = 0
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
@@ -65,7 +73,14 @@ def separate_elements(tensor):
     return True
 
 
-def check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices):
+def check_devices(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors,
+    steps: Tensors,
+    lipschitz_bounds: Tensors,
+    indices: Sequence[int],
+) -> None:
     """Raises ValueError unless all tensors of a call are on one device."""
     for k, index in enumerate(indices[: len(params)]):
         if params[k].device != params[0].device:
@@ -85,7 +100,7 @@ def check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indi
                 )
 
 
-def check_dtype(param, index):
+def check_dtype(param: Tensor, index: int) -> None:
     """Raises TypeError for a parameter that no backend steps."""
     if param.is_complex():
         raise TypeError(
@@ -98,7 +113,7 @@ def check_dtype(param, index):
         )
 
 
-def _check_param(param, index):
+def _check_param(param: Tensor, index: int) -> None:
     if not 0 <= index < 2**32:
         raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
     if param.layout is not torch.strided:
@@ -111,7 +126,7 @@ def _check_param(param, index):
     _check_changeable(param, index, "the parameter")
 
 
-def _check_changeable(tensor, index, name):
+def _check_changeable(tensor: Tensor, index: int, name: str) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             f"parameter {index}: {name} is an inference tensor, which can be changed inside torch.inference_mode() "
@@ -119,13 +134,13 @@ def _check_changeable(tensor, index, name):
         )
 
 
-def _check_unshared(tensors, name):
+def _check_unshared(tensors: Tensors, name: str) -> None:
     """A step or bound that two parameters share would be advanced twice, or once too early."""
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError(f"{name} must be a tensor of its own for each parameter; one is given twice")
 
 
-def _check_companion(tensor, param, index, name):
+def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str) -> None:
     """A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer."""
     if tensor.layout is not torch.strided:
         raise TypeError(
@@ -141,13 +156,20 @@ def _check_companion(tensor, param, index, name):
             raise error(f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter")
 
 
-def _check_scalar(tensor, index, name, dtype):
+def _check_scalar(tensor: Tensor, index: int, name: str, dtype: torch.dtype) -> None:
     if tensor.numel() != 1 or tensor.dtype != dtype:
         raise ValueError(f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}")
     _check_changeable(tensor, index, name)
 
 
-def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, tallies):
+def check_shared_tensors(
+    device: torch.device,
+    indices: Sequence[int],
+    lr_tensor: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    tallies: Tensor | None,
+) -> None:
     """Raises ValueError or TypeError for a tensor of the whole call that does not fit its parameters."""
     for name, tensor in (("lr", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
         if tensor is not None and tensor.layout is not torch.strided:
@@ -178,9 +200,10 @@ def check_shared_tensors(device, indices, lr_tensor, grad_scale, found_inf, tall
 
 
 def check_csgd(
-    params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, maximize, fresh_momentum, lr_tensor,
-    grad_scale, found_inf, tallies, **options,
-):  # fmt: skip
+    params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
+    indices: Sequence[int], *, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
+    grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
+) -> None:  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
     check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
     for name, got, used in (

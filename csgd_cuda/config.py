@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was built, what is used, and why not."""
 
+from __future__ import annotations
+
 import torch
 
 from . import extension
 
 
-def show_config():
-    """Prints and returns a text: the extension's build, this machine, and which backend CSGD takes where."""
+def show_config() -> str:
+    """Prints what was built, this machine, and which backend CSGD takes on which device, or why not a kernel.
+
+    Returns:
+        The same text.
+    """
     info = extension.build_info()
     lines = [f"csgd_cuda with torch {torch.__version__}"]
     if info is None:

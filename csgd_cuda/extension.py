@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled extension: loaded where it was built, and the reason where it is not to be had."""
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .aliases import Tensors
 from .checks import check_devices, check_shared_tensors
 
+_C: ModuleType | None
+load_error: str | None
 try:
     _C = importlib.import_module("csgd_cuda._C")
 except ImportError as error:
@@ -18,21 +27,25 @@ else:
 
     # Both operators return nothing, and what they change is in the schema: torch.compile needs no more. But a
     # call with a single meta tensor among real ones comes here as well, and must not pass silently.
-    def _fake(params, *lists, lr_tensor, grad_scale, found_inf, tallies, **options):
-        check_devices(params, *lists)
+    def _fake(
+        params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
+        indices: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
+        tallies: Tensor | None, **options: Any,
+    ) -> None:  # fmt: skip
+        check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
         if params:
-            check_shared_tensors(params[0].device, lists[-1], lr_tensor, grad_scale, found_inf, tallies)
+            check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)
 
     for _name in ("csgd_", "check_csgd"):
         torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
 
 
-def build_info():
+def build_info() -> dict[str, Any] | None:
     """What the extension was built with (torch, cuda, cuda_architectures, compiler, cpu_isa), or None."""
     return None if _C is None else _C.build_info()
 
 
-def why_no_kernel(device):
+def why_no_kernel(device: torch.device) -> str | None:
     """Why tensors on this device cannot be stepped by a kernel; None where they can."""
     if _C is None:
         return f"the extension is not built or does not load ({load_error})"

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step of Calibrated SGD as a function, and the choice between kernel and reference."""
 
+from __future__ import annotations
+
 import operator
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from . import checks, extension, reference
 
@@ -14,15 +20,15 @@ class Backend:
     """One implementation of the step: ``check`` looks at the arguments, ``step`` checks and steps."""
 
     name: str
-    check: object
-    step: object
+    check: Callable[..., None]
+    step: Callable[..., None]
 
 
 _REFERENCE = Backend("reference", checks.check_csgd, reference.csgd_)
 
 
-def _kernel(name):
-    def call(operator_name, params, *args, seed, **kwargs):
+def _kernel(name: str) -> Backend:
+    def call(operator_name: str, params: list[Tensor], *args: Any, seed: int, **kwargs: Any) -> None:
         # The operators' integers are signed: the bits of the seed count.
         signed = seed - 2**64 if seed >= 2**63 else seed
         # Both call the same operator; torch.compile can trace the one, the other takes less of the host's time.
@@ -37,10 +43,26 @@ def _kernel(name):
 
 
 _KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
+_warned_of: set[str] = set()  # reasons for the reference, in this process
 
 
-def choose_backend(device, fused):
+def _warn_of_reference_on_cuda(reason: str) -> None:
+    """Once per process: backends are chosen in every step, and for every optimizer."""
+    if reason in _warned_of:
+        return
+    _warned_of.add(reason)
+    warnings.warn(
+        f"csgd_cuda steps parameters on a GPU with its slow pure-PyTorch reference, since {reason}. Reinstall "
+        "csgd_cuda with CSGD_CUDA_BUILD=cuda, which says what is missing, or pass fused=False if the reference is "
+        "what you want; csgd_cuda.show_config() shows what is built. This is said once per process.",
+        stacklevel=2,
+    )
+
+
+def choose_backend(device: torch.device, fused: bool | None) -> Backend:
     """The backend for parameters on one device. All support the same dtypes; their checks name any other.
+
+    Warns, once per process, where parameters on a GPU fall back to the reference; not from within torch.compile.
 
     Args:
         fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
@@ -58,22 +80,25 @@ def choose_backend(device, fused):
         raise RuntimeError(
             f"fused=True, but {reason}; fused=None falls back to the reference (see csgd_cuda.show_config())"
         )
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        _warn_of_reference_on_cuda(reason)
     return _REFERENCE
 
 
-def operator_options(options, device):
+def operator_options(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The checked options of a parameter group as the operators take them, for parameters on ``device``.
 
     ``lr`` becomes a number, and ``lr_tensor`` a tensor or None; the other numbers become floats.
     """
-    lr, lr_tensor = options["lr"], None
+    lr: float | Tensor = options["lr"]
+    lr_tensor: Tensor | None = None
     if torch.compiler.is_compiling() and not isinstance(lr, torch.Tensor):
         # An operator's float is a constant of the compiled code: each lr of a scheduler would compile it anew. A
         # factor of a tensor is an input. (Of 1.0, so that the bits are those of the number; not torch.tensor(lr),
         # which torch 2.13 makes a constant, too.)
         lr = torch.ones((), dtype=torch.float64, device=device) * lr
     if isinstance(lr, torch.Tensor):
-        lr, lr_tensor = 0.0, lr
+        lr_tensor, lr = lr, 0.0
         if lr_tensor.dtype not in (torch.float32, torch.float64):
             lr_tensor = lr_tensor.to(torch.float64)
         # A tensor on the CPU is read there; one on a GPU is read on that GPU, or brought to where the parameters are.
@@ -98,34 +123,34 @@ def operator_options(options, device):
 
 @torch.no_grad()
 def csgd_(
-    params,
-    grads,
-    momentum_buffers,
-    steps,
-    lipschitz_bounds,
+    params: Iterable[Tensor],
+    grads: Iterable[Tensor],
+    momentum_buffers: Iterable[Tensor],
+    steps: Iterable[Tensor],
+    lipschitz_bounds: Iterable[Tensor],
     *,
-    lr,
-    momentum=0.0,
-    dampening=0.0,
-    weight_decay=0.0,
-    nesterov=False,
-    calibration=1.0,
-    lipschitz=None,
-    bound_decay=0.99,
-    rounding="stochastic",
-    seed=0,
-    maximize=False,
-    indices=None,
-    fresh_momentum=False,
-    grad_scale=None,
-    found_inf=None,
-    tallies=None,
-    fused=None,
-):
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    calibration: float = 1.0,
+    lipschitz: float | None = None,
+    bound_decay: float = 0.99,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    seed: int = 0,
+    maximize: bool = False,
+    indices: Iterable[int] | None = None,
+    fresh_momentum: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    tallies: Tensor | None = None,
+    fused: bool | None = None,
+) -> None:
     """One step of Calibrated SGD on lists of tensors of one device, in place. ``CSGD`` is a wrapper of this.
 
     Args:
-        params: dense tensors, float32, float64, bfloat16 or float16; dtypes may be mixed. Updated.
+        params: dense tensors of any shape, float32, float64, bfloat16 or float16; dtypes may be mixed. Updated.
         grads: the gradients, one for each parameter, of its shape and dtype. Left as they are.
         momentum_buffers: tensors of the parameters' shapes and dtypes, zero at the start; empty when momentum
             is 0. Updated.
@@ -135,7 +160,8 @@ def csgd_(
         lr: number, or tensor with one element (read on its device, so that a GPU is not waited for).
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         calibration: c >= 0, the strength of the calibration; 0 is plain SGD.
-        lipschitz: a fixed Lipschitz constant for all parameters; None: the estimate in ``lipschitz_bounds``.
+        lipschitz: a fixed Lipschitz constant for all parameters, in the unit of the gradient; None: the estimate in
+            ``lipschitz_bounds``.
         bound_decay: beta in [0, 1], how much of the estimate a step keeps.
         rounding: "stochastic" or "nearest", for what is stored in bfloat16 and float16.
         seed: 0 ... 2^64 - 1.
@@ -145,16 +171,20 @@ def csgd_(
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
         tallies: int64 tensor of shape (K, 4), zero at the start: tallies[i - indices[0], 0] becomes the number of
             coordinates that the parameter with index i moved. The rest is scratch space of a GPU.
-        fused: None, True or False, see ``choose_backend``.
+        fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
+            the reference.
 
     Raises:
-        ValueError, TypeError, RuntimeError: something is wrong with an argument; then nothing was changed.
+        ValueError, TypeError: something is wrong with an argument; the message names it, and nothing was changed.
+        RuntimeError: ``fused=True`` cannot be had; the message says why.
+
+    Source: docs/algorithm.md, which derives the rule.
     """
     params = list(params)
     if not params:
         return
     backend = choose_backend(params[0].device, fused)
-    options = {
+    options: dict[str, Any] = {
         "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
         "seed": seed,

@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """CSGD, the optimizer: validates, keeps the state, and makes one operator call per parameter group."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, overload
+
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .aliases import Group
 from .checks import TALLY_WORDS, check_dtype
+from .diagnostics import Diagnostics
 from .functional import choose_backend
 from .options import check_group, complete_group, index_ranges
 from .state import restore_state
 from .step_plan import StepPlan
 
+_Loss = TypeVar("_Loss")
 
-class CSGD(Optimizer):
+
+class CSGD(Diagnostics, Optimizer):
     """Calibrated Stochastic Gradient Descent: torch.optim.SGD whose update is a random, unbiased, sparse one.
 
-    A coordinate with SGD direction d moves with probability p = min(1, |d| / (c * l)), rounded up to a multiple
+    A coordinate with SGD direction d moves with probability ``p = min(1, |d| / (c * l))``, rounded up to a multiple
     of 2^-16, and then by d / p: the mean of the updated variable is that of SGD, exactly, while only a share of
-    the coordinates moves. l bounds |d|: a running maximum over the parameter tensor, or a fixed number.
+    the coordinates moves. l bounds ``|d|``: a running maximum over the parameter tensor, or a fixed number.
 
     Args:
         params: parameters, or dicts of parameter groups, as for torch.optim.SGD. float32, float64, bfloat16,
@@ -25,8 +36,9 @@ class CSGD(Optimizer):
         lr: learning rate, a number or a tensor with one element.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         calibration: c >= 0. 0 is plain SGD; with larger c fewer coordinates move, with a larger variance.
-        lipschitz: the Lipschitz constant, if it is known; None estimates it from the directions seen.
-        bound_decay: beta in [0, 1]: each step the estimate l becomes max(beta * l, max |d|).
+        lipschitz: the Lipschitz constant, if it is known, in the unit of the gradient; None estimates it from the
+            directions seen.
+        bound_decay: beta in [0, 1]: each step the estimate l becomes ``max(beta * l, max |d|)``.
         rounding: "stochastic" (unbiased) or "nearest", of what is stored in bfloat16 and float16.
         seed: 0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.
         foreach, capturable: accepted for compatibility; there is one implementation, and its state is always on
@@ -34,11 +46,12 @@ class CSGD(Optimizer):
         first_index: of the parameter group's first parameter in the random draws; None: its position over all
             groups. For several optimizers that are to draw as one does, or ones with equal seeds apart.
         differentiable: must be False.
-        fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
-            takes pure PyTorch.
+        fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
+            where the parameters are on a GPU; True demands the kernel; False takes pure PyTorch.
 
-    State per parameter: ``momentum_buffer`` (with momentum), ``step`` (int64), ``lipschitz_bound`` (float32, or
-    float64 for a float64 parameter; not with a fixed constant).
+    State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
+    steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),
+    both without dimensions.
 
     Raises:
         ValueError, TypeError: an option or a parameter is out of range; the message names it.
@@ -53,25 +66,25 @@ class CSGD(Optimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        momentum=0,
-        dampening=0,
-        weight_decay=0,
-        nesterov=False,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
         *,
-        calibration=1.0,
-        lipschitz=None,
-        bound_decay=0.99,
-        rounding="stochastic",
-        seed=0,
-        maximize=False,
-        foreach=None,
-        differentiable=False,
-        fused=None,
-        capturable=False,
-        first_index=None,
-    ):
+        calibration: float = 1.0,
+        lipschitz: float | None = None,
+        bound_decay: float = 0.99,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        seed: int = 0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+        first_index: int | None = None,
+    ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -91,11 +104,11 @@ class CSGD(Optimizer):
             "first_index": first_index,
         }
         check_group(defaults)
-        self._tallies_on = {}  # device: what the steps there count
-        self._plan = None  # of the last step
+        self._tallies_on = {}
+        self._plan: StepPlan | None = None  # of the last step
         super().__init__(params, defaults)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         checkpoint = self.__dict__.get("_checkpoint")
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
@@ -107,7 +120,7 @@ class CSGD(Optimizer):
         for group in self.param_groups:
             complete_group(group, self.defaults)
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of CSGD, bit for bit in every dtype, or one of torch.optim.SGD.
 
         Options that torch.optim.SGD does not have, and how it runs (fused, foreach, differentiable), stay this
@@ -127,8 +140,12 @@ class CSGD(Optimizer):
             handle.remove()
             self.__dict__.pop("_checkpoint", None)
 
-    def add_param_group(self, param_group):
-        """Adds a parameter group, as torch.optim.SGD does; on an error nothing is added."""
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a parameter group, as torch.optim.SGD does.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as the constructor; nothing was added.
+        """
         if isinstance(param_group, dict):
             check_group({**self.defaults, **param_group, "params": ()})
         super().add_param_group(param_group)
@@ -140,7 +157,7 @@ class CSGD(Optimizer):
             self.param_groups.pop()
             raise
 
-    def _check_params(self, group):
+    def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
         seen = set()
         for index, param in enumerate(group["params"], start=first):
@@ -156,8 +173,14 @@ class CSGD(Optimizer):
             if param.device.type != "meta":  # which may be materialised before the first step; the step asks again
                 choose_backend(param.device, group["fused"])
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], _Loss] | None = None) -> _Loss | None:
         """Steps every parameter that has a gradient.
 
         Args:
@@ -169,6 +192,7 @@ class CSGD(Optimizer):
         Raises:
             ValueError, TypeError: something is wrong with a parameter, a gradient, an option or the state; the
                 message names it, and nothing was changed.
+            RuntimeError: ``fused=True`` cannot be had any more, for parameters that were moved to another device.
         """
         loss = None
         if closure is not None:
@@ -177,7 +201,7 @@ class CSGD(Optimizer):
         self._run_plan()
         return loss
 
-    def _run_plan(self):
+    def _run_plan(self) -> None:
         """Makes the step by the last step's plan where that still holds, else by a new one."""
         plan, self._plan = self._plan, None
         if plan is not None and plan.renew(self.param_groups, self.state):
@@ -192,10 +216,10 @@ class CSGD(Optimizer):
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan
 
-    def _shared_arguments(self, device, position):
+    def _shared_arguments(self, device: torch.device, position: int) -> dict[str, Tensor | None]:
         """The arguments of an operator call that belong to the whole optimizer; ``position`` of its first parameter."""
 
-        def on_device(name):  # set by torch.amp.GradScaler
+        def on_device(name: str) -> Tensor | None:  # set by torch.amp.GradScaler
             tensor = getattr(self, name, None)
             # To a CPU the copy must be over before the value is read there.
             return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
@@ -206,7 +230,7 @@ class CSGD(Optimizer):
             "tallies": self._tallies(device)[position:],
         }
 
-    def _tallies(self, device):
+    def _tallies(self, device: torch.device) -> Tensor:
         """What each step counts, a row for each parameter of all groups; -1 coordinates moved before the first step."""
         tallies = self._tallies_on
         size = sum(len(group["params"]) for group in self.param_groups)
@@ -217,29 +241,3 @@ class CSGD(Optimizer):
             if old is not None:
                 tallies[device][: len(old)] = old
         return tallies[device]
-
-    def density(self):
-        """The share of coordinates that moved in each parameter's last applied step.
-
-        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, and
-        for empty parameters.
-
-        Returns:
-            A list of floats in [0, 1], one for each parameter over all groups.
-        """
-        counts = {device: rows[:, 0].tolist() for device, rows in self._tallies_on.items()}
-        shares = []
-        for index, param in enumerate(p for group in self.param_groups for p in group["params"]):
-            of_device = counts.get(param.device, ())
-            moved = of_device[index] if index < len(of_device) else -1
-            shares.append(moved / param.numel() if moved >= 0 and param.numel() else float("nan"))
-        return shares
-
-    def backend(self):
-        """The backend that the next step takes: "cpu kernel", "cuda kernel", "reference", or several."""
-        names = {
-            choose_backend(param.device, group["fused"]).name
-            for group in self.param_groups
-            for param in group["params"]
-        }
-        return ", ".join(sorted(names))

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of a parameter group: their checks, and what a loaded group lacks."""
 
+from __future__ import annotations
+
 import operator
 from itertools import pairwise
 
 import torch
 
+from .aliases import Group
 from .checks import check_options
 
 _OPTION_NAMES = (
@@ -14,7 +17,7 @@ _OPTION_NAMES = (
 )  # fmt: skip
 
 
-def complete_group(group, own):
+def complete_group(group: Group, own: Group) -> None:
     """Adds to a loaded group the options it lacks, from ``own``."""
     if "calibration" not in group:  # of torch.optim.SGD: how that one ran is not how this one has to
         group.update({name: own[name] for name in ("fused", "foreach", "differentiable")})
@@ -23,7 +26,7 @@ def complete_group(group, own):
             group.setdefault(name, value)
 
 
-def index_ranges(param_groups):
+def index_ranges(param_groups: list[Group]) -> list[range]:
     """The indices that tell the parameters' random draws apart, as a range for each group.
 
     Raises:
@@ -45,7 +48,7 @@ def index_ranges(param_groups):
     return ranges
 
 
-def check_group(group):
+def check_group(group: Group) -> None:
     """Checks the options of a group; turns a weight decay given as a tensor into a number, as torch allows it."""
     if isinstance(group["weight_decay"], torch.Tensor):
         group["weight_decay"] = group["weight_decay"].item()

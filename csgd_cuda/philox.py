@@ -4,7 +4,13 @@
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
+from torch import Tensor
 
 CALIBRATION_STREAM = 0  # does this coordinate move?
 PARAM_STREAM = 1  # stochastic rounding of the parameter
@@ -16,8 +22,10 @@ DRAWS_PER_CALL = 8
 _LOW32 = 0xFFFFFFFF
 _EVEN_LANES = 0x0000FFFF0000FFFF  # the first and third of the four 16-bit lanes of an int64
 
+Counter: TypeAlias = tuple[Tensor, Tensor | int, Tensor | int, Tensor | int]
 
-def philox4x32_10(counter, key):
+
+def philox4x32_10(counter: Counter, key: tuple[int, int]) -> list[Tensor]:
     """Four output words for a counter of four words and a key of two.
 
     Args:
@@ -27,7 +35,8 @@ def philox4x32_10(counter, key):
     Returns:
         A list of four int64 tensors, elements in [0, 2^32).
     """
-    shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, torch.Tensor)))
+    shapes = [word.shape for word in counter if isinstance(word, Tensor)]
+    shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     # All memory at once, and no more: malloc hands what is freed in each round back to the system, and gets it again
     # as pages filled with zeros, which takes a quarter of the time.
     memory = torch.empty((6, *shape), dtype=torch.int64, device=counter[0].device).unbind()
@@ -48,7 +57,7 @@ def philox4x32_10(counter, key):
     return [c0, c1.bitwise_and_(_LOW32), c2, c3.bitwise_and_(_LOW32)]
 
 
-def _draws_of_words(words):
+def _draws_of_words(words: Sequence[Tensor]) -> Tensor:
     """The eight draws of each four words, along the last dimension: the words' low halves, then their high halves.
 
     Overwrites the words.
@@ -63,7 +72,9 @@ def _draws_of_words(words):
     return torch.stack((low, high), dim=-1).view(torch.uint16).flatten(-2)
 
 
-def draws(begin, end, *, seed, stream, index, step, device):
+def draws(
+    begin: int, end: int, *, seed: int, stream: int, index: Tensor | int, step: Tensor, device: torch.device
+) -> Tensor:
     """The 16-bit draws of the elements begin ... end - 1, as uint16 of shape (..., end - begin).
 
     Args:

@@ -10,17 +10,25 @@ mispredicted at every tenth element: twenty times the time of a vectorised opera
 element is chosen by the bits of the floats, taken as integers.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from .aliases import Tensors
 from .checks import check_csgd, opmath_dtype
 from .philox import CALIBRATION_STREAM, DRAW_RANGE, MOMENTUM_STREAM, PARAM_STREAM, draws
 from .rounding import round_stochastic
 from .rows import Rows, memory_order
 
+_T = TypeVar("_T")
 
-def block_elements(device):
+
+def block_elements(device: torch.device) -> int:
     """How many elements are worked on at a time; a multiple of 8."""
     if device.type == "cpu":
         # 256 KB of each temporary to a thread: they stay in its cache, and an operation takes longer than its call.
@@ -30,9 +38,10 @@ def block_elements(device):
 
 @torch.no_grad()
 def csgd_(
-    params, grads, momentum_buffers, steps, lipschitz_bounds, indices, *, lr_tensor, grad_scale, found_inf, tallies,
-    **options,
-):  # fmt: skip
+    params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
+    indices: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
+    tallies: Tensor | None, **options: Any,
+) -> None:  # fmt: skip
     """One step of every parameter, in place; the arguments are those of the operator (functional.csgd_)."""
     check_csgd(
         params, grads, momentum_buffers, steps, lipschitz_bounds, indices,
@@ -47,19 +56,19 @@ def csgd_(
     moved = None if tallies is None else tallies[:, 0].unbind()
     for stack in _stacks(params):
 
-        def pick(values, stack=stack):
+        def pick(values: Sequence[_T], stack: list[int] = stack) -> list[_T]:
             return [values[k] for k in stack] if values else []
 
         _StackStep(
             pick(params), pick(grads), pick(momentum_buffers), pick(steps), pick(lipschitz_bounds), pick(indices),
             grad_scale=grad_scale, apply=apply, options=options,
-            tallies=moved and [moved[indices[k] - indices[0]] for k in stack],
+            tallies=None if moved is None else [moved[indices[k] - indices[0]] for k in stack],
         ).run()  # fmt: skip
 
 
-def _stacks(params):
+def _stacks(params: Tensors) -> Iterator[list[int]]:
     """The parameters' places in lists: those of one dtype and length together, as many as make a block."""
-    alike = defaultdict(list)
+    alike: dict[tuple[torch.dtype, int], list[int]] = defaultdict(list)
     for k, param in enumerate(params):
         alike[param.dtype, param.numel()].append(k)
     block = block_elements(params[0].device)
@@ -68,12 +77,12 @@ def _stacks(params):
         yield from (places[k : k + count] for k in range(0, len(places), count))
 
 
-def _column(tensors):
+def _column(tensors: Tensors) -> Tensor:
     """Tensors with one element each as a new matrix of one column."""
     return torch.cat([tensor.reshape(1) for tensor in tensors]).view(-1, 1)
 
 
-def _where(condition, new, old):
+def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     """``new`` where the condition (None: always) holds."""
     return new if condition is None else torch.where(condition, new, old)
 
@@ -85,13 +94,17 @@ class _StackStep:
     number to each parameter there is a column.
     """
 
-    def __init__(self, params, grads, momentum_buffers, steps, bounds, indices, *, grad_scale, apply, tallies, options):
+    def __init__(
+        self, params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: list[Tensor], bounds: list[Tensor],
+        indices: Sequence[int], *, grad_scale: Tensor | None, apply: Tensor | None, tallies: list[Tensor] | None,
+        options: dict[str, Any],
+    ) -> None:  # fmt: skip
         orders = [memory_order(param) for param in params]
         self.rows = Rows(params, orders)
         self.momentum_rows = Rows(momentum_buffers, orders) if momentum_buffers else None
         self.param = self.rows.matrix
         self.grad = Rows(grads, orders).matrix
-        self.momentum_buffer = self.momentum_rows.matrix if momentum_buffers else None
+        self.momentum_buffer = None if self.momentum_rows is None else self.momentum_rows.matrix
         self.steps, self.bounds, self.tallies = steps, bounds, tallies
         self.apply, self.options = apply, options
         dtype, self.device = self.param.dtype, self.param.device
@@ -103,10 +116,10 @@ class _StackStep:
         self.rounds = options["rounding"] == "stochastic" and self.opmath != dtype
         self._columns(indices, grad_scale)
 
-    def _columns(self, indices, grad_scale):
+    def _columns(self, indices: Sequence[int], grad_scale: Tensor | None) -> None:
         opmath, device, options = self.opmath, self.device, self.options
 
-        def number(value):
+        def number(value: float | Tensor) -> Tensor:
             if isinstance(value, torch.Tensor):
                 return value.to(device=device, dtype=opmath).reshape(())
             return torch.full((), value, dtype=opmath, device=device)
@@ -115,7 +128,7 @@ class _StackStep:
         self.unscale = None if grad_scale is None else number(1.0) / number(grad_scale)
         self.draw_range = number(float(DRAW_RANGE))
         self.bound = _column(self.bounds) if self.bounds else None
-        lipschitz = self.bound if self.bounds else number(options["lipschitz"])
+        lipschitz = self.bound if self.bound is not None else number(options["lipschitz"])
         bound = number(options["calibration"]) * lipschitz
         self.scale = torch.where(bound > 0, self.draw_range / bound, torch.inf)
         self.step = _column(self.steps)
@@ -125,11 +138,11 @@ class _StackStep:
         self.minus_zero = first.to(self.bits) << self.sign_place
         self.grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
         if device.type == "cpu":
-            self.index = torch.tensor(indices).view(-1, 1)
+            self.index = torch.tensor(indices, device=device).view(-1, 1)
         else:  # torch.tensor would wait for a GPU
             self.index = _column([torch.full((), index, dtype=torch.int64, device=device) for index in indices])
 
-    def run(self):
+    def run(self) -> None:
         count, length = self.param.shape
         self.largest = torch.zeros((count, 1), dtype=self.bits, device=self.device)
         self.moved = torch.zeros((count, 1), dtype=torch.int64, device=self.device)
@@ -143,7 +156,7 @@ class _StackStep:
             self.momentum_rows.write_back()
         self._advance()
 
-    def _advance(self):
+    def _advance(self) -> None:
         if self.bound is not None:
             largest = (self.largest.clamp(min=self.above_infinity) - self.above_infinity).view(self.opmath)
             new = torch.maximum(self.bound * self.options["bound_decay"], largest)
@@ -154,10 +167,10 @@ class _StackStep:
             moved = self.moved if self.apply is None else torch.where(self.apply, self.moved, _column(self.tallies))
             torch._foreach_copy_(self.tallies, moved.view(-1).unbind())
 
-    def _step_columns(self, begin, end):
+    def _step_columns(self, begin: int, end: int) -> None:
         """Steps the elements begin ... end - 1 of each parameter."""
 
-        def make(stream):
+        def make(stream: int) -> Tensor:
             return draws(
                 begin, end, seed=self.options["seed"], stream=stream, index=self.index, step=self.step,
                 device=self.device,
@@ -176,7 +189,7 @@ class _StackStep:
                 None if momentum is None else momentum[..., part],
             )
 
-    def _direction(self, grad, param, momentum_buffer):
+    def _direction(self, grad: Tensor, param: Tensor, momentum_buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The direction of plain SGD and the new momentum buffer (None without momentum), both unrounded."""
         options = self.options
         g = grad.to(self.opmath)
@@ -193,14 +206,16 @@ class _StackStep:
         new += g if options["dampening"] == 0 else g * self.grad_share
         return (g + new * options["momentum"] if options["nesterov"] else new), new
 
-    def _moving_draws(self, size):
+    def _moving_draws(self, size: Tensor) -> Tensor:
         """n for |d| = size: how many of the 2^16 draws move the coordinate, as opmath."""
         # Where d is not 0 the product must not be, either: it would be rounded up to no draw at all.
         not_zero = size.clamp(max=torch.finfo(self.opmath).tiny)
         n = torch.clamp(size * self.scale, min=not_zero, max=self.draw_range)
         return n.nan_to_num_(nan=float(DRAW_RANGE)).ceil_()
 
-    def _step_block(self, columns, draw, param_draw, momentum_draw):
+    def _step_block(
+        self, columns: slice, draw: Tensor, param_draw: Tensor | None, momentum_draw: Tensor | None
+    ) -> None:
         """Steps the elements of the slice ``columns``; notes max |d| over the finite ones and how many moved."""
         param = self.param[:, columns]
         momentum_buffer = None if self.momentum_buffer is None else self.momentum_buffer[:, columns]
@@ -213,10 +228,10 @@ class _StackStep:
         moves = (draw.to(self.opmath) - n).view(self.bits).bitwise_right_shift_(self.sign_place)
         if self.apply is not None:
             moves *= self.apply
-            if momentum_buffer is not None:
+            if momentum_buffer is not None and new_momentum is not None:  # both or neither
                 new_momentum = torch.where(self.apply, new_momentum, momentum_buffer.to(self.opmath))
         self.moved -= moves.sum(1, keepdim=True, dtype=self.bits)
-        if momentum_buffer is not None:
+        if momentum_buffer is not None and new_momentum is not None:
             self._store(momentum_buffer, new_momentum, momentum_draw)
         change = (self.draw_range / n).mul_(d).mul_(self.lr)
         change.view(self.bits).bitwise_and_(moves)  # else +0, and x - 0 is x, whatever x is
@@ -225,6 +240,6 @@ class _StackStep:
         else:
             self._store(param, param.to(self.opmath).sub_(change), param_draw)
 
-    def _store(self, to, values, draw):
+    def _store(self, to: Tensor, values: Tensor, draw: Tensor | None) -> None:
         """Writes, rounded to the storage dtype; what that can hold is not changed by the rounding."""
-        to.copy_(round_stochastic(values, to.dtype, draw) if self.rounds else values)
+        to.copy_(values if draw is None else round_stochastic(values, to.dtype, draw))

@@ -5,7 +5,10 @@ The magnitude is truncated to the storage grid and goes one step up when the 16-
 fraction times 2^16, so that the mean of the stored value is the value itself.
 """
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 
 _SIGN = -(2**31)
 _LARGEST = {torch.bfloat16: 0x7F7F0000, torch.float16: 0x477FE000}  # as float32 bits
@@ -13,12 +16,12 @@ _FLOAT16_SMALLEST_NORMAL = 0x38800000
 _FLOAT16_BIAS_DIFFERENCE = 112 << 23
 
 
-def _bfloat16_bits(magnitude, draw):
+def _bfloat16_bits(magnitude: Tensor, draw: Tensor) -> Tensor:
     # bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16.
     return (magnitude >> 16) + (draw < (magnitude & 0xFFFF))
 
 
-def _float16_bits(magnitude, draw):
+def _float16_bits(magnitude: Tensor, draw: Tensor) -> Tensor:
     normal = ((magnitude - _FLOAT16_BIAS_DIFFERENCE) >> 13) + (draw < ((magnitude & 0x1FFF) << 3))
     # Below 2^-14 the grid is 2^-24: in units of it, truncation and fraction are exact in float32.
     is_normal = magnitude >= _FLOAT16_SMALLEST_NORMAL
@@ -28,7 +31,7 @@ def _float16_bits(magnitude, draw):
     return torch.where(is_normal, normal, subnormal)
 
 
-def round_stochastic(value, dtype, draw):
+def round_stochastic(value: Tensor, dtype: torch.dtype, draw: Tensor) -> Tensor:
     """``value`` (float32) as ``dtype`` (bfloat16, float16), rounded by ``draw`` (int64, 0 ... 2^16 - 1).
 
     Beyond the largest finite value, and for Inf and NaN: round to nearest even.

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of equal length as the rows of a matrix, each in the memory order in which its parameter is stepped."""
 
-import torch
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .aliases import Tensors
 from .checks import separate_elements
 
+# The strides in whose order elements count; None: row-major.
+Order: TypeAlias = tuple[int, ...] | None
 
-def memory_order(param):
+
+def memory_order(param: Tensor) -> Order:
     """The strides in whose order the elements of ``param`` count; None: row-major."""
     if param.is_contiguous():
         return None
@@ -15,7 +25,7 @@ def memory_order(param):
     return param.stride() if fills_its_memory else None
 
 
-def _has_order(tensor, order):
+def _has_order(tensor: Tensor, order: Order) -> bool:
     if order is None:
         return tensor.is_contiguous()
     return all(s == t for n, s, t in zip(tensor.shape, tensor.stride(), order, strict=True) if n > 1)
@@ -24,12 +34,12 @@ def _has_order(tensor, order):
 class Rows:
     """``matrix``: a row for each tensor. The memory of a lone tensor itself, where that lies in order, else a copy."""
 
-    def __init__(self, tensors, orders):
-        self._copies = []  # (tensor, its copy in the order that is asked for)
+    def __init__(self, tensors: Tensors, orders: Sequence[Order]) -> None:
+        self._copies: list[tuple[Tensor, Tensor]] = []  # (tensor, its copy in the order that is asked for)
         self._flat = [self._flatten(tensor, order) for tensor, order in zip(tensors, orders, strict=True)]
         self.matrix = self._flat[0].view(1, -1) if len(self._flat) == 1 else torch.stack(self._flat)
 
-    def _flatten(self, tensor, order):
+    def _flatten(self, tensor: Tensor, order: Order) -> Tensor:
         if not _has_order(tensor, order):
             copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
             if order is not None:
@@ -40,7 +50,7 @@ class Rows:
             return tensor.view(-1)
         return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
-    def write_back(self):
+    def write_back(self) -> None:
         """Brings the tensors to what the matrix holds."""
         if len(self._flat) > 1:
             torch._foreach_copy_(self._flat, self.matrix.unbind())

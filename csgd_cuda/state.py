@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer state of a parameter: how it is made, and how it comes back from a checkpoint bit for bit."""
 
+from __future__ import annotations
+
 from collections import defaultdict
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .aliases import Group, State
 from .checks import opmath_dtype
 
 
-def new_momentum_buffer(param):
+def new_momentum_buffer(param: Tensor) -> Tensor:
     """Zeros in the memory order in which ``param`` is stepped: its own if it is dense, else row-major."""
     like = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
     return like if like.stride() == param.stride() else torch.zeros_like(like, memory_format=torch.contiguous_format)
 
 
-def _one(value, dtype, device):
+def _one(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number or a tensor with one element, as a new tensor without dimensions."""
     if not isinstance(value, torch.Tensor):
         return torch.full((), value, dtype=dtype, device=device)
     return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
 
 
-def _copy_of(value):
+def _copy_of(value: Any) -> Any:
     """A copy of what others keep in a parameter's state, e.g. the slow weights of Lookahead."""
     if isinstance(value, torch.Tensor):
         return value.clone()
@@ -32,7 +37,7 @@ def _copy_of(value):
     return value
 
 
-def _restore_one(param, index, saved, as_torch_casts):
+def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_casts: dict[str, Any]) -> dict[str, Any]:
     """The state of one parameter from a checkpoint's dict of it; what is not ours (a subclass's) as torch loads it.
 
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
@@ -60,7 +65,7 @@ def _restore_one(param, index, saved, as_torch_casts):
     return {key: state[key] for key in [*saved, *state] if key in state}
 
 
-def restore_state(checkpoint, param_groups, as_torch_casts):
+def restore_state(checkpoint: dict[str, Any], param_groups: list[Group], as_torch_casts: State) -> State:
     """The ``state`` of an optimizer with these groups, from the state_dict ``checkpoint``.
 
     Args:
@@ -72,7 +77,7 @@ def restore_state(checkpoint, param_groups, as_torch_casts):
     params = [param for group in param_groups for param in group["params"]]
     saved_ids = [saved_id for group in checkpoint["param_groups"] for saved_id in group["params"]]
     index_of = {saved_id: index for index, saved_id in enumerate(saved_ids)}
-    state = defaultdict(dict)
+    state: State = defaultdict(dict)
     with torch.no_grad():
         for key, saved in checkpoint["state"].items():
             index = index_of.get(key)

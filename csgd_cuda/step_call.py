@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """One operator call of an optimizer step: the tensors in the operator's lists, and the group's options."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import is_, is_not
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .aliases import Group, SharedArguments, State
 from .checks import opmath_dtype
 from .functional import choose_backend, operator_options
 from .options import check_group
 from .state import new_momentum_buffer
 
 
-def same(new, old):
+def same(new: Sequence[object], old: Sequence[object]) -> bool:
     """Whether two lists hold the very same objects; what looks at each of a model's parameters has to be fast."""
     return len(new) == len(old) and all(map(is_, new, old))
 
 
-def _none_is_none(tensors):
+def _none_is_none(tensors: Sequence[Tensor | None]) -> bool:
     return all(map(is_not, tensors, repeat(None)))
 
 
@@ -27,16 +33,17 @@ class StepCall:
     Neither gradients nor state are held between steps: whoever frees or replaces them must find them freed.
     """
 
-    def __init__(self, group, device, fresh_momentum, position):
+    def __init__(self, group: Group, device: torch.device, fresh_momentum: bool, position: int) -> None:
         """``position`` over all groups of the first parameter."""
         self._group, self._device, self._fresh_momentum = group, device, fresh_momentum
         self._position = position
-        self._params, self._indices = [], []
-        self._new_state = []  # (param, what is to be added to its state)
+        self._params: list[Tensor] = []
+        self._indices: list[int] = []
+        self._new_state: list[tuple[Tensor, dict[str, Tensor]]] = []  # (param, what is to be added to its state)
         self._take_options()
         self._forget()
 
-    def _take_options(self):
+    def _take_options(self) -> None:
         check_group(self._group)  # schedulers, users and checkpoints change the options after the constructor
         self._backend = choose_backend(self._device, self._group["fused"])
         self._options = operator_options(self._group, self._device)
@@ -44,19 +51,22 @@ class StepCall:
         self._has_momentum = self._group["momentum"] != 0
         self._has_bound = self._group["lipschitz"] is None
 
-    def _forget(self):
-        self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds = [], [], [], []
+    def _forget(self) -> None:
+        self._grads: list[Tensor | None] = []
+        self._momentum_buffers: list[Tensor] = []
+        self._steps: list[Tensor] = []
+        self._lipschitz_bounds: list[Tensor] = []
 
-    def add(self, param, index, state):
+    def add(self, param: Tensor, index: int, state: dict[str, Any]) -> None:
         """Adds a parameter with a gradient; ``index`` tells its draws apart. What its state lacks is made here, but not
         yet kept."""
-        new = {}
+        new: dict[str, Tensor] = {}
 
-        def get(name, make):
-            if state.get(name) is None:
-                new[name] = make()
-                return new[name]
-            return state[name]
+        def get(name: str, make: Callable[[], Tensor]) -> Tensor:
+            tensor: Tensor | None = state.get(name)
+            if tensor is None:
+                tensor = new[name] = make()
+            return tensor
 
         self._params.append(param)
         self._grads.append(param.grad)
@@ -71,10 +81,10 @@ class StepCall:
         if new:
             self._new_state.append((param, new))
 
-    def makes_state(self):
+    def makes_state(self) -> bool:
         return bool(self._new_state)
 
-    def renew(self, state):
+    def renew(self, state: State) -> bool:
         """Takes the gradients, state and options of another step, in which the same parameters have gradients.
 
         Args:
@@ -86,7 +96,7 @@ class StepCall:
         # A tensor's value can change in place, and the operator may be given a copy of it.
         if isinstance(self._group["lr"], torch.Tensor) or not same(list(self._group.values()), self._option_values):
             self._take_options()
-        states = list(map(state.get, self._params))
+        states: list[Any] = list(map(state.get, self._params))
         self._grads = [param.grad for param in self._params]
         try:
             self._steps = [s["step"] for s in states]
@@ -94,19 +104,20 @@ class StepCall:
             self._lipschitz_bounds = [s["lipschitz_bound"] for s in states] if self._has_bound else []
         except (KeyError, TypeError):  # TypeError: no state at all
             return False
-        return all(map(_none_is_none, (self._grads, self._steps, self._momentum_buffers, self._lipschitz_bounds)))
+        kept: list[Sequence[Tensor | None]] = [self._steps, self._momentum_buffers, self._lipschitz_bounds]
+        return _none_is_none(self._grads) and all(map(_none_is_none, kept))
 
-    def _arguments(self, shared):
+    def _arguments(self, shared: SharedArguments) -> tuple[tuple[list[Any], ...], dict[str, Any]]:
         lists = (self._params, self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds, self._indices)
         options = {**self._options, "fresh_momentum": self._fresh_momentum, **shared(self._device, self._position)}
         return lists, options
 
-    def check(self, shared):
+    def check(self, shared: SharedArguments) -> None:
         """Raises what run() would raise; changes nothing. ``shared``: see StepPlan.run."""
         lists, options = self._arguments(shared)
         self._backend.check(*lists, **options)
 
-    def run(self, shared):
+    def run(self, shared: SharedArguments) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Makes the step.
 
         Returns:

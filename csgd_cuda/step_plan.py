@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator calls of an optimizer step, kept for the next step as long as they hold."""
 
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .aliases import Group, SharedArguments, State
 from .options import index_ranges
 from .step_call import StepCall, same
 
@@ -12,15 +18,15 @@ class StepPlan:
         ValueError, TypeError: an option is out of range.
     """
 
-    def __init__(self, param_groups, state):
+    def __init__(self, param_groups: list[Group], state: State) -> None:
         self._groups = list(param_groups)
         self._params = [list(group["params"]) for group in param_groups]
-        self._without_grad = []
-        self._calls = []
+        self._without_grad: list[Tensor] = []
+        self._calls: list[StepCall] = []
         self._first_indices = [group["first_index"] for group in param_groups]
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
-            calls = {}
+            calls: dict[tuple[torch.device, bool], StepCall] = {}
             for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:
                     self._without_grad.append(param)
@@ -34,11 +40,11 @@ class StepPlan:
                 position += 1
             self._calls.extend(calls.values())
 
-    def makes_state(self):
+    def makes_state(self) -> bool:
         """Whether it makes state that parameters lack: such a plan is good for one step."""
         return any(call.makes_state() for call in self._calls)
 
-    def renew(self, param_groups, state):
+    def renew(self, param_groups: list[Group], state: State) -> bool:
         """Takes the gradients, state and options of another step.
 
         Returns:
@@ -52,7 +58,7 @@ class StepPlan:
             and all(call.renew(state) for call in self._calls)
         )
 
-    def run(self, state, shared):
+    def run(self, state: State, shared: SharedArguments) -> None:
         """Makes the step and keeps in ``state`` what parameters lacked there.
 
         ``shared(device, position)``: the operator's arguments that belong to the whole optimizer, for parameters

@@ -35,6 +35,14 @@ def test_quick_start_runs(capsys):
     assert any(shares)
 
 
+def test_first_page_of_the_documentation_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    run(block)
+    shares, bounds = map(eval, capsys.readouterr().out.splitlines())
+    assert len(shares) == len(bounds) == 2
+    assert all(bounds)
+
+
 def test_ten_lines_are_equivalent():
     """Bound and momentum agree to rounding; of the parameter, the distribution: density, and mean over seeds."""
     (block,) = (b for b in BLOCKS if "def csgd_step" in b)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CSGD says about itself; nothing of it is needed for a step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .functional import choose_backend
+
+
+class Diagnostics:
+    """The methods of CSGD that only look."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    _tallies_on: dict[torch.device, Tensor]  # what the steps on a device count, a row for each parameter index
+
+    def density(self) -> list[float]:
+        """The share of coordinates that moved in each parameter's last applied step.
+
+        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, and
+        for empty parameters.
+
+        Returns:
+            Shares in [0, 1], one for each parameter over all groups, in their order.
+        """
+        counts = {device: rows[:, 0].tolist() for device, rows in self._tallies_on.items()}
+        shares = []
+        for index, param in enumerate(p for group in self.param_groups for p in group["params"]):
+            of_device = counts.get(param.device, ())
+            moved = of_device[index] if index < len(of_device) else -1
+            shares.append(moved / param.numel() if moved >= 0 and param.numel() else float("nan"))
+        return shares
+
+    def lipschitz_bounds(self) -> list[float]:
+        """The bound l on ``|d|`` that each parameter's next step takes, in the unit of the gradient.
+
+        It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
+        such a step is exact SGD. Waits for the device, once per device that holds running maxima.
+
+        Returns:
+            Numbers >= 0, one for each parameter over all groups, in their order.
+        """
+        bounds: list[float] = []
+        estimates: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+        for group in self.param_groups:
+            for param in group["params"]:
+                estimate = (self.state.get(param) or {}).get("lipschitz_bound")
+                if group["lipschitz"] is None and estimate is not None:
+                    estimates[estimate.device].append((len(bounds), estimate))
+                bounds.append(0.0 if group["lipschitz"] is None else float(group["lipschitz"]))
+        for on_device in estimates.values():
+            values = torch.cat([estimate.reshape(1) for _, estimate in on_device]).tolist()
+            for (place, _), value in zip(on_device, values, strict=True):
+                bounds[place] = value
+        return bounds
+
+    def backend(self) -> str:
+        """The backend that the next step takes: "cpu kernel", "cuda kernel", "reference", or several.
+
+        Raises:
+            RuntimeError: a group has ``fused=True``, and there is no kernel for one of its parameters.
+        """
+        names = {
+            choose_backend(param.device, group["fused"]).name
+            for group in self.param_groups
+            for param in group["params"]
+        }
+        return ", ".join(sorted(names))
