@@ -14,21 +14,22 @@ from . import drawn
 from .twin import Twin, assert_equal, assert_skipped, assert_unchanged
 
 RULES = []
+STEPS = st.sampled_from(["step", "step", "step", "overflow"])
 
 
 def change(**strategies):
-    """A rule that changes something and then makes ``steps`` steps."""
+    """A rule that changes something and then makes ``steps``, some of which overflow."""
 
     def decorate(function):
         def run(self, steps, **arguments):
             function(self, **arguments)
             self.seen[function.__name__] += 1
-            for _ in range(steps):
-                self.step()
+            for kind in steps:
+                self.step(overflow=kind == "overflow")
 
         run.__name__ = function.__name__
         RULES.append(function.__name__)
-        return rule(steps=st.integers(0, 3), **strategies)(run)
+        return rule(steps=st.lists(STEPS, max_size=3), **strategies)(run)
 
     return decorate
 
@@ -75,14 +76,17 @@ class TwinMachine(RuleBasedStateMachine):
                     else:
                         twin.set_grad(k, values, layout or "contiguous")
 
-    def step(self, guarded=True):
+    def step(self, guarded=True, overflow=False):
         for k, twin in enumerate(self.twins):
             torch.set_num_threads(1 + (self.first_threads + k) % 3)
-            overflow = bool(twin.scaler.get("found_inf", 0) != 0)
-            before = twin.snapshot() if overflow else None
-            twin.step(guarded)
+            scaler = dict(twin.scaler)
             if overflow:
+                twin.set_scaler(None, 1.0)
+            before = twin.snapshot() if twin.overflows() else None
+            twin.step(guarded)
+            if before is not None:
                 assert_skipped(twin, before)
+            twin.scaler = scaler
         self.seen["steps"] += 1
         self.seen["steps that moved something"] += any(share > 0 for share in self.twins[0].opt.density())
 

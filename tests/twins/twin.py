@@ -64,6 +64,9 @@ class Twin:
         numbers = {"grad_scale": grad_scale, "found_inf": found_inf}
         self.scaler = {name: self._guard(name, torch.tensor(n)) for name, n in numbers.items() if n is not None}
 
+    def overflows(self):
+        return "found_inf" in self.scaler and bool(self.scaler["found_inf"] != 0)
+
     def load(self, state_dict, fresh):
         opt = CSGD([{"params": group["params"]} for group in self.opt.param_groups]) if fresh else self.opt
         opt.load_state_dict(state_dict)
