@@ -18,7 +18,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def pytest_addoption(parser):
-    parser.addoption("--nightly", action="store_true", help="10,000 examples of what is random from end to end")
+    parser.addoption("--nightly", action="store_true", help="10,000 random sequences in test_stateful.py")
 
 
 def pytest_configure(config):

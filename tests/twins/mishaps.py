@@ -8,6 +8,21 @@ import torch
 from ..helpers import STATE_NAMES
 
 
+class _Attributes:
+    """A parameter's ``data`` and ``grad`` as entries of a dict."""
+
+    def __init__(self, param):
+        self._param = param
+
+    def get(self, name):
+        return getattr(self._param, name)
+
+    __getitem__ = get
+
+    def __setitem__(self, name, tensor):
+        setattr(self._param, name, tensor)
+
+
 @dataclass(frozen=True)
 class Mishap:
     """``what`` ("data", "grad", an entry of the state or of the scaler) becomes ``wrong(what it was)``."""
@@ -30,7 +45,7 @@ class Mishap:
     def _place(self, twin, k):
         if self.what in STATE_NAMES:
             return twin.opt.state.get(twin.params[k], {})
-        return twin.scaler if self.what in ("grad_scale", "found_inf") else vars_of(twin.params[k])
+        return twin.scaler if self.what in ("grad_scale", "found_inf") else _Attributes(twin.params[k])
 
     def step(self, twin, k):
         place = self._place(twin, k)
@@ -40,21 +55,6 @@ class Mishap:
             twin.step(guarded=False)
         finally:
             place[self.what] = right
-
-
-class vars_of:
-    """A parameter's ``data`` and ``grad`` as entries of a dict."""
-
-    def __init__(self, param):
-        self._param = param
-
-    def get(self, name):
-        return getattr(self._param, name)
-
-    __getitem__ = get
-
-    def __setitem__(self, name, tensor):
-        setattr(self._param, name, tensor)
 
 
 def overlapping(tensor):
