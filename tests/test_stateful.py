@@ -25,7 +25,7 @@ def test_twins_stay_equal(pytestconfig, capsys):
     begin = time.monotonic()
     try:
         run_state_machine_as_test(
-            Sequences, settings=settings(max_examples=10_000 if nightly else 200, stateful_step_count=20)
+            Sequences, settings=settings(max_examples=10_000 if nightly else 150, stateful_step_count=20)
         )
     finally:
         if nightly:
