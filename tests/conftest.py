@@ -17,6 +17,10 @@ hypothesis.settings.load_profile("csgd")
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="10,000 random sequences in test_stateful.py")
+
+
 def pytest_configure(config):
     # A fresh seed for each run, but one that the report shows: --hypothesis-seed=N repeats it.
     if config.getoption("hypothesis_seed", None) is None:
