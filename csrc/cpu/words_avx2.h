@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox with 8 counters at a time, in AVX2.
+// In AVX2: Philox with 8 counters at a time, and the instructions behind some functions of vector.h.
 #pragma once
 
 #include "../core/philox.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox with 16 counters at a time, in AVX-512.
+// In AVX-512: Philox with 16 counters at a time, and the instructions behind some functions of vector.h.
 #pragma once
 
 #include "../core/philox.h"
