@@ -12,7 +12,6 @@ namespace csgd {
 template <class T>
 struct LaneType {
   using Type = T;
-  static CSGD_HOST_DEVICE bool mask(bool condition) { return condition; }  // the same for all lanes
 };
 template <class T>
 using LaneOf = typename LaneType<T>::Type;

@@ -52,7 +52,8 @@ struct RoundedStorage {
   }
 };
 
-// In the functions below Value is float or a vector of it, Words uint32_t or a vector of it.
+// In the functions below Value is float or a vector of it, Words uint32_t or a vector of it; value == value where it
+// is not NaN.
 struct BFloat16Format {
   template <class Words>
   static CSGD_HOST_DEVICE auto widen(Words bits) {
@@ -123,6 +124,7 @@ struct Float16Format {
     const auto whole = convert<int32_t>(scaled);
     const auto below = cast_bits<uint32_t>(whole);
     const auto subnormal = select(convert<float>(whole) < scaled, below + 1u, below);
+    // As in bfloat16: the sum carries where the draw is below the fraction; beyond the largest it goes to nearest.
     const auto addend = select(cast_bits<int32_t>(magnitude) > kLargest, 0x8000u, 0xFFFFu - draw);
     const auto rounded = (select(is_subnormal, subnormal, normal) + addend) >> 16;
     return select(value == value, rounded | ((bits >> 16) & 0x8000u), 0x7E00u);

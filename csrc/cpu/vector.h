@@ -33,7 +33,7 @@ struct Vector {
   Raw raw;
 
   Vector() = default;
-  CSGD_HOST_DEVICE Vector(T value) : raw(value - Raw{}) {}
+  CSGD_HOST_DEVICE Vector(T value) : raw(value - Raw{}) {}  // in all lanes; value + 0 would turn -0 into 0
   static CSGD_HOST_DEVICE Vector of(Raw raw) {
     Vector v;
     v.raw = raw;
@@ -46,6 +46,7 @@ struct Vector {
     return v;
   }
   CSGD_HOST_DEVICE void store(void* to) const { memcpy(to, &raw, sizeof(raw)); }
+
   friend CSGD_HOST_DEVICE Vector operator+(Vector a, Vector b) { return of(a.raw + b.raw); }
   friend CSGD_HOST_DEVICE Vector operator-(Vector a, Vector b) { return of(a.raw - b.raw); }
   friend CSGD_HOST_DEVICE Vector operator*(Vector a, Vector b) { return of(a.raw * b.raw); }
@@ -103,9 +104,6 @@ CSGD_HOST_DEVICE bool any(Vector<T, kLanes> mask) {
 template <class T, int kLanes>
 struct LaneType<CSGD_ISA::Vector<T, kLanes>> {
   using Type = T;
-  static CSGD_HOST_DEVICE auto mask(bool condition) {
-    return typename CSGD_ISA::Vector<T, kLanes>::Mask(condition ? -1 : 0);
-  }
 };
 
 }  // namespace csgd
