@@ -147,10 +147,9 @@ class CSGD(Diagnostics, Optimizer):
             ValueError, TypeError, RuntimeError: as the constructor; nothing was added.
         """
         if isinstance(param_group, dict):
-            check_group({**self.defaults, **param_group, "params": ()})
+            check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1])
             index_ranges(self.param_groups)
             self._check_params(self.param_groups[-1])
         except Exception:

@@ -30,7 +30,7 @@ def index_ranges(param_groups: list[Group]) -> list[range]:
     """The indices that tell the parameters' random draws apart, as a range for each group.
 
     Raises:
-        ValueError: two parameters would draw the same.
+        ValueError: two parameters would draw the same, or an index is 2^32 or more.
     """
     ranges, position = [], 0
     for group in param_groups:
@@ -38,6 +38,8 @@ def index_ranges(param_groups: list[Group]) -> list[range]:
         first = position if group["first_index"] is None else group["first_index"]
         ranges.append(range(first, first + size))
         position += size
+        if ranges[-1].stop > 2**32:
+            raise ValueError(f"first_index must leave the last parameter an index below 2^32, got {first} for {size}")
     in_order = sorted((r for r in ranges if r), key=lambda r: r.start)
     for before, after in pairwise(in_order):
         if after.start < before.stop:
@@ -58,5 +60,5 @@ def check_group(group: Group) -> None:
     if group["fused"] and group["foreach"]:
         raise ValueError("fused and foreach cannot both be True")
     first = group["first_index"]
-    if first is not None and not 0 <= operator.index(first) <= 2**32 - max(len(group.get("params", ())), 1):
-        raise ValueError(f"first_index must be None or in 0 ... 2^32 - number of parameters, got {first}")
+    if first is not None and not 0 <= operator.index(first) < 2**32:
+        raise ValueError(f"first_index must be None or in 0 ... 2^32-1, got {first}")

@@ -35,15 +35,19 @@ def loss_of(model, x, y):
     return (model(x) - y).square().mean()
 
 
-def train(model, optimizer, data, after_step=lambda: None):
-    """The plain loop. Returns the losses."""
+def train(model, optimizer, data, after_step=lambda: None, accumulate=1, clip=None):
+    """The plain loop: a step for every ``accumulate`` batches, its gradient's norm clipped. Returns the losses."""
     losses = []
-    for x, y in data:
-        optimizer.zero_grad()
+    for k, (x, y) in enumerate(data):
+        if k % accumulate == 0:
+            optimizer.zero_grad()
         loss = loss_of(model, x, y)
-        loss.backward()
-        optimizer.step()
-        after_step()
+        (loss / accumulate).backward()
+        if (k + 1) % accumulate == 0:
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            after_step()
         losses.append(loss.item())
     return losses
 

@@ -18,6 +18,7 @@ from .helpers import (
     make_model,
     make_optimizer,
     plainly_trained,
+    train,
 )
 
 accelerate = import_or_skip("accelerate")
@@ -69,14 +70,7 @@ def plain_loop(data, accumulate=1, clip=None):
     model = make_model()
     optimizer = make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
-    for k, (x, y) in enumerate(data, start=1):
-        (loss_of(model, x, y) / accumulate).backward()
-        if k % accumulate == 0:
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+    train(model, optimizer, data, scheduler.step, accumulate, clip)
     return model, optimizer
 
 

@@ -15,6 +15,7 @@ from .helpers import (
     make_model,
     make_optimizer,
     plainly_trained,
+    train,
 )
 
 import_or_skip("pytorch_lightning")
@@ -81,13 +82,7 @@ def plain_loop(accumulate=1, clip=None):
     optimizer = make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
     for _ in range(EPOCHS):
-        for k, (x, y) in enumerate(DATA, start=1):
-            (loss_of(model, x, y) / accumulate).backward()
-            if k % accumulate == 0:
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-                optimizer.step()
-                optimizer.zero_grad()
+        train(model, optimizer, DATA, accumulate=accumulate, clip=clip)
         scheduler.step()
     return model, optimizer
 
