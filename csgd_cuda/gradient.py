@@ -177,14 +177,15 @@ def _reference(
         flat = _all_draws(grad.numel(), stream=stream, seed=seed, index=layer, step=step.reshape(()))
         return flat.as_strided(out.shape, out.stride())
 
-    # A bound for each channel stands along the channels' dimension, one for all broadcasts anyway.
-    dims = [-1 if lipschitz_bound is not None and k == options["channel_dim"] % grad.dim() else 1
-            for k in range(grad.dim())]  # fmt: skip
     per_channel = lipschitz_bound is not None and lipschitz_bound.dim() == 1
+    # Where a channel has a bound of its own, bounds lie along its dimension.
+    shape = [1] * grad.dim()
+    if per_channel:
+        shape[options["channel_dim"]] = -1
     if lipschitz_bound is None:
         bound = torch.full((), options["lipschitz"], dtype=opmath, device=grad.device)
     else:
-        bound = lipschitz_bound.to(opmath).reshape(dims if per_channel else ())
+        bound = lipschitz_bound.to(opmath).reshape(shape if per_channel else ())
     d = grad.to(opmath)
     size = d.abs()
     n = moving_draws(size, calibration_scale(options["calibration"], bound))
@@ -195,11 +196,19 @@ def _reference(
         values = round_stochastic(values, grad.dtype, draws_of(GRAD_ROUNDING_STREAM))
     out.copy_(values)
     if lipschitz_bound is not None:
-        others = [k for k in range(grad.dim()) if dims[k] == 1] if per_channel else list(range(grad.dim()))
-        ordered = ordered_bits(size)
-        largest = largest_size(ordered.amax(others, keepdim=True) if others else ordered, opmath)
+        largest = _largest(size, [k for k in range(grad.dim()) if not (per_channel and shape[k] == -1)])
         lipschitz_bound.copy_(next_bound(bound, options["bound_decay"], largest).reshape(lipschitz_bound.shape))
     step += 1
     if tally is not None:
         tally[0], tally[1] = -move.sum(), grad.numel()
     return out
+
+
+def _largest(size: Tensor, dims: list[int]) -> Tensor:
+    """The largest finite magnitude along the dimensions, which stay with size 1; 0 where there is none."""
+    ordered = ordered_bits(size)
+    if dims and size.numel():
+        ordered = ordered.amax(dims, keepdim=True)
+    elif dims:
+        ordered = ordered.new_zeros([1 if k in dims else n for k, n in enumerate(size.shape)])
+    return largest_size(ordered, size.dtype)
