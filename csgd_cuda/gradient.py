@@ -40,16 +40,16 @@ def calibrate_grad(
     tally: Tensor | None = None,
     fused: bool | None = None,
 ) -> Tensor:
-    """An unbiased random estimate of ``grad``: g becomes g / p with probability p = min(1, |g| / (c * l)), else 0.
+    """An unbiased random estimate of ``grad``: g becomes g / p with a probability p, else 0.
 
-    p is rounded up to a multiple of 2^-16, so that the mean over the draws is g, exactly. ``GradientCalibration`` is
+    ``p = min(1, |g| / (c * l))``, rounded up to a multiple of 2^-16, so that the mean over the draws is g, exactly. ``GradientCalibration`` is
     a layer made of this.
 
     Args:
         grad: dense tensor of any shape, float32, float64, bfloat16 or float16. Left as it is.
         index: int64 tensor with one element, the number that tells the draws of this gradient from those of others.
         step: int64 tensor with one element, how many gradients were calibrated so far. Grows by 1.
-        lipschitz_bound: float64 tensor, the estimate of the bound l on \\|g\\|, zero at the start: of shape () for all
+        lipschitz_bound: float64 tensor, the estimate of the bound l on ``|g|``, zero at the start: of shape () for all
             elements, or of shape (C,) for each channel. Updated: ``max(bound_decay * l, max |g|)``. None where
             ``lipschitz`` is given.
         calibration: c >= 0; 0 gives the gradient as it is.
