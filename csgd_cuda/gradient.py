@@ -42,8 +42,8 @@ def calibrate_grad(
 ) -> Tensor:
     """An unbiased random estimate of ``grad``: g becomes g / p with a probability p, else 0.
 
-    ``p = min(1, |g| / (c * l))``, rounded up to a multiple of 2^-16, so that the mean over the draws is g, exactly. ``GradientCalibration`` is
-    a layer made of this.
+    ``p = min(1, |g| / (c * l))``, rounded up to a multiple of 2^-16, so that the mean over the draws is g, exactly.
+    ``GradientCalibration`` is a layer made of this.
 
     Args:
         grad: dense tensor of any shape, float32, float64, bfloat16 or float16. Left as it is.
