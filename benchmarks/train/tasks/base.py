@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        """The metrics on a split, in the order of ``metrics``. Calls model.eval(), cast() and torch.no_grad() itself."""
+        """The metrics on a split, in the order of ``metrics``. Calls model.eval() and cast() itself."""
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Task:
         """This task, with its data on ``device`` and inputs cast to ``dtype`` and memory format.
