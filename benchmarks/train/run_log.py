@@ -52,9 +52,20 @@ def write_finished(out: Path, run: Run, diverged: bool, command: list[str]) -> N
     content = {
         "settings": run.settings(),
         "diverged": diverged,
-        "environment": machine.describe(torch.device(run.execution.device), command),
+        "environment": machine.describe(torch.device(run.execution.device), _without_places(command)),
     }
     write_atomically(out / f"{run.name}.json", json.dumps(content, indent=1) + "\n")
+
+
+def _without_places(command: list[str]) -> list[str]:
+    """The command without --out and with DIR for --data-dir: private paths say nothing about the figures."""
+    shown = machine.without_out(command)
+    for i, argument in enumerate(shown):
+        if argument.startswith("--data-dir="):
+            shown[i] = "--data-dir=DIR"
+        elif i and shown[i - 1] == "--data-dir":
+            shown[i] = "DIR"
+    return shown
 
 
 def is_finished(out: Path, run: Run) -> bool:
