@@ -16,7 +16,7 @@ import sys
 
 from examples.training.errors import UserError
 
-from . import grid, options, run_log
+from . import grid, options, report, run_log
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train a grid of settings")
     options.add_run_options(run)
     run.set_defaults(command=_run)
+    make_report = commands.add_parser("report", help="tables and plots from the logs")
+    make_report.add_argument("directories", nargs="+", metavar="DIR", help="what run was given as --out")
+    make_report.add_argument(
+        "--out", metavar="DIR", required=True, help="for table.md, summary.csv, curves.png, lr.png"
+    )
+    make_report.set_defaults(command=_report)
     return p
 
 
@@ -41,6 +47,11 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> None:
     plan = grid.Plan(run_log.prepare(args.out), threads, command)
     trained = grid.run_all(runs, plan, args.workers)
     print(f"{trained} runs trained, {len(runs) - trained} were finished before; logs in {args.out}")
+
+
+def _report(args: argparse.Namespace, _: list[str]) -> None:
+    print(report.write(args.directories, args.out))
+    print(f"Written to {args.out}: table.md, summary.csv, curves.png, lr.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
