@@ -116,8 +116,6 @@ def runs(args: argparse.Namespace) -> list[Run]:
     """The grid, the seeds outermost, so that an interrupted one has all methods; UserError for what cannot work."""
     recipe, execution = _recipe(args), _execution(args)
     compared = methods.grid(args.methods, args.calibrations, args.layer_where)
-    for method in compared:
-        method.check()
     options = DataOptions(args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders)
     task = create_task(args.task, options)
     task.build_model(args.model, seed=0)  # says now if there is no such network

@@ -19,6 +19,7 @@ from .table import describe
 
 # The Okabe-Ito palette: told apart with any colour vision. Black is SGD's.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#F0E442")
+_APART = 1.012  # factor between the points of two methods at the same learning rate, lest one hides the other
 _LINES = {"float32": "-", "bfloat16": "--"}
 
 
@@ -98,7 +99,7 @@ def draw_lr(summary: Summary, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8.5, 6.5), layout="constrained")
     figure.suptitle(_title(summary), fontsize=9)
     styles = _Styles(summary)
-    for variant, cells in summary.cells.items():
+    for i, (variant, cells) in enumerate(summary.cells.items()):
         spreads = [cell.last(summary.selected_by) for cell in cells.values()]
         mean = [100 * spread.mean for spread in spreads]
         margin = [0.0 if math.isnan(spread.std) else 100 * spread.std for spread in spreads]

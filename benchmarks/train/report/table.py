@@ -124,8 +124,8 @@ def _notes(summary: Summary) -> str:
     if any(map(summary.at_end_of_grid, summary.cells)):
         notes.append("† At the end of the grid: a learning rate beyond it may be better.")
     notes.append(
-        "Density: share of the coordinates that a step moves (CSGD's count, for SGD those whose bits changed), mean "
-        "over every tenth step of the training; the layer's is not known."
+        "Density: share of the coordinates that a step moves (CSGD's count, for SGD those whose bits changed), for "
+        "the layer share of its gradients' coordinates that it lets through; mean over every tenth step."
     )
     return " ".join(notes)
 
