@@ -28,7 +28,8 @@ class Training:
     """A network, its optimizer and the rows of the epochs done.
 
     rows: one dict per epoch: epoch (from 1), train_loss (mean over the epoch's images, in training mode), each
-    metric of each split as SPLIT_METRIC, density (DensitySample.share(), mean over every tenth step), seconds (of training, without the evaluation).
+    metric of each split as SPLIT_METRIC, density (DensitySample.share(), mean over every tenth step), seconds
+    (of training, without the evaluation).
     diverged: whether a parameter is no longer finite; there is no point in going on then.
     """
 

@@ -103,8 +103,15 @@ def draw_lr(summary: Summary, path: Path) -> None:
         spreads = [cell.last(summary.selected_by) for cell in cells.values()]
         mean = [100 * spread.mean for spread in spreads]
         margin = [0.0 if math.isnan(spread.std) else 100 * spread.std for spread in spreads]
+        apart = _APART ** (i - (len(summary.cells) - 1) / 2)
         axes.errorbar(
-            list(cells), mean, margin, label=styles.label(variant), marker="o", capsize=3, **styles.of(variant)
+            [lr * apart for lr in cells],
+            mean,
+            margin,
+            label=styles.label(variant),
+            marker="o",
+            capsize=3,
+            **styles.of(variant),
         )
     if min(summary.lrs) > 0:
         axes.set_xscale("log")

@@ -10,7 +10,7 @@ from examples.training.errors import UserError
 from .base import DataOptions, Task
 
 # --task: (module beside this one, class in it)
-TASKS = {"classification": ("classification", "Classification")}
+TASKS = {"classification": ("classification", "Classifier")}
 
 
 def create(task: str, options: DataOptions) -> Task:
