@@ -88,10 +88,11 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
     peers = [p for p in PEERS.values() if (p.name in args.peers if args.peers else args.device in p.default_on)]
     if PEERS[BASELINE] not in peers:
         peers.insert(0, PEERS[BASELINE])  # the ratios are formed to it
+    command = ["python", "benchmarks/bench_step.py", *machine.without_out(arguments)]
     results = {
         "device": args.device,
         "dtype": args.dtype,
-        "machine": machine.describe(device, arguments),
+        "machine": machine.describe(device, command),
         "settings": {"repeat": args.repeat, "scale": args.scale, "copy_bytes": copy_bytes},
         "notes": _notes(args),
         "lists": {},

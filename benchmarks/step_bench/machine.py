@@ -16,11 +16,11 @@ import torch
 from csgd_cuda import extension
 
 
-def describe(device: torch.device, arguments: list[str]) -> dict[str, str]:
-    """What is stated above every table; values are texts."""
+def describe(device: torch.device, command: list[str]) -> dict[str, str]:
+    """What is stated above every table; values are texts. ``command`` is what was run, in words."""
     about = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "benchmarks/bench_step.py", *without_out(arguments)]),
+        "command": shlex.join(command),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores visible",
         "threads": str(torch.get_num_threads()),
         "load average at the start": _load(),

@@ -72,9 +72,9 @@ def _digits() -> tuple[np.ndarray, ...]:
 
 def _idx_directory(directory: Path) -> tuple[np.ndarray, ...]:
     if not directory.exists():
-        raise UserError(f"--data {directory}: no such directory; name the one that holds the IDX files.")
+        raise UserError(f"{directory}: no such directory; name the one that holds the IDX files.")
     if not directory.is_dir():
-        raise UserError(f"--data {directory}: not a directory; name the one that holds the IDX files.")
+        raise UserError(f"{directory}: not a directory; name the one that holds the IDX files.")
     parts = [("train-images", 3), ("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1)]
     paths = [idx.find(directory, part, ndim) for part, ndim in parts]
     arrays = [idx.read(path, ndim) for path, (_, ndim) in zip(paths, parts, strict=True)]

@@ -39,7 +39,7 @@ def find(directory: Path, part: str, ndim: int) -> Path:
         if (directory / name).is_file():
             return directory / name
     raise UserError(
-        f"--data {directory}: found no {_KIND[ndim]} file {part!r} there; looked for {', '.join(names)}; "
+        f"{directory}: found no {_KIND[ndim]} file {part!r} there; looked for {', '.join(names)}; "
         "put one of these into the directory."
     )
 

@@ -11,12 +11,12 @@ _POOL_FROM_SIDE = 8  # pixels: 28 x 28 is halved twice, 8 x 8 once
 
 
 class SmallCNN(nn.Module):
-    """Grey images [B, 1, H, W] to logits [B, classes]; the channels are width, 2 * width and 4 * width."""
+    """Images [B, C, H, W] to logits [B, classes]; the channels are width, 2 * width and 4 * width."""
 
-    def __init__(self, classes: int, width: int):
+    def __init__(self, classes: int, width: int, channels: int = 1):
         super().__init__()
         # No bias in the convolutions: the batch normalisation after them has one.
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * width)
@@ -25,7 +25,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 1, H, W], in the dtype of the network."""
+        """Logits [B, classes] of images [B, C, H, W], in the dtype of the network."""
         x = _pool(F.relu(self.bn1(self.conv1(x))))
         x = _pool(F.relu(self.bn2(self.conv2(x))))
         x = F.relu(self.bn3(self.conv3(x)))

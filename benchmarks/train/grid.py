@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many trainings: those not finished yet, one after the other or several processes at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import sys
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import run_log, tasks
+from .loop import Training, train
+from .settings import Run
+
+_POLL = 0.5  # seconds between two looks at what the processes report
+
+# The data are read once per process.
+create_task = lru_cache(maxsize=1)(tasks.create)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """out: where the logs go; threads: of each process, None leaves that to torch; command: for the log."""
+
+    out: Path
+    threads: int | None
+    command: list[str]
+
+
+def run_all(runs: list[Run], plan: Plan, workers: int) -> int:
+    """Train all runs that are not finished, ``workers`` at a time; how many there were to train."""
+    missing = [run for run in runs if not run_log.is_finished(plan.out, run)]
+    if not missing:
+        return 0
+    first = missing[0]
+    epoch = create_task(first.task, first.data).batches(first.seed, 0, first.recipe.batch_size)
+    total = len(missing) * first.recipe.epochs * len(epoch)
+    # A log file wants a line now and then, not ten a second.
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=total, unit="step", mininterval=interval, smoothing=0.05) as bar:
+        bar.set_description(f"{len(missing)} of {len(runs)} runs")
+        if workers == 1:
+            for run in missing:
+                train_one(run, plan, _Progress(bar.update))
+        else:
+            _in_processes(missing, plan, min(workers, len(missing)), bar)
+    return len(missing)
+
+
+class _Progress:
+    """Reports steps, a batch of them at a time."""
+
+    def __init__(self, report: Callable[[int], object], every: int = 1):
+        self._report, self._every, self._steps = report, every, 0
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps == self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        self._report(self._steps)
+        self._steps = 0
+
+
+def train_one(run: Run, plan: Plan, progress: _Progress) -> None:
+    """Train and write the log: the CSV after each epoch, the JSON at the end."""
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+
+    def after_epoch(training: Training) -> None:
+        run_log.write_epochs(plan.out, run, training.rows)
+
+    training = train(run, create_task(run.task, run.data), progress.step, after_epoch)
+    progress.flush()
+    run_log.write_finished(plan.out, run, training.diverged, plan.command)
+
+
+def _in_processes(runs: list[Run], plan: Plan, workers: int, bar: tqdm) -> None:
+    context = multiprocessing.get_context("spawn")  # forking a process that has run torch's threads may hang
+    steps = context.Queue()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_keep_queue, initargs=(steps,))
+    with pool:
+        futures = [pool.submit(_train_in_process, run, plan) for run in runs]
+        try:
+            pending = set(futures)
+            while pending:
+                _drain(steps, bar)
+                done, pending = wait(pending, timeout=_POLL, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()  # raises what the training raised
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        _drain(steps, bar)
+
+
+def _drain(steps: multiprocessing.Queue, bar: tqdm) -> None:
+    while True:
+        try:
+            bar.update(steps.get_nowait())
+        except queue.Empty:
+            return
+
+
+_steps: multiprocessing.Queue | None = None  # of this process to its parent
+
+
+def _keep_queue(steps: multiprocessing.Queue) -> None:
+    global _steps
+    _steps = steps
+
+
+def _train_in_process(run: Run, plan: Plan) -> None:
+    train_one(run, plan, _Progress(_steps.put, every=50))
