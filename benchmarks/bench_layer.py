@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what the gradient calibration layer adds to a training step: forward, backward and torch.optim.SGD.
+
+    python benchmarks/bench_layer.py
+    python benchmarks/bench_layer.py --device cuda --model resnet50 --size 224 --batch-size 64
+
+The same network plain and with layers in each place, in one interleaved run. Prints a table and writes
+layer-DEVICE-MODEL.md into --out. A ratio is to the plain network in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# An installed csgd_cuda comes first; without one, the package next to this directory.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.step_bench import machine, progress, timing
+from benchmarks.train import models
+from csgd_cuda import GradientCalibration, calibrate
+
+_CLASSES = 10
+PLACES = {
+    "plain": None,
+    "weight": {"where": "weight"},
+    "weight, per channel": {"where": "weight", "per_channel": True},
+    "output": {"where": "output"},
+    "output, per channel": {"where": "output", "per_channel": True},
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    p.add_argument("--model", default="resnet20", help=f"of {', '.join(models.NAMES)} (default: %(default)s)")
+    p.add_argument("--size", type=int, default=32, help="of the images, in pixels (default: %(default)s)")
+    p.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
+    p.add_argument("--channels-last", action="store_true")
+    p.add_argument("--repeat", type=int, default=25, help="rounds (default: %(default)s)")
+    p.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="default: benchmarks/results")
+    return p
+
+
+def training_step(args: argparse.Namespace, place: dict | None) -> tuple[Callable[[], None], torch.nn.Module]:
+    """A call that trains one step on images that stay, and its network; the same weights each time."""
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    shape = models.Shape(3, (args.size, args.size), _CLASSES)
+    model = models.build(args.model, 0, shape).to(args.device, memory_format=layout)
+    if place is not None:
+        calibrate(model, **place)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator)
+    images = images.to(args.device, memory_format=layout)
+    labels = torch.randint(_CLASSES, (args.batch_size,), generator=generator).to(args.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step, model
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """A row for each place: milliseconds, the ratios to the plain network, what was calibrated."""
+    timer = timing.make_timer(torch.device(args.device))
+    calls, networks = {}, {}
+    for name, place in PLACES.items():
+        step, networks[name] = training_step(args, place)
+        step()  # the first one allocates
+        host_ms = timer.prepare(step)
+        calls[name] = lambda step=step, host_ms=host_ms: timer.sample(step, host_ms)
+    with progress.bar(args.repeat, f"{args.model}, {args.device}") as bar:
+        measured = timing.interleave(calls, dict.fromkeys(calls, args.repeat), args.repeat, bar.update)
+    rows = []
+    for name, samples in measured.items():
+        ratios = sorted(ms / measured["plain"][turn] for turn, ms in samples.items())
+        layers = [m for m in networks[name].modules() if isinstance(m, GradientCalibration)]
+        rows.append(
+            {
+                "place": name,
+                "ms": statistics.median(samples.values()),
+                "ratio": statistics.median(ratios),
+                "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "layers": len(layers),
+                "elements": sum(int(layer.tally[1]) for layer in layers),
+            }
+        )
+    return rows
+
+
+def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], others: float | None) -> str:
+    """The report."""
+    lines = [f"# The layer in a training step of {args.model}, {args.device}", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines.append(f"- batch: {args.batch_size} images of {args.size} x {args.size}, {args.repeat} rounds")
+    if others is not None:
+        lines.append(f"- other processes used {others:.0%} of the CPU meanwhile")
+    lines += [
+        "",
+        "A step is forward, backward and `torch.optim.SGD` with momentum. ratio: to plain in the same round.",
+        "",
+        "| calibrated | ms | ratio | quartiles of ratio | layers | elements calibrated per step |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        low, high = row["quartiles"]
+        figures = f"{row['ms']:.1f} | {row['ratio']:.3f} | {low:.3f} ... {high:.3f}"
+        lines.append(f"| {row['place']} | {figures} | {row['layers']} | {row['elements']:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0; 2 where the device is not there."""
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
+        return 2
+    command = ["python", "benchmarks/bench_layer.py", *machine.without_out(arguments)]
+    about = machine.describe(torch.device(args.device), command)
+    others = machine.OtherProcesses()
+    text = markdown(args, measure(args), about, others.share())
+    print(text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"layer-{args.device}-{args.model.replace(':', '-')}.md"
+    path.write_text(text, encoding="utf-8")
+    print("Written:", path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
