@@ -104,7 +104,7 @@ FAULTS = {
     ("calibrate_grad", "the first block closes the call"): [("== gridDim.x - 1;", "== 0;")],
     ("calibrate_grad", "the step advances before all have read it"): [
         ("    *call.step += 1;\n", ""),
-        ("  int64_t moved", "  if (blockIdx.x + threadIdx.x == 0) *call.step += 1;\n  int64_t moved"),
+        ("  uint32_t moved = 0;", "  uint32_t moved = 0;\n  if (blockIdx.x + threadIdx.x == 0) *call.step += 1;"),
     ],
     ("calibrate_grad", "each thread closes one channel at most"): [("c += kThreads", "c += call.channels")],
     ("calibrate_grad", "a channel's maximum is not reset"): [("atomicExch(maxima + c, 0ULL)", "maxima[c]")],
