@@ -18,7 +18,7 @@ struct Channels {
   int64_t channel;
   int64_t left = 0;   // elements of this run of the channel, from the present one on
   T scale;            // of the channel
-  Bits least_bits;    // the bound that the channel gets if no |d| is larger: those below need not be told
+  Bits least_bits;    // the bound that the channel gets if no |d| is larger: smaller ones need not be told
   Bits largest_bits;  // max |d| of this run, or least_bits; with one channel, of all elements that the thread takes
 
   __device__ __forceinline__ explicit Channels(const CalibrateGradCall& of)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA on a CPU, for tests: as much of it as the kernels in csrc/cuda use. Each CUDA thread is a thread of the
 // operating system, and several blocks run at a time, so that races between threads and between blocks are real ones.
-// Atomics are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does not know
-// fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
+// Atomics and __ldcg() are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does
+// not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
 #pragma once
 
 #include <pthread.h>
