@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, calibrate_grad
 
 from .conftest import need_kernel
 from .helpers import DTYPES, assert_same_bits, assert_same_snapshots, heavy_tailed, make_params, run_steps, snapshot
@@ -124,3 +124,98 @@ def test_21000_tiny_tensors():
         results.append(joined)
     for a, b in zip(*results, strict=True):
         assert_same_bits(a, b)
+
+
+class Layer:
+    """A calibration's state on one device; calling it calibrates a gradient, with a bound for each of 9 channels."""
+
+    def __init__(self, device):
+        self.index = torch.tensor(2, device=device)
+        self.step = torch.tensor(0, device=device)
+        self.bound = torch.zeros(9, dtype=torch.float64, device=device)
+        self.tally = torch.zeros(4 + 9, dtype=torch.int64, device=device)
+
+    def __call__(self, grad):
+        return calibrate_grad(
+            grad, index=self.index, step=self.step, lipschitz_bound=self.bound, channel_dim=1, tally=self.tally, seed=3,
+            fused=True,
+        )  # fmt: skip
+
+    def state(self):
+        return [t.clone() for t in (self.step, self.bound, self.tally)]
+
+
+def image_gradient(step, dtype, memory_format=torch.contiguous_format):
+    grad = heavy_tailed((40, 9, 11, 7), torch.Generator().manual_seed(step), dtype)
+    return grad.to(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_calibrations_have_the_bits_of_the_cpu(dtype, memory_format):
+    """Also of the bounds and the tally, over several calls; the scratch words behind the tally are zero after each."""
+    on_cpu, on_gpu = Layer("cpu"), Layer(CUDA)
+    for step in range(5):
+        grad = image_gradient(step, dtype, memory_format)
+        assert_same_bits(on_gpu(grad.to(CUDA)), on_cpu(grad), f"call {step}")
+        for a, b in zip(on_gpu.state(), on_cpu.state(), strict=True):
+            assert_same_bits(a, b, f"state after call {step}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_graph_replays_are_eager_calibrations(dtype):
+    """The step and the bounds are read on the device, so each replay draws anew."""
+    results = []
+    for graphed in (True, False):
+        layer, grad, out = Layer(CUDA), image_gradient(0, dtype).to(CUDA), []
+        layer(grad)
+        if graphed:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = layer(grad)
+        for step in range(1, 21):
+            grad.copy_(image_gradient(step, dtype))
+            if graphed:
+                graph.replay()
+            out.append((captured if graphed else layer(grad)).clone())
+        results.append(out + layer.state())
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+    assert int(results[0][20]) == 21
+
+
+def test_calibration_runs_on_the_current_stream():
+    """A gradient that is still being made on a side stream is waited for, since the calibration is on that stream."""
+    results = []
+    for stream in (torch.cuda.Stream(), torch.cuda.current_stream()):
+        layer = Layer(CUDA)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            big = torch.ones(4096, 4096, device=CUDA)
+            for _ in range(20):
+                big = big @ big / 4096
+            out = layer(big.view(-1)[: 9 * 2**17].view(-1, 9))
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        results.append([out, *layer.state()])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 11, 7), (0, 9), (200000, 9)])
+def test_a_calibration_is_one_launch(shape):
+    layer, grad = Layer(CUDA), torch.ones(shape, device=CUDA)
+    layer(grad)
+    names = kernel_launches(lambda: layer(grad))
+    assert len(names) == 1, names
+    assert "calibrate_grad_kernel" in names[0]
+
+
+def test_a_calibration_never_waits_for_the_device():
+    layer, grad = Layer(CUDA), image_gradient(0, torch.float32).to(CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(grad)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

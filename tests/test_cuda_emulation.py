@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels' own source, run on the CPU with a thread for each CUDA thread: bits, memory and races.
 
-tests/cuda_emulation/ holds the emulation of CUDA and the program that compares with the CPU loop.
+tests/cuda_emulation/ holds the emulation of CUDA and, for each kernel, the program that compares it with its CPU loop.
 """
 
 import os
@@ -24,6 +24,7 @@ VARIANTS = {
     ],
     "thread": ["-O1", "-g", "-fsanitize=thread", SMALL_BLOCKS],
 }
+QUICK = ["-O1", SMALL_BLOCKS]
 # A race need not show in the result, so it must end the program.
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
 
@@ -35,65 +36,125 @@ def compiler():
     return found
 
 
-def build_and_run(root, flags, folder):
-    """Compiles the comparison in the source tree ``root`` and runs it."""
-    program = folder / "against_cpu_loop"
-    emulation = root / "tests" / "cuda_emulation"
-    sources = [emulation / "against_cpu_loop.cpp", *sorted((root / "csrc" / "cpu").glob("*.cpp"))]
-    command = [compiler(), "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *flags]
-    command += [f"-I{emulation}", "-x", "c++", *sources, "-pthread", "-o", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def compile_with(flags, *arguments):
+    command = [compiler(), "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    done = subprocess.run([*command, *flags, *arguments], capture_output=True, text=True, check=False)
     if "cannot find -l" in done.stderr or "cannot find lib" in done.stderr:
         pytest.skip(f"the compiler has no runtime for {flags}")
     assert done.returncode == 0, done.stderr
-    return run(program)
+
+
+@pytest.fixture(scope="module")
+def cpu_loops(tmp_path_factory):
+    """Compiles the CPU loops, once for all programs of the same flags."""
+    compiled = {}
+
+    def objects(flags):
+        key = tuple(flags)
+        if key not in compiled:
+            folder = tmp_path_factory.mktemp("cpu_loops")
+            compiled[key] = []
+            for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+                compiled[key].append(folder / f"{source.stem}.o")
+                compile_with(flags, "-c", source, "-o", compiled[key][-1])
+        return compiled[key]
+
+    return objects
+
+
+def build(kernel, flags, objects, folder, root=ROOT):
+    """Compiles the comparison of a kernel in the source tree ``root``."""
+    program = folder / kernel
+    emulation = root / "tests" / "cuda_emulation"
+    source = emulation / f"{kernel}_against_cpu_loop.cpp"
+    compile_with(flags, f"-I{emulation}", source, *objects, "-pthread", "-o", program)
+    return program
 
 
 def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
+@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 14), ("calibrate_grad", 70)])
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
-def test_kernels_make_the_bits_of_the_cpu_loop(flags, tmp_path):
-    done = build_and_run(ROOT, [*flags, "-Werror"], tmp_path)
+def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
+    done = run(build(kernel, flags, cpu_loops(flags), tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count("agree") >= 15
+    assert done.stdout.count("agree") >= cases
 
 
-def test_old_drivers_take_smaller_launches(tmp_path):
+def test_old_drivers_take_smaller_launches(cpu_loops, tmp_path):
     """Before CUDA 12.1 a kernel's parameters are 4 KB at most: the same bits in more launches."""
-    build_and_run(ROOT, ["-O1", SMALL_BLOCKS], tmp_path)
-    done = run(tmp_path / "against_cpu_loop", "old-driver")
+    done = run(build("csgd", QUICK, cpu_loops(QUICK), tmp_path), "old-driver")
     assert done.returncode == 0, done.stdout
     assert "old driver: 161 tensors agree" in done.stdout
 
 
-# Each breaks the kernel in one place; the comparison must notice, or it proves nothing.
+# Each breaks a kernel in one place; the comparison must notice, or it proves nothing. (kernel, what: changes)
+THREAD, ADDRESS = VARIANTS["thread"], VARIANTS["address and undefined behaviour"]
 FAULTS = {
-    "no barrier before thread 0 adds up": ("  __syncthreads();\n", ""),
-    "the first block closes the step": ("!= blocks - 1) return;", "!= 0) return;"),
-    "tails are not masked": ("move &= (1u << count) - 1u;", ""),
-    "the tally is not cleared": ("  atomicExch(&tally->blocks_done, 0ULL);\n", ""),
-    "wide access at any address": ("aligned && count == kPerThread", "count == kPerThread"),
+    ("csgd", "no barrier before thread 0 adds up"): [("  __syncthreads();\n", "")],
+    ("csgd", "the first block closes the step"): [("!= blocks - 1) return;", "!= 0) return;")],
+    ("csgd", "tails are not masked"): [("move &= (1u << count) - 1u;", "")],
+    ("csgd", "the tally is not cleared"): [("  atomicExch(&tally->blocks_done, 0ULL);\n", "")],
+    ("csgd", "wide access at any address"): [("aligned && count == kPerThread", "count == kPerThread")],
+    ("calibrate_grad", "no barrier before is_last is read"): [
+        ("  __syncthreads();\n  if (!is_last[0])", "  if (!is_last[0])")
+    ],
+    ("calibrate_grad", "the first block closes the call"): [("== gridDim.x - 1;", "== 0;")],
+    ("calibrate_grad", "the step advances before all have read it"): [
+        ("    *call.step += 1;\n", ""),
+        ("  uint32_t moved = 0;", "  uint32_t moved = 0;\n  if (blockIdx.x + threadIdx.x == 0) *call.step += 1;"),
+    ],
+    ("calibrate_grad", "each thread closes one channel at most"): [("c += kThreads", "c += call.channels")],
+    ("calibrate_grad", "a channel's maximum is not reset"): [("atomicExch(maxima + c, 0ULL)", "maxima[c]")],
+    ("calibrate_grad", "the count is not reset"): [("atomicExch(&tally->moving, 0ULL)", "tally->moving")],
+    ("calibrate_grad", "the blocks' meeting is not reset"): [("    atomicExch(&tally->blocks_done, 0ULL);\n", "")],
+    ("calibrate_grad", "elements beyond the end are counted"): [("move && k < count", "move")],
+    ("calibrate_grad", "a run is one element too long"): [("--left > 0", "left-- > 0")],
+    ("calibrate_grad", "the first run is a whole one"): [("call.inner - position % call.inner", "call.inner")],
+    ("calibrate_grad", "one channel too many"): [("channel + 1 == call.channels ?", "channel == call.channels ?")],
+    ("calibrate_grad", "a run's maximum is not told at its end"): [("    end_run();\n    left", "    left")],
+    ("calibrate_grad", "the last run's maximum is not told"): [("  channels.end_run();\n", "")],
+    ("calibrate_grad", "a maximum goes to the next channel"): [
+        ("    end_run();\n    left = call.inner;", "    left = call.inner;"),
+        ("call.channels ? 0 : channel + 1);\n", "call.channels ? 0 : channel + 1);\n    end_run();\n"),
+    ],
+    ("calibrate_grad", "a maximum between the decayed bound and the bound is lost"): [
+        ("next_bound(call.bound_decay, bound, T(0))", "next_bound(1.0, bound, T(0))")
+    ],
+    ("calibrate_grad", "a maximum is raised without an atomic"): [
+        ("atomicMax(maxima + channel, bits)", "maxima[channel] = bits")
+    ],
+    ("calibrate_grad", "wide access at any address"): [
+        ("aligned16(call.grad) && aligned16(call.out)", "aligned16(call.grad)")
+    ],
+    ("calibrate_grad", "rounding by the draws that decide"): [("kGradRoundingStream", "kGradStream")],
 }
 SANITIZED = {
-    "no barrier before thread 0 adds up": VARIANTS["thread"],
-    "wide access at any address": VARIANTS["address and undefined behaviour"],
+    "no barrier before thread 0 adds up": THREAD,
+    "no barrier before is_last is read": THREAD,
+    "the step advances before all have read it": THREAD,
+    "a maximum is raised without an atomic": THREAD,
+    "wide access at any address": ADDRESS,
+    "one channel too many": ADDRESS,
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_kernel_is_found_out(fault, tmp_path):
-    right, wrong = FAULTS[fault]
+@pytest.mark.parametrize(("kernel", "fault"), FAULTS)
+def test_a_broken_kernel_is_found_out(kernel, fault, cpu_loops, tmp_path):
     for folder in ("core", "cpu", "cuda"):
         shutil.copytree(ROOT / "csrc" / folder, tmp_path / "csrc" / folder)
     shutil.copytree(HERE / "cuda_emulation", tmp_path / "tests" / "cuda_emulation")
-    changed = 0
-    for name in ("csgd_cuda.cu", "block8.cuh"):
-        path = tmp_path / "csrc" / "cuda" / name
-        text = path.read_text()
-        changed += text.count(right)
-        path.write_text(text.replace(right, wrong))
-    assert changed == 1, "the kernel was changed: name another line to break"
-    flags = SANITIZED.get(fault, ["-O1", SMALL_BLOCKS])
-    assert build_and_run(tmp_path, flags, tmp_path).returncode != 0
+    for right, wrong in FAULTS[kernel, fault]:
+        changed = 0
+        for name in (f"{kernel}_cuda.cu", "blocks.cuh", "block8.cuh"):
+            path = tmp_path / "csrc" / "cuda" / name
+            text = path.read_text()
+            changed += text.count(right)
+            path.write_text(text.replace(right, wrong))
+        assert changed == 1, f"the kernel was changed: name another line to break than {right!r}"
+    flags = SANITIZED.get(fault, QUICK)
+    done = run(build(kernel, [*flags, "-Wno-error"], cpu_loops(flags), tmp_path, root=tmp_path))
+    assert done.returncode != 0
+    assert any(sign in done.stdout + done.stderr for sign in ("differs", "Sanitizer", "runtime error"))

@@ -12,41 +12,48 @@ namespace {
 // What a thread knows of the channels of the elements it takes, one after the other.
 template <class T>
 struct Channels {
+  using Bits = typename FloatBits<T>::Type;
   const CalibrateGradCall& call;
-  unsigned long long* largest;  // of each channel, in global memory
-  int64_t channel = 0;
-  int64_t left = 0;  // elements of this run of the channel, from the present one on
-  T scale = 0;
+  unsigned long long* maxima;  // of each channel, in global memory
+  int64_t channel;
+  int64_t left = 0;   // elements of this run of the channel, from the present one on
+  T scale;            // of the channel
+  Bits least_bits;    // the bound that the channel gets if no |d| is larger: smaller ones need not be told
+  Bits largest_bits;  // max |d| of this run, or least_bits; with one channel, of all elements that the thread takes
 
   __device__ __forceinline__ explicit Channels(const CalibrateGradCall& of)
-      : call(of), largest(reinterpret_cast<unsigned long long*>(of.tally + 1)) {
-    set_scale();
+      : call(of), maxima(reinterpret_cast<unsigned long long*>(of.tally + 1)) {
+    set_channel(0);
   }
 
-  __device__ __forceinline__ void set_scale() {
-    const double bound = call.bounds != nullptr ? call.bounds[channel] : call.lipschitz;
-    scale = calibration_scale(call.calibration, static_cast<T>(bound));
+  __device__ __forceinline__ void set_channel(int64_t to) {
+    channel = to;
+    const T bound = static_cast<T>(call.bounds != nullptr ? call.bounds[channel] : call.lipschitz);
+    scale = calibration_scale(call.calibration, bound);
+    least_bits = largest_bits = bit_cast<Bits>(next_bound(call.bound_decay, bound, T(0)));
   }
 
   __device__ __forceinline__ void go_to(int64_t position) {
     if (call.channels == 1) return;
-    channel = position / call.inner % call.channels;
     left = call.inner - position % call.inner;
-    set_scale();
+    set_channel(position / call.inner % call.channels);
   }
 
   __device__ __forceinline__ void next() {
     if (call.channels == 1 || --left > 0) return;
-    channel = channel + 1 == call.channels ? 0 : channel + 1;
+    end_run();
     left = call.inner;
-    set_scale();
+    set_channel(channel + 1 == call.channels ? 0 : channel + 1);
   }
 
-  // Raises the channel's maximum. It is soon so high that most have nothing to add: a look saves them the atomic.
-  template <class Bits>
-  __device__ __forceinline__ void note(Bits largest_bits) const {
+  __device__ __forceinline__ void note(Bits bits) { largest_bits = bits > largest_bits ? bits : largest_bits; }
+
+  // Raises the channel's maximum to that of the run. Few runs have anything to tell: most stay below the bound, and in
+  // the first call, whose bounds are 0, a look at what others have told saves most of the atomics.
+  __device__ __forceinline__ void end_run() const {
+    if (call.channels == 1 || largest_bits <= least_bits) return;
     const auto bits = static_cast<unsigned long long>(largest_bits);
-    if (__ldcg(largest + channel) < bits) atomicMax(largest + channel, bits);
+    if (__ldcg(maxima + channel) < bits) atomicMax(maxima + channel, bits);
   }
 };
 
@@ -54,7 +61,7 @@ struct Channels {
 template <class S, class T>
 __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32_t index, uint32_t step,
                                            Channels<T>& channels, int64_t position, int count, bool wide,
-                                           Partial<T>& partial) {
+                                           uint32_t& moved) {
   const uint64_t block = static_cast<uint64_t>(position) / kDrawsPerCall;
   S stored[kPerThread];
   load8(static_cast<const S*>(call.grad) + position, count, wide, stored);
@@ -63,16 +70,15 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
   T out[kPerThread];
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
+    if (k > 0) channels.next();
     const T d = Storage<S>::load(stored[k]);
-    const auto largest_bits = finite_magnitude_bits(d);
-    partial.largest_bits = largest_bits > partial.largest_bits ? largest_bits : partial.largest_bits;
+    channels.note(finite_magnitude_bits(d));  // beyond the end d is 0
     const T n = moving_draws(d, channels.scale);
     const bool move = moves(draw_lane(bits, k), n);
     out[k] = select(move, calibrated(d, n), T(0));
-    partial.moved += move && k < count ? 1u : 0u;
-    if (call.channels > 1 && k < count) channels.note(largest_bits);
-    channels.next();
+    moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0
   }
+  channels.end_run();
   round8<S>(call.stochastic_rounding, call.seed, kGradRoundingStream, index, step, block, out, stored);
   store8(static_cast<S*>(call.out) + position, count, wide, stored);
 }
@@ -80,21 +86,21 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
 // The last block to come closes the call: every block has read the step and the bounds by then. Reads what others have
 // counted where their atomics took place, and leaves zeros for the next call.
 template <class T>
-__device__ __forceinline__ void finish(const CalibrateGradCall& call, const Partial<T>& partial, uint32_t blocks) {
+__device__ __forceinline__ void finish(const CalibrateGradCall& call, const Partial<T>& partial) {
   CSGD_SHARED_ARRAY(bool, is_last, 1);
   CalibrationTally* tally = call.tally;
-  auto* largest = reinterpret_cast<unsigned long long*>(tally + 1);
+  auto* maxima = reinterpret_cast<unsigned long long*>(tally + 1);
   if (threadIdx.x == 0) {
-    if (call.channels == 1) atomicMax(largest, static_cast<unsigned long long>(partial.largest_bits));
+    if (call.channels == 1) atomicMax(maxima, static_cast<unsigned long long>(partial.largest_bits));
     atomicAdd(&tally->moving, static_cast<unsigned long long>(partial.moved));
-    __threadfence();  // all of the block's atomics, after the barrier of reduce_block, before the one below
-    is_last[0] = atomicAdd(&tally->blocks_done, 1ULL) == blocks - 1;
+    __threadfence();  // all that the block did up to the barrier of reduce_block before the count below
+    is_last[0] = atomicAdd(&tally->blocks_done, 1ULL) == gridDim.x - 1;
+    __threadfence();  // and that before all that the block does after the barrier below
   }
   __syncthreads();
   if (!is_last[0]) return;
-  __threadfence();
   for (int64_t c = threadIdx.x; c < call.channels; c += kThreads) {
-    const auto bits = static_cast<typename FloatBits<T>::Type>(atomicExch(largest + c, 0ULL));
+    const auto bits = static_cast<typename FloatBits<T>::Type>(atomicExch(maxima + c, 0ULL));
     if (call.bounds == nullptr) continue;
     const T bound = next_bound(call.bound_decay, static_cast<T>(call.bounds[c]), bit_cast<T>(bits));
     call.bounds[c] = static_cast<double>(bound);
@@ -115,14 +121,12 @@ __global__ void __launch_bounds__(kThreads) calibrate_grad_kernel(const __grid_c
   const int64_t begin = int64_t{blockIdx.x} * call.chunk;
   const int64_t end = begin + call.chunk < call.numel ? begin + call.chunk : call.numel;
   Channels<T> channels(call);
-  Partial<T> partial{0, 0};
+  uint32_t moved = 0;
   for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    calibrate8<S>(call, index, step, channels, i, count, aligned && count == kPerThread, partial);
+    calibrate8<S>(call, index, step, channels, i, count, aligned && count == kPerThread, moved);
   }
-  __threadfence();  // each thread's maxima of channels, before the barrier in reduce_block
-  partial = reduce_block(partial);
-  finish(call, partial, static_cast<uint32_t>(blocks_of(call.numel, call.chunk)));
+  finish(call, reduce_block(Partial<T>{channels.largest_bits, moved}));
 }
 
 template <class S>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA on a CPU, for tests: as much of it as csrc/cuda/csgd_cuda.cu uses. Each CUDA thread is a thread of the operating
-// system, and several blocks run at a time, so that races between threads and between blocks are real ones.
-// Atomics are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does not know
-// fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
+// CUDA on a CPU, for tests: as much of it as the kernels in csrc/cuda use. Each CUDA thread is a thread of the
+// operating system, and several blocks run at a time, so that races between threads and between blocks are real ones.
+// Atomics and __ldcg() are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does
+// not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
 #pragma once
 
 #include <pthread.h>
@@ -88,6 +88,7 @@ struct EmulatedIndex {
 };
 inline thread_local EmulatedIndex threadIdx{0};
 inline thread_local EmulatedIndex blockIdx{0};
+inline thread_local EmulatedIndex gridDim{0};
 
 inline void __syncthreads() { cuda_emulation::team->barrier.wait(); }
 inline void __threadfence() {}
@@ -122,6 +123,11 @@ T atomicMax(T* address, T value) {
   return old;
 }
 
+template <class T>
+T __ldcg(const T* address) {
+  return __atomic_load_n(address, __ATOMIC_SEQ_CST);
+}
+
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -142,6 +148,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, vo
   const auto run_thread = [&](Team* my_team, unsigned index) {
     team = my_team;
     threadIdx.x = index;
+    gridDim.x = grid.x;
     for (;;) {
       if (index == 0) my_team->block = next++;
       my_team->barrier.wait();

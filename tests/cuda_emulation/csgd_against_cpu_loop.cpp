@@ -1,68 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' own source, emulated on the CPU, against the CPU loop: the same bits for sizes around every
 // boundary, alignments, dtypes, options and many tensors. A program rather than a Python test, so that sanitizers can
-// watch all of it. Usage: against_cpu_loop [old-driver]; exit status 0 if everything agrees. With "old-driver" the
+// watch all of it. Usage: csgd_against_cpu_loop [old-driver]; exit status 0 if everything agrees. With "old-driver" the
 // emulated driver takes 4 KB of kernel parameters only.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
 
 #include "../../csrc/cpu/csgd_cpu.h"
 #include "../../csrc/cuda/csgd_cuda.cu"
+#include "compare.h"
 
 using namespace csgd;
 
 namespace {
 
-size_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64: return 8;
-    case DType::kFloat32: return 4;
-    default: return 2;
-  }
-}
-
 // One tensor with all it needs, on one side of the comparison. `offset` elements before the data misalign it.
 struct Buffers {
-  std::vector<double> param, grad, momentum_buffer;  // of doubles for the alignment; hold any dtype
+  Buffer param, grad, momentum_buffer;
   int64_t step = 0;
   double bound = 0;
   CsgdTally tally{};
 };
 
 CsgdTensor record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
-  const auto at = [&](std::vector<double>& v) { return reinterpret_cast<char*>(v.data()) + offset * size_of(dtype); };
   CsgdTensor t{};
-  t.param = at(b.param);
-  t.grad = at(b.grad);
-  t.momentum_buffer = momentum ? at(b.momentum_buffer) : nullptr;
+  t.param = data_of(b.param, dtype, offset);
+  t.grad = data_of(b.grad, dtype, offset);
+  t.momentum_buffer = momentum ? data_of(b.momentum_buffer, dtype, offset) : nullptr;
   t.step = &b.step;
   t.bound = &b.bound;
   t.tally = &b.tally;
   t.numel = numel;
   t.index = index;
   return t;
-}
-
-template <class S>
-void fill(std::vector<double>& to, int64_t numel, int offset, double scale, std::mt19937_64& random) {
-  std::normal_distribution<double> normal;
-  to.assign(static_cast<size_t>((numel + offset) * sizeof(S) / sizeof(double) + 2), 0.0);
-  S* out = reinterpret_cast<S*>(to.data()) + offset;
-  for (int64_t i = 0; i < numel; ++i) {
-    const double x = normal(random);
-    out[i] = Storage<S>::store_nearest(static_cast<typename Storage<S>::Opmath>(scale * x * x * x));
-  }
-}
-
-void fill(DType dtype, std::vector<double>& to, int64_t numel, int offset, double scale, std::mt19937_64& random) {
-  switch (dtype) {
-    case DType::kFloat32: return fill<float>(to, numel, offset, scale, random);
-    case DType::kFloat64: return fill<double>(to, numel, offset, scale, random);
-    case DType::kBFloat16: return fill<BFloat16>(to, numel, offset, scale, random);
-    case DType::kFloat16: return fill<Float16>(to, numel, offset, scale, random);
-  }
 }
 
 void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor) {
@@ -77,11 +48,8 @@ void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdTensor& tens
 }
 
 bool same(const Buffers& a, const Buffers& b) {
-  const auto equal = [](const std::vector<double>& x, const std::vector<double>& y) {
-    return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0;
-  };
   const CsgdTally& t = a.tally;
-  return equal(a.param, b.param) && equal(a.momentum_buffer, b.momentum_buffer) && equal(a.grad, b.grad) &&
+  return same_bits(a.param, b.param) && same_bits(a.momentum_buffer, b.momentum_buffer) && same_bits(a.grad, b.grad) &&
          a.step == b.step && std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved &&
          t.largest_bits == 0 && t.moving == 0 && t.blocks_done == 0;
 }
@@ -99,14 +67,14 @@ bool run(const Case& c, std::mt19937_64& random) {
   const bool momentum = c.options.momentum != 0;
   std::vector<Buffers> cpu(c.sizes.size()), gpu;
   for (size_t k = 0; k < c.sizes.size(); ++k) {
-    fill(c.dtype, cpu[k].param, c.sizes[k], c.offset, 1.0, random);
-    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offset, 0.0, random);
+    fill(c.dtype, cpu[k].param, c.sizes[k], c.offset, [&] { return heavy_tailed(random); });
+    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offset, [] { return 0.0; });
   }
   gpu = cpu;
   for (int step = 0; step < 3; ++step) {
     std::vector<CsgdTensor> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
-      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, 0.1, random);
+      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return 0.1 * heavy_tailed(random); });
       gpu[k].grad = cpu[k].grad;
       const auto index = static_cast<uint32_t>(k);
       step_on_cpu(c.dtype, c.options, record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
