@@ -26,39 +26,48 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def value_of(lr: float | Tensor) -> float | None:
+    """A learning rate as a number; None for a tensor whose value cannot be looked at without waiting for a GPU.
+
+    Raises:
+        ValueError: it is a tensor with more than one element.
+    """
+    if not isinstance(lr, torch.Tensor):
+        return lr
+    if lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
+    # Compiled code cannot look, either; the operator does.
+    if lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling():
+        return None
+    return lr.item()
+
+
 def check_options(
-    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, nesterov: bool, calibration: float,
+    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, calibration: float,
     lipschitz: float | None, bound_decay: float, rounding: str, seed: int,
 ) -> None:  # fmt: skip
-    """Raises ValueError (TypeError for a wrong type) for an option that is out of range.
+    """Raises ValueError (TypeError for a wrong type) for an option with which no step can be made.
 
-    Every option is a number; ``lr`` may also be a tensor with one element, whose value is not looked at unless
-    it is on the CPU.
+    Every option is a number; ``lr`` may also be a tensor with one element. What torch.optim.SGD refuses in its
+    constructor alone is not refused here: schedulers take lr a rounding error below 0, and the momentum to 0 under
+    nesterov.
     """
-    if isinstance(lr, torch.Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
-        # Compiled code cannot look at a value; the operator does.
-        if lr.device.type == "cpu" and lr.layout is torch.strided and not torch.compiler.is_compiling():
-            lr = lr.item()
-    not_negative: dict[str, Any] = {
-        "momentum": momentum, "weight_decay": weight_decay, "calibration": calibration, "lipschitz": lipschitz,
-    }  # fmt: skip
-    if not isinstance(lr, torch.Tensor):
-        not_negative["lr"] = lr
-    for name, value in not_negative.items():
-        if name == "lipschitz" and value is None:
-            continue
-        if not 0 <= value < math.inf:  # not math.isfinite, at which torch.compile breaks the graph for a changing lr
+    for name, value in (
+        ("lr", value_of(lr)),
+        ("momentum", momentum),
+        ("dampening", dampening),
+        ("weight_decay", weight_decay),
+    ):
+        # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
+        if value is not None and not -math.inf < value < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {value}")
+    for name, value in (("calibration", calibration), ("lipschitz", 0 if lipschitz is None else lipschitz)):
+        if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not -math.inf < dampening < math.inf:
-        raise ValueError(f"dampening must be a finite number, got {dampening}")
     if not 0 <= bound_decay <= 1:
         raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
-    if nesterov and (momentum <= 0 or dampening != 0):
-        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
     if not 0 <= operator.index(seed) < 2**64:
         raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 
@@ -201,7 +210,7 @@ def check_shared_tensors(
 
 def check_csgd(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-    indices: Sequence[int], *, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
+    indices: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
     grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""

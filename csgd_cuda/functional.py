@@ -158,7 +158,8 @@ def csgd_(
         lipschitz_bounds: tensors with one element, float64 for a float64 parameter, else float32: the estimate
             of the Lipschitz bound, zero at the start; empty when ``lipschitz`` is given. Updated.
         lr: number, or tensor with one element (read on its device, so that a GPU is not waited for).
-        momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        momentum, dampening, weight_decay, nesterov, maximize: as in a step of torch.optim.SGD; nesterov has no effect
+            without momentum.
         calibration: c >= 0, the strength of the calibration; 0 is plain SGD.
         lipschitz: a fixed Lipschitz constant for all parameters, in the unit of the gradient; None: the estimate in
             ``lipschitz_bounds``.
@@ -185,7 +186,7 @@ def csgd_(
         return
     backend = choose_backend(params[0].device, fused)
     options: dict[str, Any] = {
-        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
         "seed": seed,
     }  # fmt: skip
@@ -197,7 +198,7 @@ def csgd_(
         list(steps),
         list(lipschitz_bounds),
         list(range(len(params)) if indices is None else indices),
-        **operator_options({**options, "maximize": maximize}, params[0].device),
+        **operator_options({**options, "nesterov": nesterov, "maximize": maximize}, params[0].device),
         fresh_momentum=fresh_momentum,
         grad_scale=grad_scale,
         found_inf=found_inf,

@@ -16,7 +16,7 @@ from .aliases import Group
 from .checks import TALLY_WORDS, check_dtype
 from .diagnostics import Diagnostics
 from .functional import choose_backend
-from .options import check_group, complete_group, index_ranges
+from .options import check_new_group, complete_group, index_ranges
 from .state import restore_state
 from .step_plan import StepPlan
 
@@ -103,7 +103,7 @@ class CSGD(Diagnostics, Optimizer):
             "capturable": capturable,
             "first_index": first_index,
         }
-        check_group(defaults)
+        check_new_group(defaults)
         self._tallies_on = {}
         self._plan: StepPlan | None = None  # of the last step
         super().__init__(params, defaults)
@@ -147,7 +147,7 @@ class CSGD(Diagnostics, Optimizer):
             ValueError, TypeError, RuntimeError: as the constructor; nothing was added.
         """
         if isinstance(param_group, dict):
-            check_group({**self.defaults, **param_group})
+            check_new_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             index_ranges(self.param_groups)

@@ -9,11 +9,10 @@ from itertools import pairwise
 import torch
 
 from .aliases import Group
-from .checks import check_options
+from .checks import check_options, value_of
 
 _OPTION_NAMES = (
-    "lr", "momentum", "dampening", "weight_decay", "nesterov", "calibration", "lipschitz", "bound_decay", "rounding",
-    "seed",
+    "lr", "momentum", "dampening", "weight_decay", "calibration", "lipschitz", "bound_decay", "rounding", "seed",
 )  # fmt: skip
 
 
@@ -48,6 +47,17 @@ def index_ranges(param_groups: list[Group]) -> list[range]:
                 "numbers; let the ranges first_index ... first_index + number of parameters be apart"
             )
     return ranges
+
+
+def check_new_group(group: Group) -> None:
+    """check_group, and what torch.optim.SGD refuses of a user, but not of a scheduler."""
+    check_group(group)
+    lr = value_of(group["lr"])
+    for name, value in (("lr", lr), ("momentum", group["momentum"]), ("weight_decay", group["weight_decay"])):
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
 
 def check_group(group: Group) -> None:

@@ -11,22 +11,26 @@
 namespace csgd {
 namespace {
 
+void check_finite(double value, const char* name) {
+  TORCH_CHECK_VALUE(std::isfinite(value), name, " must be a finite number, got ", value);
+}
+
 void check_not_negative(double value, const char* name) {
   TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
 }
 
 void check_options(const CsgdArgs& a) {
-  check_not_negative(a.lr, "lr");
-  check_not_negative(a.momentum, "momentum");
-  check_not_negative(a.weight_decay, "weight_decay");
+  // Schedulers take lr a rounding error below 0, and the momentum to 0 under nesterov: CSGD's constructor refuses
+  // such options, a step does not.
+  check_finite(a.lr, "lr");
+  check_finite(a.momentum, "momentum");
+  check_finite(a.dampening, "dampening");
+  check_finite(a.weight_decay, "weight_decay");
   check_not_negative(a.calibration, "calibration");
   if (a.lipschitz) check_not_negative(*a.lipschitz, "lipschitz");
-  TORCH_CHECK_VALUE(std::isfinite(a.dampening), "dampening must be a finite number, got ", a.dampening);
   TORCH_CHECK_VALUE(a.bound_decay >= 0 && a.bound_decay <= 1, "bound_decay must be in [0, 1], got ", a.bound_decay);
   TORCH_CHECK_VALUE(a.rounding == "stochastic" || a.rounding == "nearest",
                     "rounding must be 'stochastic' or 'nearest', got '", a.rounding, "'");
-  TORCH_CHECK_VALUE(!a.nesterov || (a.momentum > 0 && a.dampening == 0),
-                    "nesterov needs momentum > 0 and dampening = 0");
 }
 
 void check_list_lengths(const CsgdArgs& a) {
@@ -142,7 +146,7 @@ void check_optional_tensors(const CsgdArgs& a) {
                      "lr as a tensor must be float32 or float64, got ", lr.scalar_type());
     TORCH_CHECK_VALUE(lr.device() == device || lr.is_cpu(), "lr is a tensor on ", lr.device(), ", expected ", device,
                       " as the parameters, or the CPU");
-    if (lr.is_cpu()) check_not_negative(lr.item<double>(), "lr");
+    if (lr.is_cpu()) check_finite(lr.item<double>(), "lr");
   }
   const auto amp_scalar = [&](const std::optional<at::Tensor>& t, const char* name) {
     if (t) check_usable(*t, name);

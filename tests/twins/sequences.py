@@ -75,7 +75,7 @@ class Sequences(TwinMachine):
         before = [twin.opt.param_groups[which][name] for twin in self.twins]
         for twin in self.twins:
             twin.set_option(which, name, value)
-        if invalid or drawn.wrong_together(self.groups[which]):
+        if invalid:
             if any(param.grad is not None for param in self.groups[which]["params"]):
                 self.fails(lambda twin: twin.step(), self.twins)
             for twin, old in zip(self.twins, before, strict=True):
