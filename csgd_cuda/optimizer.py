@@ -47,7 +47,8 @@ class CSGD(Diagnostics, Optimizer):
             groups. For several optimizers that are to draw as one does, or ones with equal seeds apart.
         differentiable: must be False.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
-            where the parameters are on a GPU; True demands the kernel; False takes pure PyTorch.
+            where the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling
+            and skipping to it, as in torch.optim.SGD; False takes pure PyTorch.
 
     State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
     steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),
@@ -61,8 +62,9 @@ class CSGD(Diagnostics, Optimizer):
     formulation is ours (docs/algorithm.md).
     """
 
-    # torch.amp.GradScaler then leaves the unscaling and the skipping to step().
-    _step_supports_amp_scaling = True
+    # Whether torch.amp.GradScaler leaves the unscaling and the skipping to step(). As in torch.optim.SGD only with
+    # fused=True: whatever runs between backward and step, a hook that clips for one, expects unscaled gradients.
+    _step_supports_amp_scaling = False
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class CSGD(Diagnostics, Optimizer):
         check_new_group(defaults)
         self._tallies_on = {}
         self._plan: StepPlan | None = None  # of the last step
+        self._step_supports_amp_scaling = bool(fused)
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,6 +118,8 @@ class CSGD(Diagnostics, Optimizer):
                 complete_group(new, own)
             state = {**state, "state": restore_state(checkpoint, state["param_groups"], state["state"])}
         super().__setstate__(state)
+        if checkpoint is None:  # a copy, to which torch gives no other attributes
+            self._step_supports_amp_scaling = bool(self.defaults["fused"])
         self._tallies_on = {}
         self._plan = None
         for group in self.param_groups:
