@@ -6,15 +6,15 @@ They run before anything is changed, and say which parameter is wrong, how, and 
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Tensors
+from .options import check_options
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
 TALLY_WORDS = 4
@@ -24,52 +24,6 @@ SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype the arithmetic runs in."""
     return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def value_of(lr: float | Tensor) -> float | None:
-    """A learning rate as a number; None for a tensor whose value cannot be looked at without waiting for a GPU.
-
-    Raises:
-        ValueError: it is a tensor with more than one element.
-    """
-    if not isinstance(lr, torch.Tensor):
-        return lr
-    if lr.numel() != 1:
-        raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
-    # Compiled code cannot look, either; the operator does.
-    if lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling():
-        return None
-    return lr.item()
-
-
-def check_options(
-    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, calibration: float,
-    lipschitz: float | None, bound_decay: float, rounding: str, seed: int,
-) -> None:  # fmt: skip
-    """Raises ValueError (TypeError for a wrong type) for an option with which no step can be made.
-
-    Every option is a number; ``lr`` may also be a tensor with one element. What torch.optim.SGD refuses in its
-    constructor alone is not refused here: schedulers take lr a rounding error below 0, and the momentum to 0 under
-    nesterov.
-    """
-    for name, value in (
-        ("lr", value_of(lr)),
-        ("momentum", momentum),
-        ("dampening", dampening),
-        ("weight_decay", weight_decay),
-    ):
-        # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
-        if value is not None and not -math.inf < value < math.inf:
-            raise ValueError(f"{name} must be a finite number, got {value}")
-    for name, value in (("calibration", calibration), ("lipschitz", 0 if lipschitz is None else lipschitz)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not 0 <= bound_decay <= 1:
-        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
-    if rounding not in ("stochastic", "nearest"):
-        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
-    if not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 
 
 def separate_elements(tensor: Tensor) -> bool:
@@ -107,6 +61,15 @@ def check_devices(
                 raise ValueError(
                     f"parameter {index}: {name} is on {tensors[k].device}, expected {params[k].device} as the parameter"
                 )
+
+
+def check_plain(param: Tensor, index: int) -> None:
+    """Raises TypeError for a tensor that wraps others: the shards of a DTensor, for one, would draw the same bits."""
+    if is_traceable_wrapper_subclass(param):
+        raise TypeError(
+            f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
+            "not yet sharded or wrapped ones"
+        )
 
 
 def check_dtype(param: Tensor, index: int) -> None:

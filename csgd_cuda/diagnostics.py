@@ -69,5 +69,6 @@ class Diagnostics:
             choose_backend(param.device, group["fused"]).name
             for group in self.param_groups
             for param in group["params"]
+            if param.requires_grad or param.grad is not None
         }
         return ", ".join(sorted(names))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checks, extension, reference
+from .options import check_options
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def csgd_(
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
         "seed": seed,
     }  # fmt: skip
-    checks.check_options(**options)
+    check_options(**options)
     backend.step(
         params,
         list(grads),

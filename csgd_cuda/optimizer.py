@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Group
-from .checks import TALLY_WORDS, check_dtype
+from .checks import TALLY_WORDS, check_dtype, check_plain
 from .diagnostics import Diagnostics
 from .functional import choose_backend
 from .options import check_new_group, complete_group, index_ranges
@@ -32,7 +31,8 @@ class CSGD(Diagnostics, Optimizer):
 
     Args:
         params: parameters, or dicts of parameter groups, as for torch.optim.SGD. float32, float64, bfloat16,
-            float16; every option may differ from group to group.
+            float16; every option may differ from group to group. Those without requires_grad may be of any kind as
+            long as they have no gradient.
         lr: learning rate, a number or a tensor with one element.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         calibration: c >= 0. 0 is plain SGD; with larger c fewer coordinates move, with a larger variance.
@@ -168,11 +168,9 @@ class CSGD(Diagnostics, Optimizer):
             if param in seen:
                 raise ValueError(f"parameter {index} is given twice in one group; its state can count only one of them")
             seen.add(param)
-            if is_traceable_wrapper_subclass(param):  # DTensor, for one: its shards would draw the same bits
-                raise TypeError(
-                    f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
-                    "not yet sharded or wrapped ones"
-                )
+            if not param.requires_grad:  # frozen: quantized weights for one. If it gets a gradient, the step checks it
+                continue
+            check_plain(param, index)
             check_dtype(param, index)
             if param.device.type != "meta":  # which may be materialised before the first step; the step asks again
                 choose_backend(param.device, group["fused"])

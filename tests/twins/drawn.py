@@ -24,7 +24,7 @@ OPTIONS = {
     "rounding": ["stochastic", "nearest"],
     "seed": [0, 5, 2**32, 2**64 - 1],
 }
-# Refused for a new group, but not by a step: see csgd_cuda/checks.py.
+# Refused for a new group, but not by a step: see csgd_cuda/options.py.
 ODD = {
     "lr": [-1e-19, -0.1, (-0.1, torch.float32)],
     "momentum": [-0.5],
