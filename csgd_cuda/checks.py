@@ -99,6 +99,8 @@ def _check_param(param: Tensor, index: int) -> None:
 
 
 def _check_changeable(tensor: Tensor, index: int, name: str) -> None:
+    if torch.compiler.is_compiling():  # which cannot ask; torch refuses the change itself
+        return
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             f"parameter {index}: {name} is an inference tensor, which can be changed inside torch.inference_mode() "
