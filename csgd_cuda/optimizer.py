@@ -43,8 +43,8 @@ class CSGD(Diagnostics, Optimizer):
         seed: 0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.
         foreach, capturable: accepted for compatibility; there is one implementation, and its state is always on
             the parameter's device.
-        first_index: of the parameter group's first parameter in the random draws; None: its position over all
-            groups. For several optimizers that are to draw as one does, or ones with equal seeds apart.
+        first_index: of the first parameter in the random draws, from which all groups count on; in a group, of its own
+            first. None: 0. For several optimizers that are to draw as one does, or ones with equal seeds apart.
         differentiable: must be False.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
             where the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling
@@ -153,6 +153,9 @@ class CSGD(Diagnostics, Optimizer):
         """
         if isinstance(param_group, dict):
             check_new_group({**self.defaults, **param_group})
+            first = self.defaults["first_index"]
+            if first is not None:  # of the optimizer: its groups count on from it, where they have none of their own
+                param_group.setdefault("first_index", first + sum(len(g["params"]) for g in self.param_groups))
         super().add_param_group(param_group)
         try:
             index_ranges(self.param_groups)
