@@ -32,6 +32,7 @@ from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,  # noqa: F401  for the tests of errors
     OptimizerInfo,
     OptimizerInput,
+    _get_optim_inputs_including_global_cliquey_kwargs,  # noqa: F401  for test_implementations.py
     optim_db,
 )
 
@@ -103,8 +104,6 @@ INFO = OptimizerInfo(
     scheduler_inputs=SGD_INFO.scheduler_inputs,
     supported_impls=("foreach", "fused"),
     not_og_supported_flags=("foreach", "differentiable", "fused", "maximize", "capturable"),
-    has_capturable_arg=True,
-    supports_complex=False,
     supports_fused_on=("cpu", "cuda"),
 )
 DESCRIPTIONS = [each.desc for each in INFO.optim_inputs_func("cpu")]

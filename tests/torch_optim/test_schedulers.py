@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every learning-rate scheduler of torch drives CSGD as it drives torch.optim.SGD."""
 
+import copy
 import inspect
 
 import pytest
@@ -95,6 +96,16 @@ def test_param_group_with_lrscheduler_goes_right_direction(makers, calibration, 
     before = loss().item()
     scheduled(groups, CSGD, makers, loss, calibration=calibration, fused=fused)
     assert loss().item() < before
+
+
+def test_param_group_with_lrscheduler_goes_right_direction_with_all_inputs(options, device, fused):
+    """Under each of the schedules that PyTorch's tests run SGD with."""
+    for makers in COMBINATIONS.values():
+        weight, bias, loss = model_of(device)
+        before = loss().item()
+        groups = [{"params": [weight], "lr": 0.002}, {"params": [bias]}]
+        scheduled(groups, CSGD, makers, loss, **{**OPTIONS, "nesterov": False, **copy.deepcopy(options)}, fused=fused)
+        assert (loss().item() > before) == options.get("maximize", False)
 
 
 @pytest.mark.parametrize("makers", CASES.values(), ids=CASES.keys())

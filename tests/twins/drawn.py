@@ -41,7 +41,11 @@ INVALID = {
     "rounding": ["up"],
     "seed": [-1, 2**64, 1.5],
     "differentiable": [True],
+    "first_index": [-1, 2**32, 1.5],
 }
+# Of the first group; the others follow with room for their parameters.
+FIRST_INDICES = [None, 40, 2**31 - 1, 2**32 - 1000]
+INDICES_OF_A_GROUP = 20
 # grad_scale and found_inf of a step; GradScaler sums found_inf over devices.
 SCALES = [(2.0, 0.0), (1024.0, 0.0), (None, 0.0), (2.0, None), (0.0, 1.0), (1.0, 2.0), (None, 1.0)]
 CHANGES = [(name, value) for options in (OPTIONS, ODD) for name, values in options.items() for value in values]
