@@ -114,7 +114,13 @@ def _check_unshared(tensors: Tensors, name: str) -> None:
         raise ValueError(f"{name} must be a tensor of its own for each parameter; one is given twice")
 
 
-def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str) -> None:
+_HOW_TO_CONVERT_STATE = (
+    " (if the parameter was converted, optimizer.load_state_dict(optimizer.state_dict()) converts the state)"
+)
+_HOW_TO_CONVERT_GRADIENT = " (a param.grad_dtype of another dtype is not supported)"
+
+
+def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str, advice: str) -> None:
     """A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer."""
     if tensor.layout is not torch.strided:
         raise TypeError(
@@ -126,13 +132,16 @@ def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str) -> No
         ("has dtype", tensor.dtype, param.dtype),
     ):
         if got != expected:
-            error = TypeError if what == "has dtype" else ValueError
-            raise error(f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter")
+            message = f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter"
+            raise TypeError(message + advice) if what == "has dtype" else ValueError(message)
 
 
 def _check_scalar(tensor: Tensor, index: int, name: str, dtype: torch.dtype) -> None:
     if tensor.numel() != 1 or tensor.dtype != dtype:
-        raise ValueError(f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}")
+        raise ValueError(
+            f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}"
+            + _HOW_TO_CONVERT_STATE
+        )
     _check_changeable(tensor, index, name)
 
 
@@ -195,9 +204,9 @@ def check_csgd(
     check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
     for k, (param, index) in enumerate(zip(params, indices, strict=True)):
         _check_param(param, index)
-        _check_companion(grads[k], param, index, "gradient")
+        _check_companion(grads[k], param, index, "gradient", _HOW_TO_CONVERT_GRADIENT)
         if momentum_buffers:
-            _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
+            _check_companion(momentum_buffers[k], param, index, "momentum_buffer", _HOW_TO_CONVERT_STATE)
             if param.numel() and not separate_elements(momentum_buffers[k]):
                 raise ValueError(f"parameter {index}: momentum_buffer may overlap itself in memory")
             _check_changeable(momentum_buffers[k], index, "momentum_buffer")

@@ -17,6 +17,8 @@ Left out, because there is nothing to hold:
     state_dict_with_cuda_params, cpu_load_state_dict
                                             one test, checkpoint_moves_between_devices
     compiled optimizers, peak memory        not a promise of the generic tests, and slow
+    duplicate_params_in_one_param_group     torch warns, CSGD refuses: both would share one step, bound and momentum
+                                            (test_construction.py)
     second_order closures, Adam's and LBFGS's own tests
                                             of other optimizers
 """
