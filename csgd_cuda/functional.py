@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterable
@@ -47,6 +48,14 @@ _KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
 _warned_of: set[str] = set()  # reasons for the reference, in this process
 
 
+def _stacklevel_of_user() -> int:
+    """For a warning by the caller: how far up the first line is that is neither in this package nor in torch."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _warn_of_reference_on_cuda(reason: str) -> None:
     """Once per process: backends are chosen in every step, and for every optimizer."""
     if reason in _warned_of:
@@ -56,7 +65,7 @@ def _warn_of_reference_on_cuda(reason: str) -> None:
         f"csgd_cuda steps parameters on a GPU with its slow pure-PyTorch reference, since {reason}. Reinstall "
         "csgd_cuda with CSGD_CUDA_BUILD=cuda, which says what is missing, or pass fused=False if the reference is "
         "what you want; csgd_cuda.show_config() shows what is built. This is said once per process.",
-        stacklevel=2,
+        stacklevel=_stacklevel_of_user(),
     )
 
 

@@ -83,6 +83,7 @@ class StepCall:
             self._new_state.append((param, new))
 
     def makes_state(self) -> bool:
+        """Whether it makes state that its parameters lack."""
         return bool(self._new_state)
 
     def renew(self, state: State) -> bool:

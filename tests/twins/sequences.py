@@ -170,9 +170,12 @@ class Sequences(TwinMachine):
 
     @rule(which=some, mishap=st.sampled_from(MISHAPS))
     def mishap(self, which, mishap):
-        """Not to the twin who loads its state, and with that mends it."""
-        k, twins = which % len(self.params), self.twins[:2]
-        if mishap.can_happen(twins[0], k):
+        """To the first parameter from ``which`` on that it can happen to. Not to the twin who loads its state, and with
+        that mends it."""
+        count, twins = len(self.params), self.twins[:2]
+        places = (k % count for k in range(which, which + count))
+        k = next((k for k in places if mishap.can_happen(twins[0], k)), None)
+        if k is not None:
             self.fails(lambda twin: mishap.step(twin, k), twins)
             self.seen["mishaps"] += 1
             self.seen[mishap.name] += 1
