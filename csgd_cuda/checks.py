@@ -6,15 +6,15 @@ They run before anything is changed, and say which parameter is wrong, how, and 
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Tensors
+from .options import check_options
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
 TALLY_WORDS = 4
@@ -24,43 +24,6 @@ SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype the arithmetic runs in."""
     return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def check_options(
-    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, nesterov: bool, calibration: float,
-    lipschitz: float | None, bound_decay: float, rounding: str, seed: int,
-) -> None:  # fmt: skip
-    """Raises ValueError (TypeError for a wrong type) for an option that is out of range.
-
-    Every option is a number; ``lr`` may also be a tensor with one element, whose value is not looked at unless
-    it is on the CPU.
-    """
-    if isinstance(lr, torch.Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
-        # Compiled code cannot look at a value; the operator does.
-        if lr.device.type == "cpu" and lr.layout is torch.strided and not torch.compiler.is_compiling():
-            lr = lr.item()
-    not_negative: dict[str, Any] = {
-        "momentum": momentum, "weight_decay": weight_decay, "calibration": calibration, "lipschitz": lipschitz,
-    }  # fmt: skip
-    if not isinstance(lr, torch.Tensor):
-        not_negative["lr"] = lr
-    for name, value in not_negative.items():
-        if name == "lipschitz" and value is None:
-            continue
-        if not 0 <= value < math.inf:  # not math.isfinite, at which torch.compile breaks the graph for a changing lr
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not -math.inf < dampening < math.inf:
-        raise ValueError(f"dampening must be a finite number, got {dampening}")
-    if not 0 <= bound_decay <= 1:
-        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
-    if rounding not in ("stochastic", "nearest"):
-        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
-    if nesterov and (momentum <= 0 or dampening != 0):
-        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
-    if not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 
 
 def separate_elements(tensor: Tensor) -> bool:
@@ -100,6 +63,15 @@ def check_devices(
                 )
 
 
+def check_plain(param: Tensor, index: int) -> None:
+    """Raises TypeError for a tensor that wraps others: the shards of a DTensor, for one, would draw the same bits."""
+    if is_traceable_wrapper_subclass(param):
+        raise TypeError(
+            f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
+            "not yet sharded or wrapped ones"
+        )
+
+
 def check_dtype(param: Tensor, index: int) -> None:
     """Raises TypeError for a parameter that no backend steps."""
     if param.is_complex():
@@ -127,6 +99,8 @@ def _check_param(param: Tensor, index: int) -> None:
 
 
 def _check_changeable(tensor: Tensor, index: int, name: str) -> None:
+    if torch.compiler.is_compiling():  # which cannot ask; torch refuses the change itself
+        return
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             f"parameter {index}: {name} is an inference tensor, which can be changed inside torch.inference_mode() "
@@ -140,7 +114,13 @@ def _check_unshared(tensors: Tensors, name: str) -> None:
         raise ValueError(f"{name} must be a tensor of its own for each parameter; one is given twice")
 
 
-def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str) -> None:
+_HOW_TO_CONVERT_STATE = (
+    " (if the parameter was converted, optimizer.load_state_dict(optimizer.state_dict()) converts the state)"
+)
+_HOW_TO_CONVERT_GRADIENT = " (a param.grad_dtype of another dtype is not supported)"
+
+
+def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str, advice: str) -> None:
     """A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer."""
     if tensor.layout is not torch.strided:
         raise TypeError(
@@ -152,13 +132,16 @@ def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str) -> No
         ("has dtype", tensor.dtype, param.dtype),
     ):
         if got != expected:
-            error = TypeError if what == "has dtype" else ValueError
-            raise error(f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter")
+            message = f"parameter {index}: {name} {what} {got}, expected {expected} as the parameter"
+            raise TypeError(message + advice) if what == "has dtype" else ValueError(message)
 
 
 def _check_scalar(tensor: Tensor, index: int, name: str, dtype: torch.dtype) -> None:
     if tensor.numel() != 1 or tensor.dtype != dtype:
-        raise ValueError(f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}")
+        raise ValueError(
+            f"parameter {index}: {name} must be one {dtype}, got {tensor.numel()} x {tensor.dtype}"
+            + _HOW_TO_CONVERT_STATE
+        )
     _check_changeable(tensor, index, name)
 
 
@@ -201,7 +184,7 @@ def check_shared_tensors(
 
 def check_csgd(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-    indices: Sequence[int], *, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
+    indices: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
     grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
@@ -221,9 +204,9 @@ def check_csgd(
     check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
     for k, (param, index) in enumerate(zip(params, indices, strict=True)):
         _check_param(param, index)
-        _check_companion(grads[k], param, index, "gradient")
+        _check_companion(grads[k], param, index, "gradient", _HOW_TO_CONVERT_GRADIENT)
         if momentum_buffers:
-            _check_companion(momentum_buffers[k], param, index, "momentum_buffer")
+            _check_companion(momentum_buffers[k], param, index, "momentum_buffer", _HOW_TO_CONVERT_STATE)
             if param.numel() and not separate_elements(momentum_buffers[k]):
                 raise ValueError(f"parameter {index}: momentum_buffer may overlap itself in memory")
             _check_changeable(momentum_buffers[k], index, "momentum_buffer")

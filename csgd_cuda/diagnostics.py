@@ -12,6 +12,14 @@ from torch import Tensor
 from .functional import choose_backend
 
 
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """The values of tensors with one element on one device, read at once."""
+    if scalars[0].device.type == "meta":
+        return [float("nan")] * len(scalars)
+    values: list[float] = torch.cat([scalar.reshape(1) for scalar in scalars]).tolist()
+    return values
+
+
 class Diagnostics:
     """The methods of CSGD that only look."""
 
@@ -22,13 +30,13 @@ class Diagnostics:
     def density(self) -> list[float]:
         """The share of coordinates that moved in each parameter's last applied step.
 
-        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, and
-        for empty parameters.
+        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, for empty
+        parameters, and on the device meta.
 
         Returns:
             Shares in [0, 1], one for each parameter over all groups, in their order.
         """
-        counts = {device: rows[:, 0].tolist() for device, rows in self._tallies_on.items()}
+        counts = {device: rows[:, 0].tolist() for device, rows in self._tallies_on.items() if device.type != "meta"}
         shares = []
         for index, param in enumerate(p for group in self.param_groups for p in group["params"]):
             of_device = counts.get(param.device, ())
@@ -40,7 +48,7 @@ class Diagnostics:
         """The bound l on ``|d|`` that each parameter's next step takes, in the unit of the gradient.
 
         It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
-        such a step is exact SGD. Waits for the device, once per device that holds running maxima.
+        such a step is exact SGD. NaN on the device meta. Waits for the device, once for each that holds running maxima.
 
         Returns:
             Numbers >= 0, one for each parameter over all groups, in their order.
@@ -54,7 +62,7 @@ class Diagnostics:
                     estimates[estimate.device].append((len(bounds), estimate))
                 bounds.append(0.0 if group["lipschitz"] is None else float(group["lipschitz"]))
         for on_device in estimates.values():
-            values = torch.cat([estimate.reshape(1) for _, estimate in on_device]).tolist()
+            values = _numbers([estimate for _, estimate in on_device])
             for (place, _), value in zip(on_device, values, strict=True):
                 bounds[place] = value
         return bounds
@@ -69,5 +77,6 @@ class Diagnostics:
             choose_backend(param.device, group["fused"]).name
             for group in self.param_groups
             for param in group["params"]
+            if param.requires_grad or param.grad is not None
         }
         return ", ".join(sorted(names))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checks, extension, reference
+from .options import check_options
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ _KERNELS = {"cpu": _kernel("cpu kernel"), "cuda": _kernel("cuda kernel")}
 _warned_of: set[str] = set()  # reasons for the reference, in this process
 
 
+def _stacklevel_of_user() -> int:
+    """For a warning by the caller: how far up the first line is that is neither in this package nor in torch."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _warn_of_reference_on_cuda(reason: str) -> None:
     """Once per process: backends are chosen in every step, and for every optimizer."""
     if reason in _warned_of:
@@ -55,7 +65,7 @@ def _warn_of_reference_on_cuda(reason: str) -> None:
         f"csgd_cuda steps parameters on a GPU with its slow pure-PyTorch reference, since {reason}. Reinstall "
         "csgd_cuda with CSGD_CUDA_BUILD=cuda, which says what is missing, or pass fused=False if the reference is "
         "what you want; csgd_cuda.show_config() shows what is built. This is said once per process.",
-        stacklevel=2,
+        stacklevel=_stacklevel_of_user(),
     )
 
 
@@ -158,7 +168,8 @@ def csgd_(
         lipschitz_bounds: tensors with one element, float64 for a float64 parameter, else float32: the estimate
             of the Lipschitz bound, zero at the start; empty when ``lipschitz`` is given. Updated.
         lr: number, or tensor with one element (read on its device, so that a GPU is not waited for).
-        momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        momentum, dampening, weight_decay, nesterov, maximize: as in a step of torch.optim.SGD; nesterov has no effect
+            without momentum.
         calibration: c >= 0, the strength of the calibration; 0 is plain SGD.
         lipschitz: a fixed Lipschitz constant for all parameters, in the unit of the gradient; None: the estimate in
             ``lipschitz_bounds``.
@@ -185,11 +196,11 @@ def csgd_(
         return
     backend = choose_backend(params[0].device, fused)
     options: dict[str, Any] = {
-        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
         "seed": seed,
     }  # fmt: skip
-    checks.check_options(**options)
+    check_options(**options)
     backend.step(
         params,
         list(grads),
@@ -197,7 +208,7 @@ def csgd_(
         list(steps),
         list(lipschitz_bounds),
         list(range(len(params)) if indices is None else indices),
-        **operator_options({**options, "maximize": maximize}, params[0].device),
+        **operator_options({**options, "nesterov": nesterov, "maximize": maximize}, params[0].device),
         fresh_momentum=fresh_momentum,
         grad_scale=grad_scale,
         found_inf=found_inf,

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Group
-from .checks import TALLY_WORDS, check_dtype
+from .checks import TALLY_WORDS, check_dtype, check_plain
 from .diagnostics import Diagnostics
 from .functional import choose_backend
-from .options import check_group, complete_group, index_ranges
+from .options import check_new_group, complete_group, index_ranges
 from .state import restore_state
 from .step_plan import StepPlan
 
@@ -32,7 +31,8 @@ class CSGD(Diagnostics, Optimizer):
 
     Args:
         params: parameters, or dicts of parameter groups, as for torch.optim.SGD. float32, float64, bfloat16,
-            float16; every option may differ from group to group.
+            float16; every option may differ from group to group. Those without requires_grad may be of any kind as
+            long as they have no gradient.
         lr: learning rate, a number or a tensor with one element.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         calibration: c >= 0. 0 is plain SGD; with larger c fewer coordinates move, with a larger variance.
@@ -43,11 +43,12 @@ class CSGD(Diagnostics, Optimizer):
         seed: 0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.
         foreach, capturable: accepted for compatibility; there is one implementation, and its state is always on
             the parameter's device.
-        first_index: of the parameter group's first parameter in the random draws; None: its position over all
-            groups. For several optimizers that are to draw as one does, or ones with equal seeds apart.
+        first_index: of the first parameter in the random draws, from which all groups count on; in a group, of its own
+            first. None: 0. For several optimizers that are to draw as one does, or ones with equal seeds apart.
         differentiable: must be False.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
-            where the parameters are on a GPU; True demands the kernel; False takes pure PyTorch.
+            where the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling
+            and skipping to it, as in torch.optim.SGD; False takes pure PyTorch.
 
     State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
     steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),
@@ -61,8 +62,9 @@ class CSGD(Diagnostics, Optimizer):
     formulation is ours (docs/algorithm.md).
     """
 
-    # torch.amp.GradScaler then leaves the unscaling and the skipping to step().
-    _step_supports_amp_scaling = True
+    # Whether torch.amp.GradScaler leaves the unscaling and the skipping to step(). As in torch.optim.SGD only with
+    # fused=True: whatever runs between backward and step, a hook that clips for one, expects unscaled gradients.
+    _step_supports_amp_scaling = False
 
     def __init__(
         self,
@@ -103,9 +105,10 @@ class CSGD(Diagnostics, Optimizer):
             "capturable": capturable,
             "first_index": first_index,
         }
-        check_group(defaults)
+        check_new_group(defaults)
         self._tallies_on = {}
         self._plan: StepPlan | None = None  # of the last step
+        self._step_supports_amp_scaling = bool(fused)
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,6 +118,8 @@ class CSGD(Diagnostics, Optimizer):
                 complete_group(new, own)
             state = {**state, "state": restore_state(checkpoint, state["param_groups"], state["state"])}
         super().__setstate__(state)
+        if checkpoint is None:  # a copy, to which torch gives no other attributes
+            self._step_supports_amp_scaling = bool(self.defaults["fused"])
         self._tallies_on = {}
         self._plan = None
         for group in self.param_groups:
@@ -147,7 +152,10 @@ class CSGD(Diagnostics, Optimizer):
             ValueError, TypeError, RuntimeError: as the constructor; nothing was added.
         """
         if isinstance(param_group, dict):
-            check_group({**self.defaults, **param_group})
+            check_new_group({**self.defaults, **param_group})
+            first = self.defaults["first_index"]
+            if first is not None:  # of the optimizer: its groups count on from it, where they have none of their own
+                param_group.setdefault("first_index", first + sum(len(g["params"]) for g in self.param_groups))
         super().add_param_group(param_group)
         try:
             index_ranges(self.param_groups)
@@ -163,11 +171,9 @@ class CSGD(Diagnostics, Optimizer):
             if param in seen:
                 raise ValueError(f"parameter {index} is given twice in one group; its state can count only one of them")
             seen.add(param)
-            if is_traceable_wrapper_subclass(param):  # DTensor, for one: its shards would draw the same bits
-                raise TypeError(
-                    f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
-                    "not yet sharded or wrapped ones"
-                )
+            if not param.requires_grad:  # frozen: quantized weights for one. If it gets a gradient, the step checks it
+                continue
+            check_plain(param, index)
             check_dtype(param, index)
             if param.device.type != "meta":  # which may be materialised before the first step; the step asks again
                 choose_backend(param.device, group["fused"])

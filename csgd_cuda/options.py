@@ -3,18 +3,64 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from .aliases import Group
-from .checks import check_options
 
 _OPTION_NAMES = (
-    "lr", "momentum", "dampening", "weight_decay", "nesterov", "calibration", "lipschitz", "bound_decay", "rounding",
-    "seed",
+    "lr", "momentum", "dampening", "weight_decay", "calibration", "lipschitz", "bound_decay", "rounding", "seed",
 )  # fmt: skip
+
+
+def value_of(lr: float | Tensor) -> float | None:
+    """A learning rate as a number; None for a tensor whose value cannot be looked at without waiting for a GPU.
+
+    Raises:
+        ValueError: it is a tensor with more than one element.
+    """
+    if not isinstance(lr, torch.Tensor):
+        return lr
+    if lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
+    # Compiled code cannot look, either; the operator does.
+    if lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling():
+        return None
+    return lr.item()
+
+
+def check_options(
+    *, lr: float | Tensor, momentum: float, dampening: float, weight_decay: float, calibration: float,
+    lipschitz: float | None, bound_decay: float, rounding: str, seed: int,
+) -> None:  # fmt: skip
+    """Raises ValueError (TypeError for a wrong type) for an option with which no step can be made.
+
+    Every option is a number; ``lr`` may also be a tensor with one element. What torch.optim.SGD refuses in its
+    constructor alone is not refused here: schedulers take lr a rounding error below 0, and the momentum to 0 under
+    nesterov.
+    """
+    for name, value in (
+        ("lr", value_of(lr)),
+        ("momentum", momentum),
+        ("dampening", dampening),
+        ("weight_decay", weight_decay),
+    ):
+        # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
+        if value is not None and not -math.inf < value < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {value}")
+    for name, value in (("calibration", calibration), ("lipschitz", 0 if lipschitz is None else lipschitz)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if not 0 <= bound_decay <= 1:
+        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
+    if rounding not in ("stochastic", "nearest"):
+        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+    if not 0 <= operator.index(seed) < 2**64:
+        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 
 
 def complete_group(group: Group, own: Group) -> None:
@@ -48,6 +94,17 @@ def index_ranges(param_groups: list[Group]) -> list[range]:
                 "numbers; let the ranges first_index ... first_index + number of parameters be apart"
             )
     return ranges
+
+
+def check_new_group(group: Group) -> None:
+    """check_group, and what torch.optim.SGD refuses of a user, but not of a scheduler."""
+    check_group(group)
+    lr = value_of(group["lr"])
+    for name, value in (("lr", lr), ("momentum", group["momentum"]), ("weight_decay", group["weight_decay"])):
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
 
 def check_group(group: Group) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
-from .checks import opmath_dtype
+from .checks import check_plain, opmath_dtype
 from .functional import choose_backend, operator_options
 from .options import check_group
 from .state import new_momentum_buffer
@@ -60,6 +60,7 @@ class StepCall:
     def add(self, param: Tensor, index: int, state: dict[str, Any]) -> None:
         """Adds a parameter with a gradient; ``index`` tells its draws apart. What its state lacks is made here, but not
         yet kept."""
+        check_plain(param, index)  # the constructor does not look at frozen ones
         new: dict[str, Tensor] = {}
 
         def get(name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -82,6 +83,7 @@ class StepCall:
             self._new_state.append((param, new))
 
     def makes_state(self) -> bool:
+        """Whether it makes state that its parameters lack."""
         return bool(self._new_state)
 
     def renew(self, state: State) -> bool:

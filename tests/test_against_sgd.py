@@ -61,6 +61,34 @@ def test_zero_calibration_without_products_has_the_bits_of_sgd(device, fused):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+SET_LATER = [
+    {"lr": -1e-19},
+    {"lr": -0.1},
+    {"lr": torch.tensor(-0.1)},
+    {"momentum": -0.5},
+    {"momentum": 0},
+    {"momentum": 0.0, "dampening": 0.5},
+    {"dampening": 0.5},
+    {"weight_decay": -0.05},
+]
+
+
+@pytest.mark.parametrize("options", SET_LATER, ids=str)
+def test_what_only_the_constructor_refuses_is_stepped_as_sgd_does(options, device, fused):
+    """Schedulers come to such options by rounding errors, and to a momentum of 0 under nesterov; and back."""
+    both = []
+    for cls, own in ((CSGD, {"calibration": 0.0, "fused": fused}), (torch.optim.SGD, {"foreach": False})):
+        params = make_params(SHAPES, torch.float64, device)
+        optimizer = cls(params, lr=0.1, momentum=0.9, nesterov=True, **own)
+        before = {name: optimizer.param_groups[0][name] for name in options}
+        for step in range(6):
+            optimizer.param_groups[0].update(options if step in (0, 2, 3) else before)
+            set_grads(params, seed=step)
+            optimizer.step()
+        both.append(params)
+    assert_close(*both, torch.float64)
+
+
 def test_first_step_is_sgd(device, fused):
     """A fresh parameter has no bound yet, so every coordinate moves."""
     ours, theirs = make_params(SHAPES, torch.float64, device), make_params(SHAPES, torch.float64, device)

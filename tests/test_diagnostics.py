@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CSGD says about itself: bounds, and the warning where a GPU is left to the reference."""
 
+import contextlib
+import linecache
+import math
 import warnings
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from csgd_cuda import CSGD, extension, functional
 
@@ -46,6 +50,14 @@ def test_bounds_are_read_at_once(device, fused, monkeypatch):
     assert reads == ["tolist"]
 
 
+def test_there_are_no_numbers_on_meta():
+    params = make_params([(40,)], torch.float32, "meta") + make_params([(40,)], torch.float32)
+    optimizer = run_steps(params)
+    for numbers in (optimizer.density(), optimizer.lipschitz_bounds()):
+        assert math.isnan(numbers[0])
+        assert numbers[1] > 0
+
+
 @pytest.fixture
 def without_cuda_kernel(monkeypatch):
     """As in a process that has not warned yet, with an extension for the CPU alone. Needs no GPU."""
@@ -63,6 +75,29 @@ def test_reference_on_a_gpu_is_warned_of_once():
     assert warning.category is UserWarning
     for part in ("since the extension", "CSGD_CUDA_BUILD=cuda", "fused=False"):
         assert part in str(warning.message)
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_warning_points_at_the_users_line(frozen):
+    """That of the constructor, or of the step where that is the first to see the parameter. Fake tensors: no GPU."""
+    with FakeTensorMode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        param = torch.nn.Parameter(torch.empty(8, device="cuda"), requires_grad=not frozen)
+        optimizer = CSGD([param], momentum=0.9)
+        assert len(caught) == (not frozen)
+        param.grad = torch.empty(8, device="cuda")
+        for _ in range(3):
+            with contextlib.suppress(RuntimeError):  # for torch without CUDA cannot make the step
+                optimizer.step()
+    (warning,) = caught
+    assert "pure-PyTorch reference" in str(warning.message)
+    assert warning.filename == __file__
+    assert (
+        linecache.getline(__file__, warning.lineno)
+        .strip()
+        .startswith("optimizer.step()" if frozen else "optimizer = CSGD(")
+    )
 
 
 @pytest.mark.usefixtures("without_cuda_kernel")

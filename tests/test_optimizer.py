@@ -209,8 +209,8 @@ def test_copies_go_on_with_the_same_bits(copy_of, device, fused):
     assert optimizer.density() == second.density()
 
 
-def test_grad_scaler_trains_without_unscaling(device, fused):
-    """The loss scale is undone inside the step, an overflow is skipped, and the scale goes down."""
+def test_grad_scaler_trains(device, fused):
+    """The loss scale is undone (with fused=True inside the step), an overflow is skipped, and the scale goes down."""
     param = torch.full((64,), 2.0, device=device, requires_grad=True)
     optimizer = CSGD([param], lr=0.25, calibration=0.0, fused=fused)
     scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, growth_interval=100)

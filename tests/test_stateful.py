@@ -14,8 +14,12 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .conftest import need_kernel
+from .twins.drawn import INVALID
 from .twins.machine import RULES
+from .twins.mishaps import BAD_LOADS, MISHAPS
 from .twins.sequences import Sequences
+
+REFUSED = ["errors", "bad group", "parameter in two groups", *(spoil.__name__ for spoil in BAD_LOADS)]
 
 
 def test_twins_stay_equal(pytestconfig, capsys):
@@ -32,6 +36,10 @@ def test_twins_stay_equal(pytestconfig, capsys):
             with capsys.disabled():
                 print(f"\n{time.monotonic() - begin:.0f} s: {dict(Sequences.seen)}")
     # That the sequences are what they are meant to be: nothing in them is refused or skipped for good.
-    missing = [name for name in RULES if not Sequences.seen[name]]
+    expected = [*RULES, *REFUSED, "overflows", "mishaps"]
+    if nightly:
+        expected += [mishap.name for mishap in MISHAPS] + [f"invalid {name}" for name in INVALID]
+    missing = [name for name in expected if not Sequences.seen[name]]
     assert not missing
+    assert Sequences.seen["overflows"] < Sequences.seen["steps"] / 2
     assert Sequences.seen["steps that moved something"] > Sequences.seen["steps"] / 3

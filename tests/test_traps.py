@@ -258,5 +258,10 @@ def test_sharded_parameter_is_refused():
         param = torch.nn.Parameter(torch.distributed.tensor.distribute_tensor(torch.ones(4), mesh))
         with pytest.raises(TypeError, match="parameter 1 is a DTensor; CSGD supports plain tensors only"):
             CSGD([torch.ones(2), param])
+        optimizer = CSGD([torch.ones(2), param.requires_grad_(False)])
+        param.requires_grad_().grad = torch.ones_like(param)
+        with pytest.raises(TypeError, match="parameter 1 is a DTensor; CSGD supports plain tensors only"):
+            optimizer.step()
+        assert param.full_tensor().eq(1).all()
     finally:
         torch.distributed.destroy_process_group()

@@ -11,22 +11,26 @@
 namespace csgd {
 namespace {
 
+void check_finite(double value, const char* name) {
+  TORCH_CHECK_VALUE(std::isfinite(value), name, " must be a finite number, got ", value);
+}
+
 void check_not_negative(double value, const char* name) {
   TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
 }
 
 void check_options(const CsgdArgs& a) {
-  check_not_negative(a.lr, "lr");
-  check_not_negative(a.momentum, "momentum");
-  check_not_negative(a.weight_decay, "weight_decay");
+  // Schedulers take lr a rounding error below 0, and the momentum to 0 under nesterov: CSGD's constructor refuses
+  // such options, a step does not.
+  check_finite(a.lr, "lr");
+  check_finite(a.momentum, "momentum");
+  check_finite(a.dampening, "dampening");
+  check_finite(a.weight_decay, "weight_decay");
   check_not_negative(a.calibration, "calibration");
   if (a.lipschitz) check_not_negative(*a.lipschitz, "lipschitz");
-  TORCH_CHECK_VALUE(std::isfinite(a.dampening), "dampening must be a finite number, got ", a.dampening);
   TORCH_CHECK_VALUE(a.bound_decay >= 0 && a.bound_decay <= 1, "bound_decay must be in [0, 1], got ", a.bound_decay);
   TORCH_CHECK_VALUE(a.rounding == "stochastic" || a.rounding == "nearest",
                     "rounding must be 'stochastic' or 'nearest', got '", a.rounding, "'");
-  TORCH_CHECK_VALUE(!a.nesterov || (a.momentum > 0 && a.dampening == 0),
-                    "nesterov needs momentum > 0 and dampening = 0");
 }
 
 void check_list_lengths(const CsgdArgs& a) {
@@ -84,14 +88,18 @@ void check_param(const at::Tensor& p, int64_t index, c10::Device device) {
   check_changeable(p, index, "the parameter");
 }
 
+constexpr const char* kHowToConvertState =
+    " (if the parameter was converted, optimizer.load_state_dict(optimizer.state_dict()) converts the state)";
+constexpr const char* kHowToConvertGradient = " (a param.grad_dtype of another dtype is not supported)";
+
 // A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer.
-void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name) {
+void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name, const char* advice) {
   TORCH_CHECK_TYPE(t.layout() == at::kStrided, "parameter ", index, ": ", name, " is sparse (", t.layout(),
                    "), CSGD needs a dense one: use sparse=False in the layer, or ", name, ".to_dense()");
   TORCH_CHECK_VALUE(t.sizes() == p.sizes(), "parameter ", index, ": ", name, " has shape ", t.sizes(), ", expected ",
                     p.sizes(), " as the parameter");
   TORCH_CHECK_TYPE(t.scalar_type() == p.scalar_type(), "parameter ", index, ": ", name, " has dtype ", t.scalar_type(),
-                   ", expected ", p.scalar_type(), " as the parameter");
+                   ", expected ", p.scalar_type(), " as the parameter", advice);
   TORCH_CHECK_VALUE(t.device() == p.device(), "parameter ", index, ": ", name, " is on ", t.device(), ", expected ",
                     p.device(), " as the parameter");
 }
@@ -100,7 +108,7 @@ void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, co
 void check_scalar(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(t.numel() == 1 && t.scalar_type() == dtype && t.device() == p.device(), "parameter ", index, ": ",
                     name, " must be one ", dtype, " on ", p.device(), ", got ", t.numel(), " x ", t.scalar_type(),
-                    " on ", t.device());
+                    " on ", t.device(), kHowToConvertState);
   check_changeable(t, index, name);
 }
 
@@ -119,9 +127,9 @@ void check_tensors(const CsgdArgs& a) {
     const at::Tensor& p = a.params[i];
     const int64_t index = a.indices[i];
     check_param(p, index, a.params[0].device());
-    check_companion(a.grads[i], p, index, "gradient");
+    check_companion(a.grads[i], p, index, "gradient", kHowToConvertGradient);
     if (!a.momentum_buffers.empty()) {
-      check_companion(a.momentum_buffers[i], p, index, "momentum_buffer");
+      check_companion(a.momentum_buffers[i], p, index, "momentum_buffer", kHowToConvertState);
       TORCH_CHECK_VALUE(p.numel() == 0 || separate_elements(a.momentum_buffers[i]), "parameter ", index,
                         ": momentum_buffer may overlap itself in memory");
       check_changeable(a.momentum_buffers[i], index, "momentum_buffer");
@@ -142,7 +150,7 @@ void check_optional_tensors(const CsgdArgs& a) {
                      "lr as a tensor must be float32 or float64, got ", lr.scalar_type());
     TORCH_CHECK_VALUE(lr.device() == device || lr.is_cpu(), "lr is a tensor on ", lr.device(), ", expected ", device,
                       " as the parameters, or the CPU");
-    if (lr.is_cpu()) check_not_negative(lr.item<double>(), "lr");
+    if (lr.is_cpu()) check_finite(lr.item<double>(), "lr");
   }
   const auto amp_scalar = [&](const std::optional<at::Tensor>& t, const char* name) {
     if (t) check_usable(*t, name);

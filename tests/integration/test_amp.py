@@ -3,12 +3,14 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 
 from csgd_cuda import CSGD
 
+from ..conftest import need_kernel
 from ..helpers import DTYPES
 from .helpers import (
     assert_same_training,
@@ -63,15 +65,58 @@ def test_skipped_batches_leave_no_trace(fused):
     assert_same_training((model, optimizer), plainly_trained(clean, fused=fused))
 
 
-def test_unscaling_before_the_step_gives_the_same_bits():
+def test_scale_is_undone_by_the_step_or_before_it_with_the_same_bits():
+    """With fused=True by the step, unless scaler.unscale_ was called; else by scaler.step."""
+    need_kernel(torch.device("cpu"))
     data, results = make_data(), []
-    for before_step in (None, lambda: None):
+    for fused, before_step in ((True, None), (True, lambda: None), (None, None), (None, lambda: None)):
         model = make_model()
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(model, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         scaled_loop(model, optimizer, scaler, data, poison=(3,), before_step=before_step)
         results.append((model, optimizer))
-    assert_same_training(*results)
+    for other in results[1:]:
+        assert_same_training(results[0], other)
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_hooks_see_scaled_gradients_only_where_those_of_sgd_do(options):
+    """One that clips must see them without the scale, and so must who logs them after the step. With fused=True it
+    is still in them, with CSGD as with torch.optim.SGD; whose kernel unscales them in place, and ours leaves them."""
+    if options.get("fused"):
+        need_kernel(torch.device("cpu"))
+
+    def clip(optimizer, *_):
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+
+    seen = []
+    for cls, own in ((torch.optim.SGD, {}), (CSGD, {"calibration": 0.0})):
+        param = torch.zeros(3, requires_grad=True)
+        optimizer = cls([param], lr=0.5, **options, **own)
+        optimizer.register_step_pre_hook(clip)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale((param * 5).sum()).backward()
+        scaler.step(optimizer)
+        seen.append((param.detach(), param.grad))
+    (theirs, their_grad), (ours, our_grad) = seen
+    torch.testing.assert_close(ours, theirs)
+    assert (ours.norm() > 0.4) == (not options.get("fused"))
+    torch.testing.assert_close(our_grad, their_grad * (1024.0 if options.get("fused") else 1.0))
+
+
+@pytest.mark.parametrize("fused", [None, False, True])
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "copy", "pickle"]
+)
+def test_who_undoes_the_scale_is_the_same_for_copies(copy_of, fused):
+    if fused:
+        need_kernel(torch.device("cpu"))
+    optimizer = make_optimizer(make_model(), fused=fused)
+    assert optimizer._step_supports_amp_scaling is bool(fused)
+    assert copy_of(optimizer)._step_supports_amp_scaling is bool(fused)
+    optimizer._step_supports_amp_scaling = not fused
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer._step_supports_amp_scaling is (not fused)
 
 
 def test_one_scaler_serves_two_optimizers():
@@ -118,12 +163,16 @@ def test_autocast_trains(dtype, fused):
 
 
 def test_float16_parameters_train_under_a_scaler(fused):
-    """torch refuses to unscale float16 gradients; CSGD does it in float32, inside the step."""
+    """torch refuses to unscale float16 gradients; with fused=True CSGD does it in float32, inside the step."""
     data = make_data(batches=30, dtype=torch.float16)
     model = make_model(torch.float16)
     optimizer = make_optimizer(model, fused=fused)
-    losses = scaled_loop(model, optimizer, torch.amp.GradScaler("cpu", init_scale=2.0**6), data)
-    assert loss_went_down(losses)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6)
+    if not fused:
+        with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+            scaled_loop(model, optimizer, scaler, data)
+        return
+    assert loss_went_down(scaled_loop(model, optimizer, scaler, data))
 
 
 def test_scaler_and_optimizer_resume_together():

@@ -6,9 +6,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
+from csgd_cuda import CSGD
+
 from ..conftest import need_kernel
-from ..helpers import assert_same_bits
-from .helpers import assert_same_training, loss_of, loss_went_down, make_data, make_model, make_optimizer
+from ..helpers import assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
+from .helpers import OPTIONS, assert_same_training, loss_of, loss_went_down, make_data, make_model, make_optimizer
 
 OPERATOR = "csgd_cuda.csgd_"
 
@@ -154,6 +156,67 @@ def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is():
         reasons.append({reason.splitlines()[0] for reason in counters["graph_break"]})
     assert reasons[0] == reasons[1]
     assert sum(operator_calls(counter)) == 2  # once without state, once with
+
+
+def make_sgd(model):
+    return torch.optim.SGD(model.parameters(), **OPTIONS)
+
+
+def test_scheduler_attached_to_the_optimizer_breaks_the_graph_as_with_sgd():
+    """torch's schedulers wrap optimizer.step in a function that torch.compile skips; the model and the step are then
+    graphs of their own. The bits are the same, and no learning rate is compiled anew (by SGD each one is)."""
+    data, reasons = make_data(8), []
+    for make in (make_sgd, make_optimizer):
+        torch._dynamo.reset()
+        counters.clear()
+        model = make_model()
+        optimizer = make(model)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+        counter = CompileCounterWithBackend("aot_eager")
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            whole = torch.compile(forward_backward_step(model, optimizer), backend="eager", fullgraph=True)
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="marked as skipped"):
+                whole(*data[0])
+            step, compiled = torch.compile(forward_backward_step(model, optimizer), backend=counter), []
+            for x, y in data:
+                step(x, y)
+                scheduler.step()
+                compiled.append(counter.frame_count)
+        reasons.append({reason.splitlines()[0] for reason in counters["graph_break"]})
+    assert reasons[1] <= reasons[0]
+    assert sum(operator_calls(counter)) == 2  # without state, and with it
+    assert len(set(compiled[2:])) == 1
+
+    def by_hand(optimizer, k):
+        optimizer.param_groups[0]["lr"] *= 0.95 if k else 1
+
+    assert_same_training((model, optimizer), train_eagerly(data, lr=0.1, change_lr=by_hand))
+
+
+def test_reference_makes_the_bits_of_an_eager_step():
+    """fused=False has one call that torch.compile cannot trace, for the number of threads."""
+    results = []
+    for compiled in (False, True):
+        (param,) = make_params([(70,)], torch.float32)
+        optimizer = CSGD([param], fused=False)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for k in range(3):
+            set_grads([param], seed=k)
+            step()
+        results.append(snapshot([param], optimizer))
+    assert_same_snapshots(*results)
+    assert all("get_num_threads" in reason for reason in counters["graph_break"])
+
+
+def test_inductor_compiles_a_whole_training_step():
+    """Its products and sums of the model are not the eager ones to the last bit; the steps are counted alike."""
+    data = make_data(12)
+    model, optimizer, losses, _ = train_compiled(data, lr=0.1, change_lr=new_number, backend="inductor")
+    expected, other = train_eagerly(data, lr=0.1, change_lr=new_number)
+    assert loss_went_down(losses)
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+        assert int(optimizer.state[a]["step"]) == int(other.state[b]["step"]) == len(data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

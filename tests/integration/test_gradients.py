@@ -8,7 +8,7 @@ import torch
 
 from csgd_cuda import CSGD
 
-from ..helpers import assert_same_bits
+from ..helpers import assert_same_bits, assert_same_snapshots, snapshot
 from .helpers import (
     OPTIONS,
     assert_same_training,
@@ -145,17 +145,17 @@ def test_gradient_release_with_one_optimizer_for_all_gives_the_bits_of_a_normal_
     assert_same_training((model, optimizer), plainly_trained(data, fused=fused))
 
 
-def test_gradient_release_with_one_optimizer_per_parameter_gives_the_bits_of_a_normal_step():
+def test_gradient_release_with_one_optimizer_per_parameter_gives_the_bits_of_a_normal_step(fused):
     data = make_data(24)
     model = make_model()
     optimizers = {
-        param: CSGD([{"params": [param], "first_index": k}], **OPTIONS) for k, param in enumerate(model.parameters())
+        param: CSGD([param], first_index=k, fused=fused, **OPTIONS) for k, param in enumerate(model.parameters())
     }
     losses = train_releasing(model, optimizers.__getitem__, data)
     assert loss_went_down(losses)
-    expected, _ = plainly_trained(data)
+    expected, optimizer = plainly_trained(data, fused=fused)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
-        assert_same_bits(a, b)
+        assert_same_snapshots(snapshot([a], optimizers[a]), snapshot([b], optimizer))
 
 
 def test_gradient_release_with_one_optimizer_per_parameter_trains():

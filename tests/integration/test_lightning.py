@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from ..conftest import need_kernel
 from .helpers import (
     assert_same_training,
     import_or_skip,
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 class Regression(pl.LightningModule):
+    """``options``: of the optimizer."""
+
     def __init__(self, seed=0, **options):
         super().__init__()
         self.model, self.options, self.losses = make_model(seed=seed), options, []
@@ -39,9 +42,7 @@ class Regression(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = make_optimizer(self.model)
-        for name, value in self.options.items():
-            setattr(optimizer, name, value)
+        optimizer = make_optimizer(self.model, **self.options)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)]
 
 
@@ -107,13 +108,11 @@ def test_manual_optimization_gives_the_bits_of_a_plain_loop(tmp_path):
     assert_same_training(pair(trainer), plainly_trained(DATA * EPOCHS))
 
 
-# A mixed precision with gradient clipping: Lightning refuses every optimizer that unscales by itself.
-UNSCALED_BY_LIGHTNING = {"_step_supports_amp_scaling": False}
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize(("options", "clip"), [({}, None), (UNSCALED_BY_LIGHTNING, 0.5)], ids=["alone", "clipped"])
+@pytest.mark.parametrize(("options", "clip"), [({}, None), ({}, 0.5), ({"fused": True}, None)], ids=str)
 def test_mixed_precision_trains(options, clip, precision, tmp_path):
+    if options:
+        need_kernel(torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if precision == "16-mixed" else None
     module = Regression(**options)
     plugin = MixedPrecision(precision, "cpu", scaler)
@@ -122,9 +121,11 @@ def test_mixed_precision_trains(options, clip, precision, tmp_path):
     assert all(state["momentum_buffer"].dtype is torch.float32 for state in trainer.optimizers[0].state.values())
 
 
-def test_clipping_under_mixed_precision_says_why_it_is_refused(tmp_path):
+def test_clipping_under_mixed_precision_is_refused_for_fused_as_for_sgd(tmp_path):
+    """Lightning cannot clip what the optimizer unscales by itself."""
+    need_kernel(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="performs unscaling of gradients internally"):
-        fit(Regression(), tmp_path, plugins=[MixedPrecision("bf16-mixed", "cpu")], gradient_clip_val=0.5)
+        fit(Regression(fused=True), tmp_path, plugins=[MixedPrecision("bf16-mixed", "cpu")], gradient_clip_val=0.5)
 
 
 def test_low_precision_parameters_train(tmp_path):

@@ -11,9 +11,11 @@ from torch.optim.swa_utils import SWALR
 
 from csgd_cuda import CSGD
 
-from .helpers import OPTIONS, assert_same_training, make_data, make_model, make_optimizer, train
+from . import helpers
+from .helpers import assert_same_training, make_data, make_model, make_optimizer, train
 
 STEPS = 12
+OPTIONS = {**helpers.OPTIONS, "nesterov": True}
 
 
 def sequential(optimizer):
@@ -46,6 +48,18 @@ SCHEDULERS = {
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=4),
     "SWALR": lambda o: SWALR(o, swa_lr=0.02, anneal_epochs=5),
 }
+# Schedules that go to the end: where torch's formula for lr ends at -2e-18 instead of 0, and where there is no
+# momentum left for nesterov.
+TO_ZERO = {
+    "LinearLR to 0": lambda o: lr_scheduler.LinearLR(o, 1 / 3, 0.0, total_iters=7),
+    "CyclicLR, momentum to 0": lambda o: lr_scheduler.CyclicLR(
+        o, 0.01, 0.2, step_size_up=4, base_momentum=0.0, max_momentum=0.9
+    ),
+    "OneCycleLR, momentum to 0": lambda o: lr_scheduler.OneCycleLR(
+        o, 0.2, total_steps=STEPS + 1, pct_start=6 / 13, base_momentum=0.0, max_momentum=0.9
+    ),
+}
+CASES = SCHEDULERS | TO_ZERO
 METRICS = [1.0, 0.5, 0.6, 0.7, 0.7, 0.7, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5]  # for ReduceLROnPlateau
 
 
@@ -63,8 +77,8 @@ def options_now(optimizer):
 def scheduled(name, data, lr=OPTIONS["lr"]):
     """((model, optimizer), the (lr, momentum) of each step)."""
     model = make_model()
-    optimizer = make_optimizer(model, lr=lr)
-    scheduler = SCHEDULERS[name](optimizer)
+    optimizer = make_optimizer(model, **{**OPTIONS, "lr": lr})
+    scheduler = CASES[name](optimizer)
     seen = []
     for k, batch in enumerate(data):
         seen.append(options_now(optimizer))
@@ -76,7 +90,7 @@ def scheduled(name, data, lr=OPTIONS["lr"]):
 def set_by_hand(rates, data):
     """(model, optimizer) after steps with these (lr, momentum)."""
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, **OPTIONS)
     for (lr, momentum), batch in zip(rates, data, strict=True):
         optimizer.param_groups[0].update(lr=lr, momentum=momentum)
         train(model, optimizer, [batch])
@@ -92,13 +106,22 @@ def test_no_scheduler_of_torch_is_missing():
     assert classes - {"LRScheduler"} == set(SCHEDULERS) - {"SWALR"}
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules_to_zero_end_where_the_constructor_would_refuse_to_begin():
+    lows = {}
+    for name in TO_ZERO:
+        _, seen = scheduled(name, make_data(STEPS))
+        lows[name] = tuple(map(min, zip(*seen, strict=True)))
+    assert lows["LinearLR to 0"][0] < 0
+    assert [momentum for _, momentum in lows.values()] == [0.9, 0, 0]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_rates_are_those_of_sgd_and_the_step_takes_them(name):
     data = make_data(STEPS)
     trained, seen = scheduled(name, data)
     model = make_model()
     sgd = torch.optim.SGD(model.parameters(), **OPTIONS)
-    scheduler, expected = SCHEDULERS[name](sgd), []
+    scheduler, expected = CASES[name](sgd), []
     for k in range(STEPS):
         expected.append(options_now(sgd))
         sgd.step()
@@ -108,7 +131,7 @@ def test_rates_are_those_of_sgd_and_the_step_takes_them(name):
     assert_same_training(trained, set_by_hand(seen, data))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", CASES)
 def test_rate_as_a_tensor_is_filled_in_place_and_read_anew(name):
     data = make_data(STEPS)
     _, numbers = scheduled(name, data)
@@ -119,18 +142,18 @@ def test_rate_as_a_tensor_is_filled_in_place_and_read_anew(name):
     assert_same_training((model, optimizer), set_by_hand(tensors, data))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", CASES)
 def test_scheduler_and_optimizer_resume_together(name):
     data = make_data(STEPS)
     whole, _ = scheduled(name, data)
     model = make_model()
-    optimizer = make_optimizer(model)
-    scheduler = SCHEDULERS[name](optimizer)
+    optimizer = make_optimizer(model, **OPTIONS)
+    scheduler = CASES[name](optimizer)
     for k, batch in enumerate(data[:5]):
         train(model, optimizer, [batch])
         advance(scheduler, k)
     second = CSGD(model.parameters(), lr=OPTIONS["lr"], momentum=OPTIONS["momentum"])
-    resumed = SCHEDULERS[name](second)
+    resumed = CASES[name](second)
     second.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(scheduler.state_dict())
     for k, batch in enumerate(data[5:], start=5):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face transformers: Trainer with a custom optimizer, on a tiny GPT-2 made from its configuration."""
 
+import sys
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from csgd_cuda import CSGD
 
 from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down
 
+if sys.version_info < (3, 11):
+    pytest.skip("the pinned transformers needs Python 3.11", allow_module_level=True)
 import_or_skip("transformers")
 import transformers  # noqa: E402
 

@@ -17,6 +17,8 @@ Left out, because there is nothing to hold:
     state_dict_with_cuda_params, cpu_load_state_dict
                                             one test, checkpoint_moves_between_devices
     compiled optimizers, peak memory        not a promise of the generic tests, and slow
+    duplicate_params_in_one_param_group     torch warns, CSGD refuses: both would share one step, bound and momentum
+                                            (test_construction.py)
     second_order closures, Adam's and LBFGS's own tests
                                             of other optimizers
 """
@@ -32,6 +34,7 @@ from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,  # noqa: F401  for the tests of errors
     OptimizerInfo,
     OptimizerInput,
+    _get_optim_inputs_including_global_cliquey_kwargs,  # noqa: F401  for test_implementations.py
     optim_db,
 )
 
@@ -103,8 +106,6 @@ INFO = OptimizerInfo(
     scheduler_inputs=SGD_INFO.scheduler_inputs,
     supported_impls=("foreach", "fused"),
     not_og_supported_flags=("foreach", "differentiable", "fused", "maximize", "capturable"),
-    has_capturable_arg=True,
-    supports_complex=False,
     supports_fused_on=("cpu", "cuda"),
 )
 DESCRIPTIONS = [each.desc for each in INFO.optim_inputs_func("cpu")]

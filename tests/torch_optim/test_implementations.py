@@ -11,7 +11,7 @@ from csgd_cuda import CSGD
 from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import SHAPES, go_on, optimizer_of, trained
-from .info import INFO
+from .info import INFO, _get_optim_inputs_including_global_cliquey_kwargs
 
 OF_SGD = [each.desc for each in INFO.optim_inputs_func("cpu") if each.kwargs.get("calibration") == 0]
 WITH_MOMENTUM = [each.desc for each in INFO.optim_inputs_func("cpu") if "momentum" in each.kwargs]
@@ -33,6 +33,20 @@ def test_foreach_matches_forloop(flags, options, device, fused):
         fused = None  # both at once are refused, as in torch.optim.SGD; None takes the kernel, too
     results = [snapshot(*trained(options, device, fused=fused, **extra)) for extra in ({}, flags)]
     assert_same_snapshots(*results)
+
+
+def test_every_input_is_taken_with_every_flag_of_its_info(device):
+    """As PyTorch's tests add them to the inputs: the bits are those without."""
+    need_kernel(device)
+    inputs = _get_optim_inputs_including_global_cliquey_kwargs(device.type, torch.float32, INFO)
+    flags = [tuple(each.kwargs[name] for name in INFO.supported_impls if name in each.kwargs) for each in inputs]
+    assert len(set(flags)) > 1
+    plain = {each.desc: each.kwargs for each in INFO.optim_inputs_func(device)}
+    for each in inputs:
+        (expected, _), (found, _) = (
+            trained(options, device, shapes=[(70,)]) for options in (plain[each.desc.split(" & ")[0]], each.kwargs)
+        )
+        assert_same_bits(expected[0], found[0], each.desc)
 
 
 @pytest.mark.parametrize("options", OF_SGD, indirect=True)

@@ -13,7 +13,7 @@ from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, o
 from .info import INFO
 
 SGD_NAMES = set(torch.optim.SGD([torch.zeros(1)]).defaults)
-OWN_NAMES = ["calibration", "lipschitz", "bound_decay", "rounding", "seed"]
+OWN_NAMES = ["calibration", "lipschitz", "bound_decay", "rounding", "seed", "first_index"]
 LATER_FLAGS = [*INFO.not_og_supported_flags, *OWN_NAMES, "nesterov"]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every learning-rate scheduler of torch drives CSGD as it drives torch.optim.SGD."""
 
+import copy
 import inspect
 
 import pytest
@@ -15,7 +16,7 @@ from .common import model_of, optimizer_of
 from .info import INFO
 
 STEPS = 12
-OPTIONS = {"lr": 0.004, "momentum": 0.5}
+OPTIONS = {"lr": 0.004, "momentum": 0.5, "nesterov": True}
 
 # Each changes the learning rate within the steps above.
 SCHEDULERS = {
@@ -38,9 +39,21 @@ SCHEDULERS = {
     s.OneCycleLR: lambda o: s.OneCycleLR(o, max_lr=0.008, total_steps=STEPS + 1),  # and the momentum
     SWALR: lambda o: SWALR(o, swa_lr=0.001, anneal_epochs=5),
 }
+# Schedules that go to the end: where torch's formula for lr ends at -4e-19 instead of 0, and where there is no
+# momentum left for nesterov.
+TO_ZERO = {
+    "LinearLR to 0": lambda o: s.LinearLR(o, start_factor=1 / 3, end_factor=0.0, total_iters=10),
+    "CyclicLR, momentum to 0": lambda o: s.CyclicLR(
+        o, base_lr=0.001, max_lr=0.005, step_size_up=3, base_momentum=0.0, max_momentum=0.5
+    ),
+    "OneCycleLR, momentum to 0": lambda o: s.OneCycleLR(
+        o, max_lr=0.008, total_steps=STEPS + 1, pct_start=6 / 13, base_momentum=0.0, max_momentum=0.5
+    ),
+}
 # What PyTorch's tests run SGD with, some of them several on top of each other.
 COMBINATIONS = {f"of SGD's info, {k}": makers for k, makers in enumerate(INFO.scheduler_inputs)}
-CASES = {cls.__name__: [maker] for cls, maker in SCHEDULERS.items()} | COMBINATIONS
+NAMED = {cls.__name__: maker for cls, maker in SCHEDULERS.items()} | TO_ZERO
+CASES = {name: [maker] for name, maker in NAMED.items()} | COMBINATIONS
 
 
 def test_no_scheduler_of_torch_is_missing():
@@ -85,6 +98,16 @@ def test_param_group_with_lrscheduler_goes_right_direction(makers, calibration, 
     assert loss().item() < before
 
 
+def test_param_group_with_lrscheduler_goes_right_direction_with_all_inputs(options, device, fused):
+    """Under each of the schedules that PyTorch's tests run SGD with."""
+    for makers in COMBINATIONS.values():
+        weight, bias, loss = model_of(device)
+        before = loss().item()
+        groups = [{"params": [weight], "lr": 0.002}, {"params": [bias]}]
+        scheduled(groups, CSGD, makers, loss, **{**OPTIONS, "nesterov": False, **copy.deepcopy(options)}, fused=fused)
+        assert (loss().item() > before) == options.get("maximize", False)
+
+
 @pytest.mark.parametrize("makers", CASES.values(), ids=CASES.keys())
 def test_lrscheduler_sets_what_it_sets_in_sgd(makers, device, fused):
     """Learning rate and momentum of every step, exactly; and without calibration the parameters follow."""
@@ -94,6 +117,8 @@ def test_lrscheduler_sets_what_it_sets_in_sgd(makers, device, fused):
     expected, _ = scheduled(groups, torch.optim.SGD, makers)
     assert found == expected
     assert len(set(map(tuple, found))) > 1  # it did schedule something
+    if makers[0] in TO_ZERO.values():
+        assert min(min(values) for step in found for values in step) <= 0
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

@@ -24,21 +24,31 @@ OPTIONS = {
     "rounding": ["stochastic", "nearest"],
     "seed": [0, 5, 2**32, 2**64 - 1],
 }
+# Refused for a new group, but not by a step: see csgd_cuda/options.py.
+ODD = {
+    "lr": [-1e-19, -0.1, (-0.1, torch.float32)],
+    "momentum": [-0.5],
+    "weight_decay": [-0.1],
+}
 INVALID = {
-    "lr": [-1.0, float("nan"), (-1.0, torch.float32), ([0.1, 0.2], torch.float32)],
-    "momentum": [-0.1],
+    "lr": [float("inf"), float("nan"), (-float("inf"), torch.float32), ([0.1, 0.2], torch.float32)],
+    "momentum": [float("nan")],
     "dampening": [float("inf")],
-    "weight_decay": [-1.0],
+    "weight_decay": [float("nan")],
     "calibration": [float("inf")],
     "lipschitz": [-1.0],
     "bound_decay": [1.5],
     "rounding": ["up"],
     "seed": [-1, 2**64, 1.5],
     "differentiable": [True],
+    "first_index": [-1, 2**32, 1.5],
 }
+# Of the first group; the others follow with room for their parameters.
+FIRST_INDICES = [None, 40, 2**31 - 1, 2**32 - 1000]
+INDICES_OF_A_GROUP = 20
 # grad_scale and found_inf of a step; GradScaler sums found_inf over devices.
 SCALES = [(2.0, 0.0), (1024.0, 0.0), (None, 0.0), (2.0, None), (0.0, 1.0), (1.0, 2.0), (None, 1.0)]
-CHANGES = [(name, value) for name, values in OPTIONS.items() for value in values]
+CHANGES = [(name, value) for options in (OPTIONS, ODD) for name, values in options.items() for value in values]
 BAD_CHANGES = [(name, value) for name, values in INVALID.items() for value in values]
 
 some = st.integers(0, 11)  # of the parameters or groups, counted round and round
@@ -49,13 +59,14 @@ shapes = st.integers(0, 59).flatmap(lambda k: st.sampled_from(LARGE if k == 37 e
 tensors = st.lists(st.tuples(shapes, layouts, st.sampled_from(DTYPES), seeds), min_size=1, max_size=3)
 
 
-def wrong_together(group):
-    return group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0)
+def of_new_group(group):
+    """Nesterov where the constructor takes it; a change of options may come to it with others, too."""
+    return {**group, "nesterov": group["nesterov"] and group["momentum"] > 0 and group["dampening"] == 0}
 
 
 options = st.fixed_dictionaries(
     {name: st.sampled_from(values) for name, values in OPTIONS.items() if name != "lr"}
-).map(lambda group: {**group, "nesterov": group["nesterov"] and not wrong_together(group)})
+).map(of_new_group)
 
 SPECIAL = [0.0, -0.0, 1e-45, -3e-42, 1e-310, 1e-7, 6e4, 1e30, float("inf"), -float("inf"), float("nan")]
 

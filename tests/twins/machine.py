@@ -87,6 +87,7 @@ class TwinMachine(RuleBasedStateMachine):
             if before is not None:
                 assert_skipped(twin, before)
             twin.scaler = scaler
+        self.seen["overflows"] += before is not None
         self.seen["steps"] += 1
         self.seen["steps that moved something"] += any(share > 0 for share in self.twins[0].opt.density())
 

@@ -81,7 +81,10 @@ MISHAPS = [
     Mishap("momentum_buffer overlaps itself", "momentum_buffer", overlapping),
 ]
 
-BAD_GROUPS = [{"momentum": -1}, {"lr": float("nan")}, {"nesterov": True, "momentum": 0}, {"rounding": "down"}]
+BAD_GROUPS = [
+    {"momentum": -1}, {"weight_decay": -0.1}, {"lr": -0.1}, {"lr": torch.tensor(-0.1)}, {"lr": float("nan")},
+    {"nesterov": True, "momentum": 0}, {"nesterov": True, "momentum": 0.9, "dampening": 0.5}, {"rounding": "down"},
+]  # fmt: skip
 
 
 def without_a_group(state_dict):

@@ -75,11 +75,19 @@ class Sequences(TwinMachine):
         before = [twin.opt.param_groups[which][name] for twin in self.twins]
         for twin in self.twins:
             twin.set_option(which, name, value)
-        if invalid or drawn.wrong_together(self.groups[which]):
+        if invalid:
             if any(param.grad is not None for param in self.groups[which]["params"]):
                 self.fails(lambda twin: twin.step(), self.twins)
+                self.seen[f"invalid {name}"] += 1
             for twin, old in zip(self.twins, before, strict=True):
                 twin.opt.param_groups[which][name] = old
+
+    @change(which=some, first=st.sampled_from(drawn.FIRST_INDICES))
+    def change_first_index(self, which, first):
+        """Of one group; the ranges of all of them stay apart."""
+        which = which % len(self.groups)
+        first = None if first is None else first + which * drawn.INDICES_OF_A_GROUP
+        self.set_option(which, "first_index", first, invalid=False)
 
     @change(which=some, dtype=st.sampled_from([torch.float32, torch.float16]), factor=st.sampled_from([0.5, 2]))
     def change_lr_tensor_in_place(self, which, dtype, factor):
@@ -162,10 +170,14 @@ class Sequences(TwinMachine):
 
     @rule(which=some, mishap=st.sampled_from(MISHAPS))
     def mishap(self, which, mishap):
-        """Not to the twin who loads its state, and with that mends it."""
-        k, twins = which % len(self.params), self.twins[:2]
-        if mishap.can_happen(twins[0], k):
+        """To the first parameter from ``which`` on that it can happen to. Not to the twin who loads its state, and with
+        that mends it."""
+        count, twins = len(self.params), self.twins[:2]
+        places = (k % count for k in range(which, which + count))
+        k = next((k for k in places if mishap.can_happen(twins[0], k)), None)
+        if k is not None:
             self.fails(lambda twin: mishap.step(twin, k), twins)
+            self.seen["mishaps"] += 1
             self.seen[mishap.name] += 1
 
     @rule(options=st.sampled_from(BAD_GROUPS), new=st.booleans())
@@ -177,6 +189,7 @@ class Sequences(TwinMachine):
             twin.opt.add_param_group(group)
 
         self.fails(add, self.twins)
+        self.seen["bad group" if new else "parameter in two groups"] += 1
         assert len({len(twin.opt.param_groups) for twin in self.twins}) == 1
 
     @rule(spoil=st.sampled_from(BAD_LOADS))
@@ -187,6 +200,7 @@ class Sequences(TwinMachine):
             twin.opt.load_state_dict(state_dict)
 
         self.fails(load, self.twins)
+        self.seen[spoil.__name__] += 1
 
 
 def state_tensors(state_dict):
