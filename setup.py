@@ -124,7 +124,7 @@ def extension(mode):
         "csgd_cuda._C",
         sorted(sources),
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
-        depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
+        depends=sorted([*glob.glob("csrc/**/*.h", recursive=True), *glob.glob("csrc/**/*.cuh", recursive=True)]),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS} if cuda else {"cxx": CXX_FLAGS},
         extra_link_args=["-fopenmp"],
     )
