@@ -172,6 +172,15 @@ def test_flags_train(flag, tmp_path):
     assert float(next(iter(rows(tmp_path).values()))[0]["train_loss"]) < 3
 
 
+def test_a_compiled_layer_calibrates_after_a_compiled_network_without_one(tmp_path, monkeypatch):
+    plain_compile = torch.nn.Module.compile
+    # dynamo alone, whose cache this is about; inductor takes half a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: plain_compile(model, backend="eager"))
+    assert main(arguments(tmp_path, "--compile", "--methods", "sgd", "layer")) == 0
+    layer, sgd = (float(epochs[0]["density"]) for epochs in rows(tmp_path).values())
+    assert layer < 0.5 < sgd
+
+
 def refused(capsys, command, *words):
     assert main(command) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # before it there may be a progress bar
