@@ -15,6 +15,7 @@ import torch
 from benchmarks.train import loop, methods
 from benchmarks.train.__main__ import main
 from benchmarks.train.schedule import Schedule
+from csgd_cuda import GradientCalibration
 
 ROOT = Path(__file__).parent.parent
 TIMES = {"seconds"}
@@ -171,6 +172,15 @@ def test_flags_train(flag, tmp_path):
     assert float(next(iter(rows(tmp_path).values()))[0]["train_loss"]) < 3
 
 
+def test_a_compiled_layer_calibrates_after_a_compiled_network_without_one(tmp_path, monkeypatch):
+    plain_compile = torch.nn.Module.compile
+    # dynamo alone, whose cache this is about; inductor takes half a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: plain_compile(model, backend="eager"))
+    assert main(arguments(tmp_path, "--compile", "--methods", "sgd", "layer")) == 0
+    layer, sgd = (float(epochs[0]["density"]) for epochs in rows(tmp_path).values())
+    assert layer < 0.5 < sgd
+
+
 def refused(capsys, command, *words):
     assert main(command) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # before it there may be a progress bar
@@ -235,6 +245,14 @@ def test_density_of_sgd_is_the_share_of_changed_coordinates():
     sample = method.density_sample(model, optimizer)
     optimizer.step()
     assert sample.share() == 2 / 8
+
+
+def test_the_seed_of_a_run_seeds_the_calibration():
+    model = torch.nn.Linear(4, 2)
+    assert methods.Method("csgd", 1.0).optimizer(model, lr=1.0, seed=7).param_groups[0]["seed"] == 7
+    methods.Method("layer-output", 0.5).calibrate(model, seed=7)
+    (layer,) = (m for m in model.modules() if isinstance(m, GradientCalibration))
+    assert (layer.seed, layer.calibration) == (7, 0.5)
 
 
 def test_it_runs_as_a_module(tmp_path):
