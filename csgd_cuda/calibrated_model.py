@@ -39,8 +39,8 @@ def calibrate(
     Args:
         model: any module; what is calibrated already stays as it is.
         types: the modules to calibrate.
-        where: "weight" calibrates the gradients of the weights (the module then sees its ``weight`` through the layer),
-            "output" those of the modules' outputs (by a forward hook), and so all gradients further down.
+        where: "weight" calibrates the gradients of the weights, "output" those of the modules' outputs, and so all
+            gradients further down.
         per_channel: a bound for each output channel instead of one for the tensor.
         calibration, lipschitz, bound_decay, seed, rounding, fused: as for ``GradientCalibration``.
 
@@ -82,9 +82,9 @@ def uncalibrate(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name in LAYER_NAMES.values():
             module._modules.pop(name, None)
-        plain = getattr(type(module), "plain_class", None)
-        if plain is not None:
-            module.__class__ = plain
+        kind: Any = type(module)
+        if issubclass(kind, _Calibrated):
+            module.__class__ = kind.plain_class
         for handle in module.__dict__.pop(_HANDLES, ()):
             handle.remove()
     return model
@@ -118,43 +118,60 @@ def _add(module: nn.Module, layer: GradientCalibration, where: str) -> None:
     if not handles:
         handles.append(module.register_state_dict_post_hook(_move_state_to_metadata))  # type: ignore[no-untyped-call]
         handles.append(module.register_load_state_dict_pre_hook(_take_state_from_metadata))  # type: ignore[no-untyped-call]
-    if where == "output":
-        handles.append(module.register_forward_hook(_calibrate_output))
-    else:
-        plain: Any = type(module)
-        module.__class__ = _calibrated_class(plain)
+    plain: Any = getattr(type(module), "plain_class", type(module))
+    module.__class__ = _calibrated_class(plain, tuple(where for where in LAYER_NAMES if _has_layer(module, where)))
 
 
-def _calibrate_output(module: nn.Module, args: Any, output: Any) -> Any:
-    if not isinstance(output, Tensor):
-        raise TypeError(f"{type(module).__name__} returns {type(output).__name__}, not a tensor that can be calibrated")
-    return module.output_calibration(output)  # type: ignore[operator]
+def _has_layer(module: nn.Module, where: str) -> bool:
+    return LAYER_NAMES[where] in module._modules
 
 
-class _CalibratedWeight:
-    """Goes before a module's class: the module's own code then sees its weight through the layer.
-
-    Unlike torch.nn.utils.parametrize this leaves the parameter where it is, by its name and place among the others.
+class _Calibrated:
+    """What goes before a module's class. Not hooks, nor torch's parametrization: code that torch.compile has made for
+    the plain class would be used again, without the layer; and a parametrization moves the parameter away from its name
+    and its place among the others.
     """
 
     plain_class: type[nn.Module]
+    places: tuple[str, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # for pickle and deepcopy, which do not find a class made here
+        return _new_calibrated, (self.plain_class, self.places), self.__dict__
+
+
+class _CalibratedWeight(_Calibrated):
+    """The module's own code sees its weight through the layer."""
 
     @property
     def weight(self) -> Tensor:
         out: Tensor = self.weight_calibration(self._parameters["weight"])  # type: ignore[attr-defined]
         return out
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # for pickle and deepcopy, which do not find a class made here
-        return _new_calibrated, (self.plain_class,), self.__dict__
+
+class _CalibratedOutput(_Calibrated):
+    """What the module returns comes through the layer."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{self.plain_class.__name__} returns {type(output).__name__}, not a tensor that can be calibrated"
+            )
+        out: Tensor = self.output_calibration(output)  # type: ignore[attr-defined]
+        return out
+
+
+_MIXINS = {"weight": _CalibratedWeight, "output": _CalibratedOutput}
 
 
 @functools.cache
-def _calibrated_class(plain: Any) -> Any:
-    return type(f"Calibrated{plain.__name__}", (_CalibratedWeight, plain), {"plain_class": plain})
+def _calibrated_class(plain: Any, places: tuple[str, ...]) -> Any:
+    bases = (*(_MIXINS[where] for where in places), plain)
+    return type(f"Calibrated{plain.__name__}", bases, {"plain_class": plain, "places": places})
 
 
-def _new_calibrated(plain: Any) -> nn.Module:
-    kind = _calibrated_class(plain)
+def _new_calibrated(plain: Any, places: tuple[str, ...]) -> nn.Module:
+    kind = _calibrated_class(plain, places)
     out: nn.Module = kind.__new__(kind)
     return out
 

@@ -29,7 +29,8 @@ def block_elements(device: torch.device) -> int:
     """How many elements are worked on at a time; a multiple of 8."""
     if device.type == "cpu":
         # 256 KB of each temporary to a thread: they stay in its cache, and an operation takes longer than its call.
-        return 2**16 * torch.get_num_threads()
+        # Compiled code cannot ask for the number of threads.
+        return 2**16 * (1 if torch.compiler.is_compiling() else torch.get_num_threads())
     return 2**22  # many times as long as a launch takes
 
 

@@ -157,6 +157,24 @@ def test_tied_weights_get_a_layer_in_each_place():
     assert [layer.step.item() for layer in layers_of(model)] == [2, 2]
 
 
+@pytest.mark.parametrize("where", WHERE)
+def test_compiled_code_is_not_used_again_without_the_layer(where):
+    """torch.compile looks at a module's class, but not at its hooks, when it asks whether its code still fits."""
+    model = make_model()
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(batch()).square().sum().backward()
+    calibrate(model, where=where)
+    layers = layers_of(model)
+    for _ in range(2):
+        compiled(batch()).square().sum().backward()
+    other = calibrate(make_model(), where=where)
+    torch.compile(other, backend="aot_eager")(batch()).square().sum().backward()
+    assert [layer.step.item() for layer in layers + layers_of(other)] == [2] * 3 + [1] * 3
+    uncalibrate(model)
+    compiled(batch()).square().sum().backward()
+    assert [layer.step.item() for layer in layers] == [2] * 3
+
+
 def test_other_modules_that_look_at_the_weight(device):
     """Initialisation in place, functional_call, freezing, and casting reach the parameter itself."""
     model = calibrate(make_model(device))
