@@ -119,7 +119,7 @@ def extension(mode):
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp"), *glob.glob("csrc/cuda/*.cu")]
     if not cuda:
-        sources = [s for s in sources if not s.endswith(".cu") and os.path.basename(s) != "csgd_cuda.cpp"]
+        sources = [s for s in sources if not s.endswith(("_cuda.cu", "_cuda.cpp"))]
     module = (CUDAExtension if cuda else CppExtension)(
         "csgd_cuda._C",
         sorted(sources),

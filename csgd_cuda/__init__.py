@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrated Stochastic Gradient Descent for PyTorch, fused in C++ and CUDA.
 
-``CSGD`` is the optimizer, ``csgd_`` the same step as a function, ``show_config()`` says what was built.
+``CSGD`` is the optimizer, ``csgd_`` the same step as a function. ``GradientCalibration`` is the layer,
+``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into a model, ``uncalibrate(model)`` takes
+it out.
+``show_config()`` says what was built.
 """
 
+from .calibrated_model import calibrate, uncalibrate
+from .calibration import GradientCalibration
 from .config import show_config
 from .functional import csgd_
+from .gradient import calibrate_grad
 from .optimizer import CSGD
 
-__all__ = ["CSGD", "csgd_", "show_config"]
+__all__ = ["CSGD", "GradientCalibration", "calibrate", "calibrate_grad", "csgd_", "show_config", "uncalibrate"]
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .aliases import Tensors
 from .checks import check_devices, check_shared_tensors
+from .rows import memory_order
 
 _C: ModuleType | None
 load_error: str | None
@@ -38,6 +39,16 @@ else:
 
     for _name in ("csgd_", "check_csgd"):
         torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
+
+    def _fake_calibrate_grad(grad: Tensor, *state: Tensor | None, **options: Any) -> Tensor:
+        if any(tensor is not None and tensor.device != grad.device for tensor in state):
+            raise ValueError(f"calibrate_grad needs all tensors on {grad.device}, the device of the gradient")
+        order = memory_order(grad)
+        if order is None:
+            return torch.empty_like(grad, memory_format=torch.contiguous_format)
+        return torch.empty_strided(grad.shape, order, dtype=grad.dtype, device=grad.device)
+
+    torch.library.register_fake("csgd_cuda::calibrate_grad", _fake_calibrate_grad)
 
 
 def build_info() -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ from torch import Tensor
 CALIBRATION_STREAM = 0  # does this coordinate move?
 PARAM_STREAM = 1  # stochastic rounding of the parameter
 MOMENTUM_STREAM = 2  # stochastic rounding of the momentum buffer
+GRAD_STREAM = 3  # a layer's calibration of a gradient: is this coordinate passed on?
+GRAD_ROUNDING_STREAM = 4  # stochastic rounding of a calibrated gradient
 
 DRAW_RANGE = 2**16  # a draw is an integer in [0, DRAW_RANGE)
 DRAWS_PER_CALL = 8
@@ -80,7 +82,7 @@ def draws(
     Args:
         begin, end: positions in the parameter's memory order; begin is a multiple of 8.
         seed: 0 ... 2^64 - 1.
-        stream: CALIBRATION_STREAM, PARAM_STREAM or MOMENTUM_STREAM.
+        stream: what the draws are for, one of the constants above.
         index: position of the parameter over all param groups; for several an int64 tensor of shape (parameters, 1).
         step: int64 tensor of one element or of that shape, the steps applied before this one.
     """

@@ -4,10 +4,6 @@
 It is what runs without a compiler, and what the kernels are held against. docs/algorithm.md derives the rule;
 csrc/core/update_rule.h is the same rule in C++. Every operation is rounded on its own, hence no ``alpha=``, no
 ``addcmul``, no ``65536 / tensor`` (which torch computes as a reciprocal and a product).
-
-On a CPU torch.where and comparisons that give bool are not vectorised, and with masks as random as these a branch is
-mispredicted at every tenth element: twenty times the time of a vectorised operation. So what is chosen element by
-element is chosen by the bits of the floats, taken as integers.
 """
 
 from __future__ import annotations
@@ -21,9 +17,10 @@ from torch import Tensor
 
 from .aliases import Tensors
 from .checks import check_csgd, opmath_dtype
-from .philox import CALIBRATION_STREAM, DRAW_RANGE, MOMENTUM_STREAM, PARAM_STREAM, draws
+from .philox import CALIBRATION_STREAM, MOMENTUM_STREAM, PARAM_STREAM, draws
 from .rounding import round_stochastic
 from .rows import Rows, memory_order
+from .rule import LAYOUTS, calibrated, calibration_scale, largest_size, moves, moving_draws, next_bound, ordered_bits
 
 _T = TypeVar("_T")
 
@@ -109,10 +106,7 @@ class _StackStep:
         self.apply, self.options = apply, options
         dtype, self.device = self.param.dtype, self.param.device
         self.opmath = opmath_dtype(dtype)
-        # Floats as integers: their dtype, the place of the sign, and what lies between Inf and the sign bit.
-        wide = self.opmath is torch.float64
-        self.bits, self.sign_place = (torch.int64, 63) if wide else (torch.int32, 31)
-        self.above_infinity = 2**52 if wide else 2**23
+        self.bits = LAYOUTS[self.opmath].integer
         self.rounds = options["rounding"] == "stochastic" and self.opmath != dtype
         self._columns(indices, grad_scale)
 
@@ -126,16 +120,14 @@ class _StackStep:
 
         self.lr = number(options["lr"])
         self.unscale = None if grad_scale is None else number(1.0) / number(grad_scale)
-        self.draw_range = number(float(DRAW_RANGE))
         self.bound = _column(self.bounds) if self.bounds else None
         lipschitz = self.bound if self.bound is not None else number(options["lipschitz"])
-        bound = number(options["calibration"]) * lipschitz
-        self.scale = torch.where(bound > 0, self.draw_range / bound, torch.inf)
+        self.scale = calibration_scale(number(options["calibration"]), lipschitz)
         self.step = _column(self.steps)
         first = (self.step == 0) | options["fresh_momentum"]
         # On the first step the momentum buffer takes the gradient: -0 takes the place of the buffer, for -0 + g is g.
         self.keeps_buffer = first.to(self.bits) - 1  # all bits, or none
-        self.minus_zero = first.to(self.bits) << self.sign_place
+        self.minus_zero = first.to(self.bits) << LAYOUTS[opmath].sign_place
         self.grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
         if device.type == "cpu":
             self.index = torch.tensor(indices, device=device).view(-1, 1)
@@ -158,8 +150,7 @@ class _StackStep:
 
     def _advance(self) -> None:
         if self.bound is not None:
-            largest = (self.largest.clamp(min=self.above_infinity) - self.above_infinity).view(self.opmath)
-            new = torch.maximum(self.bound * self.options["bound_decay"], largest)
+            new = next_bound(self.bound, self.options["bound_decay"], largest_size(self.largest, self.opmath))
             torch._foreach_copy_(self.bounds, _where(self.apply, new, self.bound).view(-1).unbind())
         new_steps = self.step + (1 if self.apply is None else self.apply)
         torch._foreach_copy_(self.steps, new_steps.view(-1).unbind())
@@ -206,13 +197,6 @@ class _StackStep:
         new += g if options["dampening"] == 0 else g * self.grad_share
         return (g + new * options["momentum"] if options["nesterov"] else new), new
 
-    def _moving_draws(self, size: Tensor) -> Tensor:
-        """n for |d| = size: how many of the 2^16 draws move the coordinate, as opmath."""
-        # Where d is not 0 the product must not be, either: it would be rounded up to no draw at all.
-        not_zero = size.clamp(max=torch.finfo(self.opmath).tiny)
-        n = torch.clamp(size * self.scale, min=not_zero, max=self.draw_range)
-        return n.nan_to_num_(nan=float(DRAW_RANGE)).ceil_()
-
     def _step_block(
         self, columns: slice, draw: Tensor, param_draw: Tensor | None, momentum_draw: Tensor | None
     ) -> None:
@@ -221,20 +205,18 @@ class _StackStep:
         momentum_buffer = None if self.momentum_buffer is None else self.momentum_buffer[:, columns]
         d, new_momentum = self._direction(self.grad[:, columns], param, momentum_buffer)
         size = d.abs()
-        n = self._moving_draws(size)
-        # Non-negative floats order as their bits do. This turns Inf and NaN into the smallest integers.
-        self.largest = torch.maximum(self.largest, (size.view(self.bits) + self.above_infinity).amax(1, keepdim=True))
-        # The sign of draw - n, spread over all bits: -1 where the coordinate moves, 0 where it does not.
-        moves = (draw.to(self.opmath) - n).view(self.bits).bitwise_right_shift_(self.sign_place)
+        n = moving_draws(size, self.scale)
+        self.largest = torch.maximum(self.largest, ordered_bits(size).amax(1, keepdim=True))
+        move = moves(draw, n)
         if self.apply is not None:
-            moves *= self.apply
+            move *= self.apply
             if momentum_buffer is not None and new_momentum is not None:  # both or neither
                 new_momentum = torch.where(self.apply, new_momentum, momentum_buffer.to(self.opmath))
-        self.moved -= moves.sum(1, keepdim=True, dtype=self.bits)
+        self.moved -= move.sum(1, keepdim=True, dtype=self.bits)
         if momentum_buffer is not None and new_momentum is not None:
             self._store(momentum_buffer, new_momentum, momentum_draw)
-        change = (self.draw_range / n).mul_(d).mul_(self.lr)
-        change.view(self.bits).bitwise_and_(moves)  # else +0, and x - 0 is x, whatever x is
+        change = calibrated(d, n).mul_(self.lr)
+        change.view(self.bits).bitwise_and_(move)  # else +0, and x - 0 is x, whatever x is
         if self.opmath == param.dtype:
             param.sub_(change)
         else:

@@ -28,8 +28,8 @@ class Training:
     """A network, its optimizer and the rows of the epochs done.
 
     rows: one dict per epoch: epoch (from 1), train_loss (mean over the epoch's images, in training mode), each
-    metric of each split as SPLIT_METRIC, density (share of coordinates moved per step, mean over every tenth
-    step; None where the method says nothing of it), seconds (of training, without the evaluation).
+    metric of each split as SPLIT_METRIC, density (DensitySample.share(), mean over every tenth step), seconds
+    (of training, without the evaluation).
     diverged: whether a parameter is no longer finite; there is no point in going on then.
     """
 
@@ -83,7 +83,7 @@ class Training:
             loss, density = self._step(inputs, targets, sampled)
             loss_sum += loss * len(inputs)
             examples += len(inputs)
-            if density is not None:
+            if sampled:
                 densities.append(density)
             after_step()
         train_loss = loss_sum.item() / examples  # waits for the device
@@ -94,7 +94,7 @@ class Training:
                 "epoch": epoch + 1,
                 "train_loss": train_loss,
                 **self._evaluate(),
-                "density": statistics.fmean(densities) if densities else None,
+                "density": statistics.fmean(densities),
                 "seconds": seconds,
             }
         )
@@ -105,7 +105,7 @@ class Training:
         with self._autocast():
             loss = self.task.loss(self.model, inputs, targets)
         self.scaler.scale(loss).backward()
-        sample = self.run.method.density_sample(self.optimizer) if sampled else None
+        sample = self.run.method.density_sample(self.model, self.optimizer) if sampled else None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), sample.share() if sample else None

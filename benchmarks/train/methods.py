@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import csgd_cuda
-from examples.training.errors import UserError
+from csgd_cuda import GradientCalibration
 
 NAMES = ("sgd", "csgd", "layer")
 
@@ -28,17 +27,12 @@ class Method:
         """For file names: the name, with c where there is one."""
         return self.name if self.calibration is None else f"{self.name}-c{self.calibration:g}"
 
-    def check(self) -> None:
-        """UserError where this csgd_cuda cannot do it."""
-        if self.name.startswith("layer"):
-            _calibrate_function()
-
     def calibrate(self, model: nn.Module, seed: int) -> None:
         """Puts calibration layers into the model, where the method is that."""
         if self.name.startswith("layer"):
             where = self.name.removeprefix("layer-")
             types = (nn.Conv2d, nn.Linear)
-            _calibrate_function()(model, types=types, where=where, calibration=self.calibration, seed=seed)
+            csgd_cuda.calibrate(model, types=types, where=where, calibration=self.calibration, seed=seed)
 
     def optimizer(self, model: nn.Module, lr: float, seed: int, **options) -> Optimizer:
         """The optimizer of the model's parameters; ``options``: momentum, weight_decay, nesterov."""
@@ -46,16 +40,9 @@ class Method:
             return csgd_cuda.CSGD(model.parameters(), lr=lr, calibration=self.calibration, seed=seed, **options)
         return torch.optim.SGD(model.parameters(), lr=lr, **options)
 
-    def density_sample(self, optimizer: Optimizer) -> DensitySample:
-        """To be made before a step whose density is asked for."""
-        return DensitySample(self, optimizer)
-
-
-def _calibrate_function() -> Callable:
-    calibrate = getattr(csgd_cuda, "calibrate", None)
-    if calibrate is None:
-        raise UserError(f"--methods layer: csgd_cuda {csgd_cuda.__version__} has no calibrate(); use a newer one.")
-    return calibrate
+    def density_sample(self, model: nn.Module, optimizer: Optimizer) -> DensitySample:
+        """To be made between the backward pass and the step whose density is asked for."""
+        return DensitySample(self, model, optimizer)
 
 
 def grid(names: list[str], calibrations: list[float], where: str) -> list[Method]:
@@ -71,27 +58,29 @@ def grid(names: list[str], calibrations: list[float], where: str) -> list[Method
 
 
 class DensitySample:
-    """Share of the coordinates that one step moves: what CSGD counts, for others what has other bits than before.
+    """Share of the coordinates that a step moves: what CSGD counts, for SGD what has other bits than before.
 
-    Made before the step, asked after it. None where it says nothing about the method: with the layer the momentum
-    moves every coordinate.
+    With the layer it is the share of the calibrated gradients' coordinates that its backward passes let through.
+    Made before the step, asked after it.
     """
 
-    def __init__(self, method: Method, optimizer: Optimizer):
+    def __init__(self, method: Method, model: nn.Module, optimizer: Optimizer):
         self._method, self._optimizer = method, optimizer
+        self._layers = [m for m in model.modules() if isinstance(m, GradientCalibration)]
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._before: list[Tensor] = []
         if method.name == "sgd":
             self._before = [p.detach().clone() for p in self._parameters]
 
-    def share(self) -> float | None:
-        """0 to 1, over all parameters."""
+    def share(self) -> float:
+        """0 to 1, over all parameters or calibrated gradients."""
         sizes = [p.numel() for p in self._parameters]
         if self._method.name == "csgd":
             moved = [share * size for share, size in zip(self._optimizer.density(), sizes, strict=True)]
-        elif self._before:
+        elif self._method.name == "sgd":
             pairs = zip(self._parameters, self._before, strict=True)
             moved = [torch.count_nonzero(p.detach() != before).item() for p, before in pairs]
         else:
-            return None
+            tallies = torch.stack([layer.tally[:2] for layer in self._layers])
+            moved, sizes = tallies[:, 0].tolist(), tallies[:, 1].tolist()
         return sum(moved) / sum(sizes)

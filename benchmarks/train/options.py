@@ -13,7 +13,9 @@ import torch
 from examples.training.errors import UserError
 
 from . import methods
+from .data import READERS
 from .grid import create_task
+from .models import NAMES
 from .schedule import KINDS, Schedule
 from .settings import Execution, Recipe, Run
 from .tasks import TASKS, DataOptions
@@ -56,7 +58,9 @@ def add_run_options(p: argparse.ArgumentParser) -> None:
 
 def _add_data(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--task", choices=tuple(TASKS), default="classification", help="(%(default)s)")
-    p.add_argument("--data", metavar="NAME", default="digits", help="data set (%(default)s)")
+    p.add_argument(
+        "--data", metavar="NAME", default="digits", help=f"{', '.join(READERS)} or imagefolder (%(default)s)"
+    )
     p.add_argument("--data-dir", metavar="DIR", help="where its files lie")
     p.add_argument("--limit", type=number(int, 1), metavar="N", help="use the first N training images only")
     p.add_argument(
@@ -68,7 +72,7 @@ def _add_data(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--augment", action="store_true", help="random crops and, where the class allows it, flips")
     p.add_argument("--loaders", type=number(int, 0), default=0, metavar="N", help="processes that read image files (0)")
-    p.add_argument("--model", metavar="NAME", default="small", help="network (%(default)s)")
+    p.add_argument("--model", metavar="NAME", default="small", help=f"{', '.join(NAMES)} (%(default)s)")
 
 
 def _add_recipe(p: argparse._ArgumentGroup) -> None:
@@ -116,8 +120,6 @@ def runs(args: argparse.Namespace) -> list[Run]:
     """The grid, the seeds outermost, so that an interrupted one has all methods; UserError for what cannot work."""
     recipe, execution = _recipe(args), _execution(args)
     compared = methods.grid(args.methods, args.calibrations, args.layer_where)
-    for method in compared:
-        method.check()
     options = DataOptions(args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders)
     task = create_task(args.task, options)
     task.build_model(args.model, seed=0)  # says now if there is no such network

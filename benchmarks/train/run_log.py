@@ -73,7 +73,7 @@ def is_finished(out: Path, run: Run) -> bool:
     path = out / f"{run.name}.json"
     if not path.exists() or not path.with_suffix(".csv").exists():
         return False
-    different = _differences(read_json(path).get("settings", {}), run.settings())
+    different = differences(read_json(path).get("settings", {}), run.settings())
     if different:
         raise UserError(
             f"--out {out}: {path.name} was made with other settings ({', '.join(different)}); choose another directory."
@@ -94,14 +94,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+def differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     """ "name: value there, value here" for each leaf that differs; ``here`` as JSON would bring it back."""
     found = []
     here = json.loads(json.dumps(here))
     for key in sorted(there.keys() | here.keys()):
         a, b = there.get(key), here.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key}: {a} there, {b} here")
     return found

@@ -51,4 +51,33 @@ struct CsgdOptions {
   bool fresh_momentum;       // the momentum buffers are new although `step` may not be 0
 };
 
+// What the calibration of a gradient counts; behind it lie as many words as there are channels. Zero at the start.
+struct CalibrationTally {
+  int64_t moved;  // out: coordinates passed on by the last call
+  int64_t numel;  // out: of how many
+  // Where the blocks of a GPU launch meet, as are the words behind: max |d| of each channel, as the bits of opmath.
+  unsigned long long moving;
+  unsigned long long blocks_done;
+};
+
+// One gradient to calibrate, seen as `numel` elements in memory order. All pointers live on one device.
+struct CalibrateGradCall {
+  const void* grad;         // numel elements of the tensor's dtype
+  void* out;                // numel elements, same dtype and memory order
+  const int64_t* index;     // that tells the draws of this layer from those of others
+  int64_t* step;            // gradients calibrated so far
+  double* bounds;           // Lipschitz bound of each channel, of opmath's precision; null when the constant is fixed
+  CalibrationTally* tally;  // null on a CPU when nobody asks
+  int64_t numel;            // may be 0: the step and the bounds advance all the same
+  int64_t channels;         // 1: a bound for all
+  int64_t inner;            // consecutive elements that share a channel
+  double calibration;       // c
+  double lipschitz;         // the fixed Lipschitz constant, where `bounds` is null
+  double bound_decay;       // beta
+  uint64_t seed;
+  bool stochastic_rounding;  // of float16 and bfloat16 when stored; else round to nearest even
+  uint32_t rank;             // of the process, below 2^16: each calibrates gradients of its own, by draws of its own
+  int64_t chunk;             // on a GPU: elements that a block takes; set by the launcher
+};
+
 }  // namespace csgd

@@ -18,11 +18,13 @@ struct PhiloxWords {
 };
 using Philox4x32 = PhiloxWords<uint32_t>;
 
-// What a draw is used for. The three never share random bits.
+// What a draw is used for. No two of them ever share random bits.
 enum Stream : uint32_t {
-  kCalibrationStream = 0,  // does this coordinate move?
-  kParamStream = 1,        // stochastic rounding of the parameter
-  kMomentumStream = 2,     // stochastic rounding of the momentum buffer
+  kCalibrationStream = 0,   // does this coordinate move?
+  kParamStream = 1,         // stochastic rounding of the parameter
+  kMomentumStream = 2,      // stochastic rounding of the momentum buffer
+  kGradStream = 3,          // a layer's calibration of a gradient: is this coordinate passed on?
+  kGradRoundingStream = 4,  // stochastic rounding of a calibrated gradient
 };
 
 constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call

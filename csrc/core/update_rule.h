@@ -45,7 +45,7 @@ struct StepScalars {
   T one_minus_dampening;
   T weight_decay;
   T grad_factor;  // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
-  T scale;        // 2^16 / T; Inf when T = 0, which makes every coordinate move
+  T scale;        // calibration_scale()
   uint32_t step;  // low 32 bits of the steps applied before this one
   bool first;     // the momentum buffer takes the gradient as it is
 };
@@ -62,6 +62,13 @@ CSGD_HOST_DEVICE T learning_rate(const CsgdOptions& options) {
   return static_cast<T>(options.lr);
 }
 
+// 2^16 / T for T = c * l; Inf when T = 0, which makes every coordinate move.
+template <class T>
+CSGD_HOST_DEVICE T calibration_scale(double calibration, T lipschitz) {
+  const T bound = static_cast<T>(calibration) * lipschitz;
+  return bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
+}
+
 template <class T>
 CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const CsgdTensor& tensor) {
   StepScalars<T> s;
@@ -73,8 +80,7 @@ CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const C
   s.grad_factor = options.maximize ? -unscale : unscale;
   const T lipschitz =
       tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : static_cast<T>(options.lipschitz);
-  const T bound = static_cast<T>(options.calibration) * lipschitz;
-  s.scale = bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
+  s.scale = calibration_scale(options.calibration, lipschitz);
   s.step = static_cast<uint32_t>(*tensor.step);
   s.first = *tensor.step == 0 || options.fresh_momentum;
   return s;
@@ -110,8 +116,10 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
 
 // n, the number of draws out of 2^16 that move the coordinate: an integer, as Value, at least 1 where d is not 0, even
 // if the product underflows. A product that is not below 2^16, NaN included, gives 2^16: such a d is applied as it is.
-template <class T, class Value>
-CSGD_HOST_DEVICE Value moving_draws(Value d, T scale) {
+// `scale` is one number for all of d, or one for each.
+template <class Value, class Scale>
+CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
+  using T = LaneOf<Value>;
   const Value size = cast_bits<T>(magnitude_bits(d));
   const Value product = greater(lesser(size, Value(T(0x1p-100))), size * scale);
   return round_up(lesser(product, Value(T(kDrawRange))));
@@ -146,19 +154,36 @@ CSGD_HOST_DEVICE float inverse_probability(float n) {
 }
 #endif
 
+// The word of the draws' counter that tells one layer's gradient in one process from all others.
+CSGD_HOST_DEVICE uint32_t layer_index(const CalibrateGradCall& call) {
+  return static_cast<uint32_t>(*call.index) + (call.rank << 16);
+}
+
+// What stands for d where the draw is below n; elsewhere 0 does.
+template <class Value>
+CSGD_HOST_DEVICE Value calibrated(Value d, Value n) {
+  return d * inverse_probability(n);
+}
+
 // The new value of a coordinate that moves.
 template <class T, class Value>
 CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value n) {
-  return param - lr * (d * inverse_probability(n));
+  return param - lr * calibrated(d, n);
 }
 
-// After all elements: the bound and the step for next time. `largest` is max |d| over the finite ones.
+// The bound for next time. `largest` is max |d| over the finite ones.
+template <class T>
+CSGD_HOST_DEVICE T next_bound(double bound_decay, T bound, T largest) {
+  const T decayed = static_cast<T>(bound_decay) * bound;
+  return decayed < largest ? largest : decayed;
+}
+
+// After all elements: the bound and the step for next time.
 template <class T>
 CSGD_HOST_DEVICE void advance(const CsgdOptions& options, const CsgdTensor& tensor, T largest, int64_t moved) {
   if (tensor.bound != nullptr) {
     T* bound = static_cast<T*>(tensor.bound);
-    const T decayed = static_cast<T>(options.bound_decay) * *bound;
-    *bound = decayed < largest ? largest : decayed;
+    *bound = next_bound(options.bound_decay, *bound, largest);
   }
   *tensor.step += 1;
   if (tensor.tally != nullptr) tensor.tally->moved = moved;

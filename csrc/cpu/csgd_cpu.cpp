@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the instruction set of the CPU loop, and closes a tensor's step.
+// Chooses the instruction set of the CPU loops, and closes a tensor's step.
 #include "csgd_cpu.h"
 
 #include <cstring>
 
 #include "../core/update_rule.h"
+#include "calibrate_grad_cpu.h"
 #include "isa.h"
 
 namespace csgd {
 
-namespace baseline {
-ChunkFunction chunk_function(DType dtype);
-}
+#define CSGD_LOOPS_OF(isa)                                    \
+  namespace isa {                                             \
+  ChunkFunction chunk_function(DType dtype);                  \
+  CalibrateGradFunction calibrate_grad_function(DType dtype); \
+  }
+CSGD_LOOPS_OF(baseline)
 #if CSGD_X86_DISPATCH
-namespace avx2 {
-ChunkFunction chunk_function(DType dtype);
-}
-namespace avx512 {
-ChunkFunction chunk_function(DType dtype);
-}
+CSGD_LOOPS_OF(avx2)
+CSGD_LOOPS_OF(avx512)
 #endif
 
 namespace {
@@ -26,19 +26,21 @@ namespace {
 struct Isa {
   const char* name;
   ChunkFunction (*chunk_function)(DType);
+  CalibrateGradFunction (*calibrate_grad_function)(DType);
   bool (*supported)();
 };
 
 const Isa kIsas[] = {
 #if CSGD_X86_DISPATCH
-    {"avx512", avx512::chunk_function,
+    {"avx512", avx512::chunk_function, avx512::calibrate_grad_function,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::chunk_function, [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
+    {"avx2", avx2::chunk_function, avx2::calibrate_grad_function,
+     [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
 #endif
-    {"baseline", baseline::chunk_function, [] { return true; }},
+    {"baseline", baseline::chunk_function, baseline::calibrate_grad_function, [] { return true; }},
 };
 
 const Isa* widest_isa() {
@@ -55,6 +57,8 @@ const Isa*& current_isa() {
 }  // namespace
 
 ChunkFunction csgd_chunk_function(DType dtype) { return current_isa()->chunk_function(dtype); }
+
+CalibrateGradFunction calibrate_grad_function(DType dtype) { return current_isa()->calibrate_grad_function(dtype); }
 
 const char* csgd_cpu_isa() { return current_isa()->name; }
 

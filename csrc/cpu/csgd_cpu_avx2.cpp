@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loop compiled for AVX2. The standard headers come first: their inline functions must stay
+// The CPU loops compiled for AVX2. The standard headers come first: their inline functions must stay
 // in the default instruction set, since the linker may keep this file's copy for every caller. FMA stays off:
 // the update rule rounds each multiplication and addition on its own.
 #include <cstdint>
@@ -16,6 +16,7 @@ CSGD_PUSH_TARGET("avx2")
 #define CSGD_VECTOR_BYTES 32
 #include "words_avx2.h"
 // Words come first.
+#include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
 CSGD_POP_TARGET
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loop compiled for AVX-512. The standard headers come first: their inline functions must stay
+// The CPU loops compiled for AVX-512. The standard headers come first: their inline functions must stay
 // in the default instruction set, since the linker may keep this file's copy for every caller. FMA stays off:
 // the update rule rounds each multiplication and addition on its own.
 #include <cstdint>
@@ -26,6 +26,7 @@ CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
 #define CSGD_VECTOR_BYTES 64
 #include "words_avx512.h"
 // Words come first.
+#include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
 CSGD_POP_TARGET
 #endif

@@ -3,10 +3,9 @@
 #pragma once
 
 #include "../core/update_rule.h"
+#include "blocks.cuh"
 
 namespace csgd {
-
-constexpr int kPerThread = kDrawsPerCall;
 
 // 16 bytes, the widest access of one instruction.
 template <class S>
@@ -14,6 +13,10 @@ struct alignas(16) Vector {
   static constexpr int kSize = 16 / sizeof(S);
   S value[kSize];
 };
+
+__device__ __forceinline__ bool aligned16(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
 
 // Eight consecutive elements; beyond `count` zeros are read and nothing is written. `wide`: 16-byte accesses,
 // for full blocks at aligned addresses.
@@ -50,12 +53,12 @@ __device__ __forceinline__ void store8(S* to, int count, bool wide, const S (&fr
   }
 }
 
-// Rounds eight opmath values to storage, each with its own draw where the options ask for it.
+// Rounds eight opmath values to storage, each with its own draw where rounding is stochastic.
 template <class S, class T>
-__device__ __forceinline__ void round8(const CsgdOptions& options, Stream stream, uint32_t index, uint32_t step,
+__device__ __forceinline__ void round8(bool stochastic, uint64_t seed, Stream stream, uint32_t index, uint32_t step,
                                        uint64_t block, const T (&values)[kPerThread], S (&out)[kPerThread]) {
-  if (Storage<S>::kRounds && options.stochastic_rounding) {
-    const Philox4x32 bits = draw_block(options.seed, stream, block, index, step);
+  if (Storage<S>::kRounds && stochastic) {
+    const Philox4x32 bits = draw_block(seed, stream, block, index, step);
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) out[k] = Storage<S>::store_stochastic(values[k], draw_lane(bits, k));
   } else {
@@ -63,13 +66,6 @@ __device__ __forceinline__ void round8(const CsgdOptions& options, Stream stream
     for (int k = 0; k < kPerThread; ++k) out[k] = Storage<S>::store_nearest(values[k]);
   }
 }
-
-// What a thread, a warp, a block contributes to its tensor.
-template <class T>
-struct Partial {
-  typename FloatBits<T>::Type largest_bits;  // max |d| over finite d
-  uint32_t moved;                            // coordinates that moved
-};
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
 template <class S, class T>
@@ -102,7 +98,8 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTens
   partial.moved += __popc(move);
 
   if (parts.momentum) {
-    round8<S>(options, kMomentumStream, tensor.index, scalars.step, block, momentum, momentum_buffer);
+    round8<S>(options.stochastic_rounding, options.seed, kMomentumStream, tensor.index, scalars.step, block, momentum,
+              momentum_buffer);
     store8(momentum_at, count, wide, momentum_buffer);
   }
   if (move == 0) return;  // the parameter's memory is not touched
@@ -114,7 +111,7 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTens
     theta[k] = moved_value(Storage<S>::load(param[k]), scalars.lr, d[k], n);
   }
   S stored[kPerThread];
-  round8<S>(options, kParamStream, tensor.index, scalars.step, block, theta, stored);
+  round8<S>(options.stochastic_rounding, options.seed, kParamStream, tensor.index, scalars.step, block, theta, stored);
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
   store8(param_at, count, wide, param);

@@ -2,28 +2,12 @@
 // The fused step on a GPU: gradient in, calibrated update out, one pass over memory, a whole model in one launch.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
 #include "block8.cuh"
+#include "blocks.cuh"
 #include "csgd_cuda.h"
-
-// Shared memory of a block. A macro, since the tests run this file on a CPU, where it is the storage of a block's
-// threads.
-#ifndef CSGD_SHARED_ARRAY
-#define CSGD_SHARED_ARRAY(type, name, size) __shared__ type name[size]
-#endif
 
 namespace csgd {
 namespace {
-
-#ifndef CSGD_CUDA_THREADS
-#define CSGD_CUDA_THREADS 256
-#endif
-constexpr int kThreads = CSGD_CUDA_THREADS;
-constexpr int kWarps = kThreads / 32;
-constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements a block takes at a time
-constexpr int64_t kMostPasses = 32;                        // of one block
-constexpr int64_t kBlocksPerMultiprocessor = 16;           // wanted at least, before blocks take more than one pass
 
 // The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
 template <int kBytes>
@@ -40,27 +24,6 @@ struct Launch {
 using SmallLaunch = Launch<4096>;   // what every driver takes
 using LargeLaunch = Launch<32764>;  // from CUDA 12.1 on
 static_assert(LargeLaunch::kTensors >= 500, "a model of 500 tensors goes in one launch");
-
-// Adds up the block's partials; the result is valid in thread 0.
-template <class T>
-__device__ __forceinline__ Partial<T> reduce_block(Partial<T> partial) {
-  CSGD_SHARED_ARRAY(Partial<T>, of_warp, kWarps);
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const auto other = __shfl_down_sync(0xFFFFFFFFu, partial.largest_bits, offset);
-    partial.largest_bits = other > partial.largest_bits ? other : partial.largest_bits;
-    partial.moved += __shfl_down_sync(0xFFFFFFFFu, partial.moved, offset);
-  }
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = partial;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < kWarps; ++w) {
-      const Partial<T> other = of_warp[w];
-      partial.largest_bits = other.largest_bits > partial.largest_bits ? other.largest_bits : partial.largest_bits;
-      partial.moved += other.moved;
-    }
-  }
-  return partial;
-}
 
 // Thread 0 of each block adds the block's part to its tensor's tally; the last block to come closes the step. Every
 // block has read the step and the bound by then, so they can be overwritten, and nobody needs the tally any more.
@@ -94,15 +57,6 @@ __device__ __forceinline__ int find_tensor(const L& launch) {
     }
   }
   return low;
-}
-
-__host__ __device__ __forceinline__ int64_t blocks_of(int64_t numel, int64_t chunk) {
-  // An empty tensor has a block as well: somebody must advance its step.
-  return numel == 0 ? 1 : (numel + chunk - 1) / chunk;
-}
-
-__device__ __forceinline__ bool aligned16(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
 template <class S, class L>
@@ -143,26 +97,14 @@ cudaError_t launch_dtype(DType dtype, L& launch, int64_t blocks, cudaStream_t st
   return cudaErrorInvalidValue;
 }
 
-// Elements that a block takes: one pass while that gives the card no more blocks than keep it busy, then more, so that
-// the cost of a block's end is spread over more work.
-cudaError_t choose_chunk(const CsgdTensor* tensors, int64_t count, int64_t* chunk) {
-  int device = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  int64_t elements = 0;
-  for (int64_t t = 0; t < count; ++t) elements += tensors[t].numel;
-  const int64_t passes = elements / (kPass * kBlocksPerMultiprocessor * std::max(multiprocessors, 1));
-  *chunk = kPass * std::min(std::max(passes, int64_t{1}), kMostPasses);
-  return error;
-}
-
 template <class L>
 cudaError_t launch_all(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
                        cudaStream_t stream, int64_t* launches) {
-  constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
   L launch;
   launch.header.options = options;
-  cudaError_t error = choose_chunk(tensors, count, &launch.header.chunk);
+  int64_t elements = 0;
+  for (int64_t k = 0; k < count; ++k) elements += tensors[k].numel;
+  cudaError_t error = choose_chunk(elements, &launch.header.chunk);
   for (int64_t first = 0; error == cudaSuccess && first < count;) {
     int64_t blocks = 0, taken = 0;
     while (first + taken < count && taken < L::kTensors) {

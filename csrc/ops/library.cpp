@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "calibrate_grad.h"
 #include "csgd.h"
 
 namespace {
@@ -25,6 +26,12 @@ TORCH_LIBRARY(csgd_cuda, m) {
   m.def(schema("csgd_", true).c_str(), {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
   // The checks of csgd_ alone: callers with several calls to make can check them all before the first.
   m.def(schema("check_csgd", false).c_str(), {at::Tag::pt2_compliant_tag});
+  // csgd_cuda.calibrate_grad documents it.
+  m.def(
+      "calibrate_grad(Tensor grad, Tensor index, Tensor(a!) step, Tensor(b!)? lipschitz_bound, Tensor(c!)? tally, *, "
+      "int channel_dim, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, int rank) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
 }
 
 namespace csgd {
@@ -38,6 +45,7 @@ void run_nowhere(const PackedStep& step) {
 TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("csgd_", csgd_<run_nowhere>);
   m.impl("check_csgd", csgd_<nullptr>);
+  m.impl("calibrate_grad", calibrate_grad<calibrate_grad_nowhere>);
 }
 
 }  // namespace csgd

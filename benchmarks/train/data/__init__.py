@@ -8,7 +8,7 @@ from collections.abc import Callable
 from examples.training.errors import UserError
 
 from ..tasks.base import DataOptions
-from . import idx_or_digits
+from . import cifar, idx_or_digits
 from .images import ImageSet, Split
 
 # --data: reader of (name, directory)
@@ -17,13 +17,15 @@ READERS: dict[str, Callable[[str, str | None], ImageSet]] = {
     "mnist": idx_or_digits.read_idx,
     "fashion-mnist": idx_or_digits.read_idx,
     "idx": idx_or_digits.read_idx,
+    "cifar10": cifar.read,
+    "cifar100": cifar.read,
 }
 
 
 def load(options: DataOptions) -> ImageSet:
     """The data set of ``options``, divided as they say; UserError where it is missing, damaged or too small."""
     if options.data not in READERS:
-        raise UserError(f"--data {options.data}: not among {', '.join(READERS)}.")
+        raise UserError(f"--data {options.data}: not among {', '.join(READERS)}, imagefolder.")
     return READERS[options.data](options.data, options.directory).divided(options.limit, options.holdout)
 
 

@@ -14,6 +14,17 @@ from examples.training.errors import UserError
 _CHUNK = 4096  # images
 
 
+def trained_on(name: str, total: int, limit: int | None, holdout: int) -> int:
+    """How many of ``total`` training images are trained on; UserError where that leaves none, or are too few."""
+    kept = total - holdout if limit is None else limit
+    if kept < 1 or kept + holdout > total:
+        raise UserError(
+            f"--limit and --holdout: {name} has {total} training images; {max(kept, 1)} to train on "
+            f"and {holdout} held out are too many."
+        )
+    return kept
+
+
 @dataclass(frozen=True)
 class Split:
     """images: uint8 [N, C, H, W]; labels: int64 [N] in [0, classes)."""
@@ -46,12 +57,7 @@ class ImageSet:
     def divided(self, limit: int | None, holdout: int) -> ImageSet:
         """With the last ``holdout`` of all training images held out, and the first ``limit`` of them trained on."""
         total = len(self.train)
-        kept = total - holdout if limit is None else limit
-        if kept < 1 or kept + holdout > total:
-            raise UserError(
-                f"--limit and --holdout: {self.name} has {total} training images; {max(kept, 1)} to train on "
-                f"and {holdout} held out are too many."
-            )
+        kept = trained_on(self.name, total, limit, holdout)
         images, labels = self.train.images, self.train.labels
         train = Split(images[:kept], labels[:kept])
         held = Split(images[total - holdout :], labels[total - holdout :]) if holdout else None

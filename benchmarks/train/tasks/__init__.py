@@ -11,7 +11,7 @@ from .base import DataOptions, Task
 
 # --task: (module beside this one, class in it)
 TASKS = {
-    "classification": ("classification", "Classification"),
+    "classification": ("classification", "Classifier"),
     "detection": ("detection", "Detection"),
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 
 import numpy as np
@@ -14,17 +15,21 @@ from examples.training.errors import UserError
 from ..models.fcos import Detections
 
 
+def check_installed() -> None:
+    """UserError where pycocotools is missing: before a training, not after its first epoch."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise UserError("--task detection: pycocotools is not installed; pip install pycocotools.")
+
+
 def mean_average_precision(found: list[Detections], boxes: Tensor, labels: Tensor) -> tuple[float, float]:
     """AP averaged over the IoU thresholds 0.5, 0.55 ... 0.95 and over classes, and AP at IoU 0.5; 0 to 1.
 
     found: per image, scores best first; boxes: [N, M, 4] as x1, y1, x2, y2 in pixels; labels: [N, M], -1 where a row
-    holds no object. UserError where pycocotools is missing.
+    holds no object. Needs pycocotools.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ModuleNotFoundError:
-        raise UserError("--task detection: pycocotools is not installed; pip install pycocotools.") from None
+    from pycocotools.coco import COCO  # here: what needs no mAP needs no pycocotools
+    from pycocotools.cocoeval import COCOeval
+
     if not any(len(detections.scores) for detections in found):
         return 0.0, 0.0  # loadRes() takes no empty list
     with contextlib.redirect_stdout(io.StringIO()):  # it reports each of its steps

@@ -17,7 +17,7 @@ from ..data import canvas
 from ..data.seeding import order
 from ..models import fcos, fcos_loss
 from .base import DataOptions, Task
-from .coco import mean_average_precision
+from .coco import check_installed, mean_average_precision
 
 TRAIN_SCENES = 4000
 TEST_SCENES = 500  # of the test images, and as many of held-out ones
@@ -57,7 +57,7 @@ class Detection(Task):
         """``scenes`` for training; with ``augment`` each epoch has as many new ones."""
         if images.train.images.shape[1] != 1:
             raise UserError(f"--task detection: takes grey images, those of {images.name} have colours.")
-        self.images, self.augment, self._scenes = images, augment, scenes
+        self.images, self.augment, self._count = images, augment, scenes
         sources = {"test": images.test}
         if images.validation is not None:
             sources = {"validation": images.validation, "test": images.test}
@@ -69,13 +69,14 @@ class Detection(Task):
     @classmethod
     def create(cls, options: DataOptions) -> Task:
         """On one of data.READERS; a limit bounds the training images and the training scenes."""
+        check_installed()
         scenes = TRAIN_SCENES if options.limit is None else min(TRAIN_SCENES, options.limit)
         return cls(data.load(options), scenes, augment=options.augment)
 
     def about(self) -> dict[str, Any]:
         """Numbers and size of the scenes."""
         return {
-            "images": {"train": self._scenes, **{name: len(split.labels) for name, split in self._splits.items()}},
+            "images": {"train": self._count, **{name: len(split.labels) for name, split in self._splits.items()}},
             "image_size": [1, canvas.SIDE, canvas.SIDE],
             "classes": self.images.classes,
             "source_images": len(self.images.train),
@@ -100,10 +101,10 @@ class Detection(Task):
         return _Epoch(self, seed, epoch, batch_size)
 
     def train_scenes(self, seed: int, epoch: int) -> Scenes:
-        """The scenes of an epoch; those asked for last are kept."""
-        first = epoch * self._scenes if self.augment else 0
+        """The scenes of an epoch, the same in each unless augmented; those asked for last are kept."""
+        first = epoch * self._count if self.augment else 0
         if self._train is None or self._train[0] != (seed, first):
-            scenes = _make(self.images.train, seed, first, self._scenes)
+            scenes = _make(self.images.train, seed, first, self._count)
             self._train = ((seed, first), _to(scenes, self.device))
         return self._train[1]
 
@@ -127,6 +128,10 @@ class Detection(Task):
         precision, precision50 = mean_average_precision(found, scenes.boxes, scenes.labels)
         return {"mAP": precision, "mAP50": precision50, "loss": loss_sum / len(scenes.labels)}
 
+    def scenes(self, split: str, count: int) -> Scenes:
+        """The first ``count`` scenes of a split."""
+        return Scenes(*(tensor[:count] for tensor in self._splits[split]))
+
     @torch.no_grad()
     def find(self, model: nn.Module, images: Tensor) -> list[fcos.Detections]:
         """What the model finds in scenes, uint8 [B, SIDE, SIDE]."""
@@ -143,7 +148,7 @@ class _Epoch:
 
     def __init__(self, task: Detection, seed: int, epoch: int, batch_size: int):
         self._task, self._seed, self._epoch, self._batch_size = task, seed, epoch, batch_size
-        self._order = order(task._scenes, seed, epoch)
+        self._order = order(task._count, seed, epoch)
 
     def __len__(self) -> int:
         return -(-len(self._order) // self._batch_size)

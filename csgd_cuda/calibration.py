@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient calibration layer: identity forward, an unbiased calibration of the gradient backward."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .gradient import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
+
+MOST_LAYERS = 2**16
+_next_index = itertools.count()
+
+
+class GradientCalibration(nn.Module):
+    """Passes its input on; its gradient g comes back as an unbiased random estimate: sparse, and g in the mean.
+
+    A coordinate of g comes back as g / p with probability ``p = min(1, |g| / (c * l))``, rounded up to a multiple of
+    2^-16, and as 0 otherwise. l bounds ``|g|``: a running maximum, or a fixed number. It can stand anywhere in a
+    network (``nn.Sequential``), for any number of elements in any shape; ``calibrate(model)`` puts it everywhere.
+    In eval mode, without gradients, and in the forward pass it costs nothing.
+
+    Args:
+        calibration: c >= 0. 0 gives the gradient as it is; with larger c fewer coordinates are left, with a larger
+            variance.
+        lipschitz: a fixed bound on ``|g|``, if it is known, in the unit of the gradient; None estimates it.
+        bound_decay: beta in [0, 1]: each time the estimate l becomes ``max(beta * l, max |g|)``.
+        seed: 0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.
+        channels: None keeps one bound for the whole gradient; a number keeps one for each of so many channels.
+        channel_dim: the dimension that counts the channels, 1 for images.
+        rounding: "stochastic" (unbiased) or "nearest", of a gradient in bfloat16 and float16.
+        index: 0 ... 2^16 - 1, tells this layer's draws from those of others; None takes the next number in this
+            process. ``calibrate(model)`` numbers all layers of a model by their order.
+        fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
+            takes pure PyTorch.
+
+    Buffers, which are saved, loaded and copied with the module: ``index`` and ``step`` (int64, the gradients calibrated
+    so far), ``lipschitz_bound`` (float64 whatever the module is cast to, shape () or (channels,); not with a fixed
+    one). In a job of several processes (torch.distributed) each draws numbers of its own, since each has a gradient
+    of its own.
+
+    Raises:
+        ValueError: an option is out of range; in the backward pass, where channels do not fit the gradient.
+        RuntimeError: ``fused=True`` cannot be had; or a gradient of the calibrated gradient is asked for.
+
+    Source: the layer of Zhuo et al., AAAI 2019; the formulation is ours (docs/algorithm.md).
+    """
+
+    index: Tensor
+    step: Tensor
+    lipschitz_bound: Tensor | None
+    tally: Tensor
+
+    def __init__(
+        self,
+        calibration: float = 1.0,
+        lipschitz: float | None = None,
+        bound_decay: float = 0.99,
+        seed: int = 0,
+        *,
+        channels: int | None = None,
+        channel_dim: int = 1,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        index: int | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(calibration, lipschitz, bound_decay, seed, channels, rounding)
+        self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
+        self.seed, self.channels, self.channel_dim = operator.index(seed), channels, channel_dim
+        self.rounding, self.fused = rounding, fused
+        self.register_buffer("index", torch.tensor(0))
+        self.register_buffer("step", torch.tensor(0))
+        shape = () if channels is None else (channels,)
+        bound = torch.zeros(shape, dtype=torch.float64) if lipschitz is None else None
+        self.register_buffer("lipschitz_bound", bound)
+        words = CALIBRATION_TALLY_WORDS + (1 if bound is None else bound.numel())
+        self.register_buffer("tally", torch.zeros(words, dtype=torch.int64), persistent=False)
+        self.number(next(_next_index) % MOST_LAYERS if index is None else index)
+
+    def number(self, index: int) -> None:
+        """Sets ``index``, by which this layer's draws differ from those of others with the same seed."""
+        if not 0 <= index < MOST_LAYERS:
+            raise ValueError(f"index must be in 0 ... {MOST_LAYERS - 1}, got {index}")
+        self.index.fill_(index)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input`` itself, of any shape; its gradient, of any floating dtype, will be calibrated."""
+        if not (self.training and torch.is_grad_enabled() and input.requires_grad):
+            return input
+        out: Tensor = _Identity.apply(
+            input, self.index, self.step, self.lipschitz_bound, self.tally, self.calibration, self.lipschitz,
+            self.bound_decay, self.rounding, self.seed, self.channel_dim, self.fused,
+        )  # type: ignore[no-untyped-call]  # fmt: skip
+        return out
+
+    def density(self) -> float | None:
+        """The share of coordinates that the last backward pass let through; None before the first. Waits for a GPU."""
+        moved, numel = self.tally[:2].tolist()
+        return moved / numel if numel else None
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(module)``."""
+        text = f"calibration={self.calibration}, bound_decay={self.bound_decay}, seed={self.seed}"
+        text = text if self.lipschitz is None else f"{text}, lipschitz={self.lipschitz}"
+        return text if self.channels is None else f"{text}, channels={self.channels}, channel_dim={self.channel_dim}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientCalibration:
+        # model.half() casts every floating buffer. The bound goes to the new device, but stays what it is.
+        bound = self.lipschitz_bound
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if bound is not None and self.lipschitz_bound is not None and self.lipschitz_bound.dtype != torch.float64:
+            self.lipschitz_bound = bound.to(self.lipschitz_bound.device)
+        return self
+
+
+def _check_options(
+    calibration: float, lipschitz: float | None, bound_decay: float, seed: int, channels: int | None, rounding: str
+) -> None:
+    for name, value in (("calibration", calibration), ("lipschitz", lipschitz)):
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if not 0 <= bound_decay <= 1:
+        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
+    if not 0 <= operator.index(seed) < 2**64:
+        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
+    if rounding not in ("stochastic", "nearest"):
+        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+    if channels is not None and lipschitz is not None:
+        raise ValueError("channels and a fixed lipschitz exclude each other: a fixed bound is one for all channels")
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+
+
+def _rank() -> int:
+    """Of this process, 0 without torch.distributed."""
+    distributed = torch.distributed
+    return distributed.get_rank() % MOST_RANKS if distributed.is_available() and distributed.is_initialized() else 0
+
+
+class _Identity(torch.autograd.Function):
+    """Identity; backward calibrates. The buffers are not saved for backward: each backward pass changes them."""
+
+    @staticmethod
+    def forward(input: Tensor, *state_and_options: Any) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.state_and_options = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        function = _calibrate if torch.compiler.is_compiling() else _Calibrate.apply
+        return function(grad, *ctx.state_and_options), *(None,) * len(ctx.state_and_options)
+
+
+def _calibrate(
+    grad: Tensor, index: Tensor, step: Tensor, lipschitz_bound: Tensor | None, tally: Tensor, calibration: float,
+    lipschitz: float | None, bound_decay: float, rounding: Literal["stochastic", "nearest"], seed: int,
+    channel_dim: int, fused: bool | None,
+) -> Tensor:  # fmt: skip
+    return calibrate_grad(
+        grad, index=index, step=step, lipschitz_bound=lipschitz_bound, tally=tally, calibration=calibration,
+        lipschitz=lipschitz, bound_decay=bound_decay, rounding=rounding, seed=seed, channel_dim=channel_dim,
+        rank=_rank(), fused=fused,
+    )  # fmt: skip
+
+
+class _Calibrate(torch.autograd.Function):
+    """The calibration of a gradient, of which there is no gradient again."""
+
+    @staticmethod
+    def forward(grad: Tensor, *state_and_options: Any) -> Tensor:
+        return _calibrate(grad, *state_and_options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise RuntimeError(
+            "a gradient calibrated by GradientCalibration cannot be differentiated again: its draws depend on it. "
+            "For a penalty on gradients put the layer into eval mode, or csgd_cuda.uncalibrate(model), for that pass"
+        )

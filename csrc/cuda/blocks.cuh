@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// How elements are shared out to the blocks of a launch, and how a block's threads bring their results together.
+#pragma once
+
+#include <algorithm>
+
+#include "../core/update_rule.h"
+
+// Shared memory of a block. A macro, since the tests run this file on a CPU, where it is the storage of a block's
+// threads.
+#ifndef CSGD_SHARED_ARRAY
+#define CSGD_SHARED_ARRAY(type, name, size) __shared__ type name[size]
+#endif
+
+namespace csgd {
+
+constexpr int kPerThread = kDrawsPerCall;  // elements a thread takes at a time: one Philox call serves them
+
+#ifndef CSGD_CUDA_THREADS
+#define CSGD_CUDA_THREADS 256
+#endif
+constexpr int kThreads = CSGD_CUDA_THREADS;
+constexpr int kWarps = kThreads / 32;
+constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements a block takes at a time
+constexpr int64_t kMostPasses = 32;                        // of one block
+constexpr int64_t kBlocksPerMultiprocessor = 16;           // wanted at least, before blocks take more than one pass
+
+constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
+
+__host__ __device__ __forceinline__ int64_t blocks_of(int64_t numel, int64_t chunk) {
+  // An empty tensor has a block as well: somebody must advance its step.
+  return numel == 0 ? 1 : (numel + chunk - 1) / chunk;
+}
+
+// Elements that a block takes: one pass while that gives the card no more blocks than keep it busy, then more, so that
+// the cost of a block's end is spread over more work.
+inline cudaError_t choose_chunk(int64_t elements, int64_t* chunk) {
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  const int64_t passes = elements / (kPass * kBlocksPerMultiprocessor * std::max(multiprocessors, 1));
+  *chunk = kPass * std::min(std::max(passes, int64_t{1}), kMostPasses);
+  return error;
+}
+
+// What a thread, a warp, a block contributes to its tensor.
+template <class T>
+struct Partial {
+  typename FloatBits<T>::Type largest_bits;  // max |d| over finite d
+  uint32_t moved;                            // coordinates that moved
+};
+
+// Adds up the block's partials; the result is valid in thread 0.
+template <class T>
+__device__ __forceinline__ Partial<T> reduce_block(Partial<T> partial) {
+  CSGD_SHARED_ARRAY(Partial<T>, of_warp, kWarps);
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const auto other = __shfl_down_sync(0xFFFFFFFFu, partial.largest_bits, offset);
+    partial.largest_bits = other > partial.largest_bits ? other : partial.largest_bits;
+    partial.moved += __shfl_down_sync(0xFFFFFFFFu, partial.moved, offset);
+  }
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = partial;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kWarps; ++w) {
+      const Partial<T> other = of_warp[w];
+      partial.largest_bits = other.largest_bits > partial.largest_bits ? other.largest_bits : partial.largest_bits;
+      partial.moved += other.moved;
+    }
+  }
+  return partial;
+}
+
+}  // namespace csgd
