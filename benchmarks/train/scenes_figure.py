@@ -20,9 +20,10 @@ from .tasks.detection import Detection
 
 ROWS, COLUMNS = 3, 6
 SHOWN_SCORE = 0.3  # detections below are not drawn
-# Green and orange of the Okabe-Ito palette: told apart with any colour vision; the dashes help in print.
-_TRUTH = {"edgecolor": "#009E73", "linestyle": "--"}
+# Sky blue and orange of the Okabe-Ito palette: told apart with any colour vision; the dashes help in print.
+_TRUTH = {"edgecolor": "#56B4E9", "linestyle": "--"}
 _FOUND = {"edgecolor": "#E69F00", "linestyle": "-"}
+_TEXT = {"fontsize": 7, "clip_on": True, "bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 0.5}}
 _CLASSES = {  # https://github.com/zalandoresearch/fashion-mnist, section "Labels"
     "fashion-mnist": ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"],
 }
@@ -66,18 +67,18 @@ def _title(data: str, training: Training | None) -> str:
 def _draw_scene(
     ax: Axes, image: Tensor, boxes: Tensor, labels: list[str], found: Detections | None, names: list[str]
 ) -> None:
-    ax.imshow(image.cpu(), cmap="gray", vmin=0, vmax=255, extent=(0, image.shape[1], image.shape[0], 0))
+    ax.imshow(image.cpu().numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, image.shape[1], image.shape[0], 0))
     ax.tick_params(labelsize=7)
     for box, label in zip(boxes.tolist(), labels, strict=True):
         _draw_box(ax, box, _TRUTH)
-        ax.text(box[0], box[1], label, color=_TRUTH["edgecolor"], fontsize=7, va="bottom", clip_on=True)
+        ax.text(box[0], box[1], label, color=_TRUTH["edgecolor"], va="bottom", **_TEXT)
     if found is None:
         return
     for box, score, label in zip(*(part.tolist() for part in found), strict=True):
         if score >= SHOWN_SCORE:
             _draw_box(ax, box, _FOUND)
             text = f"{names[label]} {score:.2f}"
-            ax.text(box[0], box[3], text, color=_FOUND["edgecolor"], fontsize=7, va="top", clip_on=True)
+            ax.text(box[0], box[3], text, color=_FOUND["edgecolor"], va="top", **_TEXT)
 
 
 def _draw_box(ax: Axes, box: list[float], style: dict[str, str]) -> None:

@@ -50,8 +50,8 @@ def make_scenes(images: np.ndarray, labels: np.ndarray, seed: int, count: int, f
     for i in range(count):
         canvas, boxes, sources = _scene(images, white, np.random.default_rng([seed, first + i]))
         result.images[i] = canvas
-        result.boxes[i, : len(boxes)] = boxes
-        result.labels[i, : len(boxes)] = labels[sources]
+        result.boxes[i, : len(boxes)] = np.reshape(boxes, (-1, 4))  # also where images without a pixel left none
+        result.labels[i, : len(boxes)] = labels[np.array(sources, int)]
     return result
 
 
