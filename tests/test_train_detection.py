@@ -92,6 +92,12 @@ def test_boxes_are_tight(monkeypatch, digits):
         assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
+def test_nothing_of_an_object_is_cut_off():
+    inner = np.array([[0, 3, 0, 0], [1, 0, 0, 2], [0, 0, 4, 0]], np.uint8)
+    assert np.array_equal(canvas._cut_tight(np.pad(inner, ((2, 1), (3, 4)))), inner)
+    assert canvas._cut_tight(np.zeros((5, 5), np.uint8)) is None
+
+
 def test_sizes_span_the_scales(scenes):
     boxes = scenes.boxes[scenes.labels >= 0]
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
