@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from examples.training.errors import UserError
 from examples.training.loop import DENSITY_EVERY
 from examples.training.loop import deterministic as deterministic_algorithms
 
@@ -134,11 +135,16 @@ def train(
     run: Run, task: Task, after_step: Callable[[], object], after_epoch: Callable[[Training], object]
 ) -> Training:
     """The whole training, but not beyond an epoch in which it diverged."""
-    with _algorithms(run.execution.deterministic, torch.device(run.execution.device)):
-        training = Training(run, task)
-        while len(training.rows) < run.recipe.epochs and not training.diverged:
-            training.train_epoch(after_step)
-            after_epoch(training)
+    try:
+        with _algorithms(run.execution.deterministic, torch.device(run.execution.device)):
+            training = Training(run, task)
+            while len(training.rows) < run.recipe.epochs and not training.diverged:
+                training.train_epoch(after_step)
+                after_epoch(training)
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise UserError(f"--deterministic: {str(error).split(', but')[0]}; give --no-deterministic.") from None
     return training
 
 
