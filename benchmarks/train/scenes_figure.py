@@ -19,7 +19,7 @@ from .models.fcos import Detections
 from .tasks.detection import Detection
 
 ROWS, COLUMNS = 3, 6
-SHOWN_SCORE = 0.3  # detections below are not drawn
+SHOWN_SCORE = 0.45  # detections below are not drawn
 # Sky blue and orange of the Okabe-Ito palette: told apart with any colour vision; the dashes help in print.
 _TRUTH = {"edgecolor": "#56B4E9", "linestyle": "--"}
 _FOUND = {"edgecolor": "#E69F00", "linestyle": "-"}
@@ -74,7 +74,7 @@ def _draw_scene(
         ax.text(box[0], box[1], label, color=_TRUTH["edgecolor"], va="bottom", **_TEXT)
     if found is None:
         return
-    for box, score, label in zip(*(part.tolist() for part in found), strict=True):
+    for box, score, label in zip(*(part.flip(0).tolist() for part in found), strict=True):  # the best on top
         if score >= SHOWN_SCORE:
             _draw_box(ax, box, _FOUND)
             text = f"{names[label]} {score:.2f}"
