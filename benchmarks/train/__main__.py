@@ -5,6 +5,9 @@
     python -m benchmarks.train run --data fashion-mnist --data-dir DIR --holdout 5000 --workers 2 \\
         --methods sgd csgd --calibrations 0 0.05 0.25 1 --lrs 0.01 0.02 0.05 --out out/fashion
     python -m benchmarks.train report out/fashion --out out/fashion-report
+    python -m benchmarks.train run --task detection --model fcos --data digits --epochs 6 --schedule cosine \\
+        --batch-size 16 --lrs 0.02 --out out/scenes
+    python -m benchmarks.train scenes --data digits --epochs 6 --out scenes.png
 
 All methods start from the same weights and see the same batches. What the columns mean: benchmarks/README.md.
 """
@@ -16,7 +19,7 @@ import sys
 
 from examples.training.errors import UserError
 
-from . import grid, options, report, run_log
+from . import grid, options, report, run_log, scenes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", required=True, help="for table.md, summary.csv, curves.png, lr.png"
     )
     make_report.set_defaults(command=_report)
+    picture = commands.add_parser("scenes", help="a picture of the scenes of --task detection")
+    scenes.add_options(picture)
+    picture.set_defaults(command=_scenes)
     return p
 
 
@@ -52,6 +58,11 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> None:
 def _report(args: argparse.Namespace, _: list[str]) -> None:
     print(report.write(args.directories, args.out))
     print(f"Written to {args.out}: table.md, summary.csv, curves.png, lr.png")
+
+
+def _scenes(args: argparse.Namespace, _: list[str]) -> None:
+    scenes.run(args)
+    print(f"Written to {args.out}")
 
 
 def main(arguments: list[str] | None = None) -> int:

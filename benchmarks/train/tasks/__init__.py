@@ -10,7 +10,10 @@ from examples.training.errors import UserError
 from .base import DataOptions, Task
 
 # --task: (module beside this one, class in it)
-TASKS = {"classification": ("classification", "Classifier")}
+TASKS = {
+    "classification": ("classification", "Classifier"),
+    "detection": ("detection", "Detection"),
+}
 
 
 def create(task: str, options: DataOptions) -> Task:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of the command ``scenes``."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")  # a file is all we want: works without a display
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from examples.training.errors import UserError
+
+from .loop import Training
+from .models.fcos import Detections
+from .tasks.detection import Detection
+
+ROWS, COLUMNS = 3, 6
+SHOWN_SCORE = 0.45  # detections below are not drawn
+# Sky blue and orange of the Okabe-Ito palette: told apart with any colour vision; the dashes help in print.
+_TRUTH = {"edgecolor": "#56B4E9", "linestyle": "--"}
+_FOUND = {"edgecolor": "#E69F00", "linestyle": "-"}
+_TEXT = {"fontsize": 7, "clip_on": True, "bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 0.5}}
+_CLASSES = {  # https://github.com/zalandoresearch/fashion-mnist, section "Labels"
+    "fashion-mnist": ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"],
+}
+
+
+def draw(task: Detection, data: str, training: Training | None, out: str) -> None:
+    """The first ROWS * COLUMNS test scenes; UserError where the file cannot be written."""
+    scenes = task.scenes("test", ROWS * COLUMNS)
+    names = _CLASSES.get(data) or [str(label) for label in range(task.images.classes)]
+    found = task.find(training.model, scenes.images) if training else [None] * len(scenes.images)
+    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(3 * COLUMNS, 3 * ROWS + 1.2), layout="constrained")
+    for ax, image, boxes, labels, detections in zip(axes.flat, *scenes, found, strict=True):
+        _draw_scene(ax, image, boxes[labels >= 0], [names[label] for label in labels if label >= 0], detections, names)
+    figure.suptitle(_title(data, training))
+    figure.supxlabel("x (pixels)")
+    figure.supylabel("y (pixels)")
+    handles = [Rectangle((0, 0), 1, 1, fill=False, label="object (class above its box)", **_TRUTH)]
+    if training:
+        label = f"detection with a score of at least {SHOWN_SCORE:g} (class and score below its box)"
+        handles.append(Rectangle((0, 0), 1, 1, fill=False, label=label, **_FOUND))
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
+    try:
+        figure.savefig(out, dpi=110)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); choose another place.") from None
+    finally:
+        plt.close(figure)
+
+
+def _title(data: str, training: Training | None) -> str:
+    if training is None:
+        return f"Test scenes made of {data} images"
+    run, last = training.run, training.rows[-1]
+    c = "" if run.method.calibration is None else f" (c = {run.method.calibration:g})"
+    return (
+        f"Test scenes made of {data} images; {run.model} after {len(training.rows)} epochs of {run.method.name}{c}, "
+        f"lr {run.lr:g}, seed {run.seed}: mAP {last['test_mAP']:.3f}, mAP50 {last['test_mAP50']:.3f} on all test scenes"
+    )
+
+
+def _draw_scene(
+    ax: Axes, image: Tensor, boxes: Tensor, labels: list[str], found: Detections | None, names: list[str]
+) -> None:
+    ax.imshow(image.cpu().numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, image.shape[1], image.shape[0], 0))
+    ax.tick_params(labelsize=7)
+    for box, label in zip(boxes.tolist(), labels, strict=True):
+        _draw_box(ax, box, _TRUTH)
+        ax.text(box[0], box[1], label, color=_TRUTH["edgecolor"], va="bottom", **_TEXT)
+    if found is None:
+        return
+    for box, score, label in zip(*(part.flip(0).tolist() for part in found), strict=True):  # the best on top
+        if score >= SHOWN_SCORE:
+            _draw_box(ax, box, _FOUND)
+            text = f"{names[label]} {score:.2f}"
+            ax.text(box[0], box[3], text, color=_FOUND["edgecolor"], va="top", **_TEXT)
+
+
+def _draw_box(ax: Axes, box: list[float], style: dict[str, str]) -> None:
+    x1, y1, x2, y2 = box
+    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.2, **style))
