@@ -92,9 +92,8 @@ def test_the_table_shows_every_learning_rate_and_the_last_epoch(grid, tmp_path, 
     assert main(["report", str(grid), "--out", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "table.md").read_text()
     assert text in capsys.readouterr().out
-    head, _, sgd, csgd = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
-    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    head, _, sgd, csgd = rows[:4]
     assert head == [
         "method", "dtype", "seeds", "validation, lr 0.05", "validation, lr 0.1", "validation, lr 0.2", "lr chosen",
         "**test accuracy, %**", "to SGD float32, points", "train loss", "density, %",
@@ -107,9 +106,27 @@ def test_the_table_shows_every_learning_rate_and_the_last_epoch(grid, tmp_path, 
         "CSGD, c = 0.25", "float32", "3", "-", "82.00 ± 0.00", "90.00 ± 0.00", "0.2†", "**72.00 ± 2.00**",
         "-5.00 ± 1.63", "0.5000 ± 0.0000", "15.0 ± 0.0",
     ]  # fmt: skip
+    assert [row for k, row in enumerate(rows[4:]) if k != 1] == [
+        ["method", "dtype", "lr 0.05", "lr 0.1", "lr 0.2"],
+        ["SGD", "float32", "70.00 ± 0.00", "77.00 ± 2.00", "95.00 ± 0.00"],
+        ["CSGD, c = 0.25", "float32", "-", "80.00 ± 4.00", "72.00 ± 2.00"],
+    ]
     assert "99.00" not in text
     assert "test images had no part in it" in text
     assert text.count("- CPU: a CPU") == 1
+
+
+def test_a_report_can_be_of_some_methods_and_dtypes(grid, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert main(["report", str(grid), "--out", str(out), "--dtypes", "bfloat16"]) == 0
+    text = (out / "table.md").read_text()
+    assert "SGD" in text  # in float32, to compare with
+    assert "c = 0.25" not in text
+    assert main(["report", str(grid), "--out", str(out), "--methods", "csgd"]) == 0
+    assert "c = 0.25" in (out / "table.md").read_text()
+    write(tmp_path / "other", CSGD, 0.1, 0, [(0.9, 0.9, 1.0, 1.0)] * 2)
+    assert main(["report", str(tmp_path / "other"), "--out", str(out), "--methods", "layer-weight"]) == 2
+    assert "there are csgd in float32" in capsys.readouterr().err
 
 
 def test_the_csv_has_every_cell(grid, tmp_path):

@@ -39,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
     make_report.add_argument(
         "--out", metavar="DIR", required=True, help="for table.md, summary.csv, curves.png, lr.png"
     )
+    make_report.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="only these, and SGD (e.g. csgd layer-weight)"
+    )
+    make_report.add_argument("--dtypes", nargs="+", metavar="NAME", help="only these, and SGD in float32")
     make_report.set_defaults(command=_report)
     picture = commands.add_parser("scenes", help="a picture of the scenes of --task detection")
     scenes.add_options(picture)
@@ -56,7 +60,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace, _: list[str]) -> None:
-    print(report.write(args.directories, args.out))
+    print(report.write(args.directories, args.out, args.methods, args.dtypes))
     print(f"Written to {args.out}: table.md, summary.csv, curves.png, lr.png")
 
 

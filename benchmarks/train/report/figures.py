@@ -19,6 +19,7 @@ from .table import describe
 
 # The Okabe-Ito palette: told apart with any colour vision. Black is SGD's.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#F0E442")
+_SHOWN_POINTS = 10  # below the best mean; what is further down belongs to trainings that broke down
 _APART = 1.012  # factor between the points of two methods at the same learning rate, lest one hides the other
 _LINES = {"float32": "-", "bfloat16": "--"}
 
@@ -123,7 +124,20 @@ def draw_lr(summary: Summary, path: Path) -> None:
         xlabel="learning rate",
         ylabel=f"{summary.headline} on the {split} images (%)",
     )
+    _leave_out_failures(axes, summary)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _leave_out_failures(axes: Axes, summary: Summary) -> None:
+    """Where trainings broke down, they would press all the others together: they are counted in a corner instead."""
+    means = [100 * cell.last(summary.selected_by).mean for cells in summary.cells.values() for cell in cells.values()]
+    means = [mean for mean in means if math.isfinite(mean)]
+    shown = [mean for mean in means if mean > max(means) - _SHOWN_POINTS]
+    if not means or len(shown) == len(means):
+        return
+    axes.set_ylim(min(shown) - 0.5, max(shown) + 0.1 * (max(shown) - min(shown)) + 0.5)
+    text = f"{len(means) - len(shown)} more below the axis"
+    axes.text(0.98, 0.02, text, transform=axes.transAxes, ha="right", fontsize=8)

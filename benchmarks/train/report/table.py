@@ -44,6 +44,11 @@ def describe(experiment: Experiment) -> list[str]:
 def markdown(summary: Summary) -> str:
     """What was run, the table, how to read it, and where it was run."""
     parts = ["  \n".join(describe(summary.experiment)), _aligned(_rows(summary)), _notes(summary)]
+    if len(summary.lrs) > 1:
+        parts += [
+            f"Test {summary.headline} at every learning rate, whichever was chosen, %:",
+            _aligned(_all_lrs(summary)),
+        ]
     parts.append("\n".join(["```sh", *summary.experiment.commands, "```"]))
     for environment in summary.experiment.environments:
         parts.append("\n".join(f"- {name}: {value}" for name, value in environment.items()))
@@ -78,6 +83,16 @@ def _rows(summary: Summary) -> list[list[str]]:
         if summary.baseline:
             row.append(_difference(summary, variant))
         rows.append([*row, _plain(best.last("train_loss")), _percent(best.mean_over_epochs("density"), 1)])
+    return rows
+
+
+def _all_lrs(summary: Summary) -> list[list[str]]:
+    rows = [["method", "dtype", *(f"lr {lr:g}" for lr in summary.lrs)]]
+    for variant, cells in summary.cells.items():
+        seeds = len(summary.best(variant).runs)
+        column = f"test_{summary.headline}"
+        grid = [_grid_cell(cells[lr], column, seeds) if lr in cells else _UNKNOWN for lr in summary.lrs]
+        rows.append([variant.label, variant.dtype, *grid])
     return rows
 
 
