@@ -52,6 +52,17 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
+def test_scenes_for_training_validation_and_testing_have_layouts_of_their_own():
+    """Whatever the training seed: else the test would show what was trained on, with other images pasted in."""
+    task = create("detection", DataOptions("digits", holdout=200, limit=60))
+    layouts = [task.train_scenes(seed, 0).boxes for seed in range(3)]
+    layouts += [task._splits[name].boxes[:60] for name in ("validation", "test")]
+    for k, one in enumerate(layouts):
+        for other in layouts[:k]:
+            close = (one[:, 0] - other[:, 0]).abs().max(dim=1).values < 3
+            assert close.float().mean() < 0.1, k
+
+
 def test_a_scene_depends_on_seed_and_index_alone(digits, scenes):
     images, labels = digits.train.images[:, 0].numpy(), digits.train.labels.numpy()
     part = canvas.Scenes(*(array[150:160] for array in vars(scenes).values()))

@@ -36,8 +36,10 @@ class Scenes:
     labels: np.ndarray
 
 
-def make_scenes(images: np.ndarray, labels: np.ndarray, seed: int, count: int, first: int = 0) -> Scenes:
-    """Scenes first .. first + count - 1 of ``seed`` >= 0 from uint8 ``images`` [M, H, W] and ``labels`` [M].
+def make_scenes(
+    images: np.ndarray, labels: np.ndarray, seed: int | tuple[int, ...], count: int, first: int = 0
+) -> Scenes:
+    """Scenes first .. first + count - 1 of ``seed`` (one or several integers >= 0) from uint8 ``images`` [M, H, W] and ``labels`` [M].
 
     0 is the background of the source images; the brightest value of all of them becomes white.
     """
@@ -48,7 +50,7 @@ def make_scenes(images: np.ndarray, labels: np.ndarray, seed: int, count: int, f
         np.full((count, ITEMS[1]), -1, np.int64),
     )
     for i in range(count):
-        canvas, boxes, sources = _scene(images, white, np.random.default_rng([seed, first + i]))
+        canvas, boxes, sources = _scene(images, white, np.random.default_rng([*np.atleast_1d(seed), first + i]))
         result.images[i] = canvas
         result.boxes[i, : len(boxes)] = np.reshape(boxes, (-1, 4))  # also where images without a pixel left none
         result.labels[i, : len(boxes)] = labels[np.array(sources, int)]

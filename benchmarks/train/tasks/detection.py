@@ -21,7 +21,8 @@ from .coco import check_installed, mean_average_precision
 
 TRAIN_SCENES = 4000
 TEST_SCENES = 500  # of the test images, and as many of held-out ones
-_TEST_SEED = 0
+# What scenes are for is part of their seed: else training seed 0 would have the layouts of the test scenes.
+_PURPOSES = {"train": 0, "validation": 1, "test": 2}
 _TEST_BATCH = 100  # scenes
 _WIDTHS = {"fcos": 16, "fcos-wide": 32}  # channels after the first layer
 
@@ -61,7 +62,7 @@ class Detection(Task):
         sources = {"test": images.test}
         if images.validation is not None:
             sources = {"validation": images.validation, "test": images.test}
-        self._splits = {name: _make(split, _TEST_SEED, 0, test_scenes) for name, split in sources.items()}
+        self._splits = {name: _make(split, (_PURPOSES[name], 0), 0, test_scenes) for name, split in sources.items()}
         self.splits = tuple(self._splits)
         self._train: tuple[tuple[int, int], Scenes] | None = None  # (seed, first scene) and the scenes
         self._checksum = zlib.crc32(self._splits["test"].images.numpy())
@@ -104,7 +105,7 @@ class Detection(Task):
         """The scenes of an epoch, the same in each unless augmented; those asked for last are kept."""
         first = epoch * self._count if self.augment else 0
         if self._train is None or self._train[0] != (seed, first):
-            scenes = _make(self.images.train, seed, first, self._count)
+            scenes = _make(self.images.train, (_PURPOSES["train"], seed), first, self._count)
             self._train = ((seed, first), _to(scenes, self.device))
         return self._train[1]
 
@@ -159,7 +160,7 @@ class _Epoch:
             yield self._task.inputs(scenes.images[chosen]), Targets(scenes.boxes[chosen], scenes.labels[chosen])
 
 
-def _make(split: data.Split, seed: int, first: int, count: int) -> Scenes:
+def _make(split: data.Split, seed: tuple[int, ...], first: int, count: int) -> Scenes:
     scenes = canvas.make_scenes(split.images[:, 0].numpy(), split.labels.numpy(), seed, count, first)
     return Scenes(*(torch.from_numpy(array) for array in (scenes.images, scenes.boxes, scenes.labels)))
 
