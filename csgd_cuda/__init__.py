@@ -7,12 +7,21 @@ it out.
 ``show_config()`` says what was built.
 """
 
-from .calibrated_model import calibrate, uncalibrate
+from .calibrated_model import calibrate, number_layers, uncalibrate
 from .calibration import GradientCalibration
 from .config import show_config
 from .functional import csgd_
 from .gradient import calibrate_grad
 from .optimizer import CSGD
 
-__all__ = ["CSGD", "GradientCalibration", "calibrate", "calibrate_grad", "csgd_", "show_config", "uncalibrate"]
+__all__ = [
+    "CSGD",
+    "GradientCalibration",
+    "calibrate",
+    "calibrate_grad",
+    "csgd_",
+    "number_layers",
+    "show_config",
+    "uncalibrate",
+]
 __version__ = "0.1.0"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .gradient import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
 
 MOST_LAYERS = 2**16
-_next_index = itertools.count()
+# From the far end, since calibrate() numbers the layers of a model from 0 on.
+_next_index = itertools.count(MOST_LAYERS - 1, -1)
 
 
 class GradientCalibration(nn.Module):
@@ -35,8 +36,9 @@ class GradientCalibration(nn.Module):
         channels: None keeps one bound for the whole gradient; a number keeps one for each of so many channels.
         channel_dim: the dimension that counts the channels, 1 for images.
         rounding: "stochastic" (unbiased) or "nearest", of a gradient in bfloat16 and float16.
-        index: 0 ... 2^16 - 1, tells this layer's draws from those of others; None takes the next number in this
-            process. ``calibrate(model)`` numbers all layers of a model by their order.
+        index: 0 ... 2^16 - 1, tells this layer's draws from those of others, and must not be that of another layer of
+            the model, or gradients are biased: ``number_layers(model)`` sees to it, and so does ``calibrate(model)``.
+            None takes a number that this process has not given out yet, from 65535 downwards; copies share theirs.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
             takes pure PyTorch.
 
@@ -45,8 +47,11 @@ class GradientCalibration(nn.Module):
     one). In a job of several processes (torch.distributed) each draws numbers of its own, since each has a gradient
     of its own.
 
+    The output shares its memory with the input. It may be changed in place (nn.ReLU(inplace=True), ``+=``); an input
+    that is itself used again after that has changed, too, and autograd does not see it.
+
     Raises:
-        ValueError: an option is out of range; in the backward pass, where channels do not fit the gradient.
+        ValueError, TypeError: an option is out of range; in the backward pass, where channels do not fit the gradient.
         RuntimeError: ``fused=True`` cannot be had; or a gradient of the calibrated gradient is asked for.
 
     Source: the layer of Zhuo et al., AAAI 2019; the formulation is ours (docs/algorithm.md).
@@ -73,25 +78,31 @@ class GradientCalibration(nn.Module):
         super().__init__()
         _check_options(calibration, lipschitz, bound_decay, seed, channels, rounding)
         self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
-        self.seed, self.channels, self.channel_dim = operator.index(seed), channels, channel_dim
+        self.seed, self.channels, self.channel_dim = operator.index(seed), channels, operator.index(channel_dim)
         self.rounding, self.fused = rounding, fused
-        self.register_buffer("index", torch.tensor(0))
-        self.register_buffer("step", torch.tensor(0))
+        # On the CPU, whatever torch.device() the model is made under: on meta they would lose their values.
+        self.register_buffer("index", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         shape = () if channels is None else (channels,)
-        bound = torch.zeros(shape, dtype=torch.float64) if lipschitz is None else None
+        bound = torch.zeros(shape, dtype=torch.float64, device="cpu") if lipschitz is None else None
         self.register_buffer("lipschitz_bound", bound)
-        words = CALIBRATION_TALLY_WORDS + (1 if bound is None else bound.numel())
-        self.register_buffer("tally", torch.zeros(words, dtype=torch.int64), persistent=False)
+        self.register_buffer("tally", self._new_tally(torch.device("cpu")), persistent=False)
         self.number(next(_next_index) % MOST_LAYERS if index is None else index)
+
+    def _new_tally(self, device: torch.device) -> Tensor:
+        words = CALIBRATION_TALLY_WORDS + (self.channels or 1)
+        return torch.zeros(words, dtype=torch.int64, device=device)
 
     def number(self, index: int) -> None:
         """Sets ``index``, by which this layer's draws differ from those of others with the same seed."""
-        if not 0 <= index < MOST_LAYERS:
+        if not 0 <= operator.index(index) < MOST_LAYERS:
             raise ValueError(f"index must be in 0 ... {MOST_LAYERS - 1}, got {index}")
         self.index.fill_(index)
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` itself, of any shape; its gradient, of any floating dtype, will be calibrated."""
+        if not isinstance(input, torch.Tensor):
+            raise TypeError(f"GradientCalibration takes a tensor, got {type(input).__name__}")
         if not (self.training and torch.is_grad_enabled() and input.requires_grad):
             return input
         out: Tensor = _Identity.apply(
@@ -112,12 +123,20 @@ class GradientCalibration(nn.Module):
         return text if self.channels is None else f"{text}, channels={self.channels}, channel_dim={self.channel_dim}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientCalibration:
-        # model.half() casts every floating buffer. The bound goes to the new device, but stays what it is.
-        bound = self.lipschitz_bound
+        # model.half() casts, model.to_empty() forgets: the buffers go to the new device, but stay what they are.
+        before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if bound is not None and self.lipschitz_bound is not None and self.lipschitz_bound.dtype != torch.float64:
-            self.lipschitz_bound = bound.to(self.lipschitz_bound.device)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new is not old:
+                lost = old.is_meta and not new.is_meta
+                self._buffers[name] = torch.zeros_like(old, device=new.device) if lost else old.to(new.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.tally.device != self.step.device:  # which assign=True may have brought to another
+            self.tally = self._new_tally(self.step.device)
 
 
 def _check_options(
@@ -134,7 +153,7 @@ def _check_options(
         raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
     if channels is not None and lipschitz is not None:
         raise ValueError("channels and a fixed lipschitz exclude each other: a fixed bound is one for all channels")
-    if channels is not None and channels < 1:
+    if channels is not None and operator.index(channels) < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
 
 
@@ -149,7 +168,7 @@ class _Identity(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, *state_and_options: Any) -> Tensor:
-        return input.view_as(input)
+        return input.detach()  # not a view of the input, which may not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -157,6 +176,7 @@ class _Identity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # torch.compile traces no Function within the backward of another.
         function = _calibrate if torch.compiler.is_compiling() else _Calibrate.apply
         return function(grad, *ctx.state_and_options), *(None,) * len(ctx.state_and_options)
 

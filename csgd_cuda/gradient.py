@@ -102,7 +102,7 @@ def _check(
         raise ValueError(f"rank must be in 0 ... {MOST_RANKS - 1}, got {rank}")
     if (lipschitz is None) == (lipschitz_bound is None):
         raise ValueError("lipschitz_bound must be given where lipschitz is not, and only there")
-    if grad.layout is not torch.strided:
+    if not torch.compiler.is_compiling() and grad.layout is not torch.strided:
         raise TypeError(f"the gradient is sparse ({grad.layout}), calibrate_grad needs a dense one")
     if grad.dtype not in SUPPORTED_DTYPES:
         raise TypeError(

@@ -63,9 +63,6 @@ class Training:
         model = keep_float32_statistics(model)
         run.method.calibrate(model, run.seed)
         if run.execution.compile:
-            # Code compiled for another training's network of this class would be taken for this one, too: by default
-            # torch does not look whether a module has hooks (skip_nnmodule_hook_guards), and the layer is one.
-            torch.compiler.reset()
             model.compile()
         return model
 

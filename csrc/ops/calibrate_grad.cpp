@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks and the packing of calibrate_grad. csgd_cuda/calibrate_grad.py checks the same for the reference.
+// The checks and the packing of calibrate_grad. csgd_cuda/gradient.py checks the same for the reference.
 #include "calibrate_grad.h"
 
 #include <ATen/core/grad_mode.h>

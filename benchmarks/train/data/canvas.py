@@ -39,7 +39,7 @@ class Scenes:
 def make_scenes(
     images: np.ndarray, labels: np.ndarray, seed: int | tuple[int, ...], count: int, first: int = 0
 ) -> Scenes:
-    """Scenes first .. first + count - 1 of ``seed`` (one or several integers >= 0) from uint8 ``images`` [M, H, W] and ``labels`` [M].
+    """Scenes first .. first + count - 1 of ``seed`` (integers >= 0) from uint8 ``images`` [M, H, W], ``labels`` [M].
 
     0 is the background of the source images; the brightest value of all of them becomes white.
     """

@@ -26,10 +26,6 @@ class Spread:
         known = len(values) > 1 and math.isfinite(mean)
         return cls(mean, statistics.stdev(values) if known else math.nan, len(values))
 
-    def minus(self, other: Spread) -> tuple[float, float]:
-        """Difference of the means and its standard error, for independent samples; NaN where it is unknown."""
-        return self.mean - other.mean, math.sqrt(self.std**2 / self.count + other.std**2 / other.count)
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -127,10 +123,20 @@ class Summary:
         return sgd if sgd in self.cells else None
 
     def difference(self, variant: Variant) -> tuple[float, float] | None:
-        """Of result() to the baseline's, and its standard error; None for the baseline and where there is none."""
+        """Of the results to the baseline's over the seeds that both have, and its standard error (NaN for one seed).
+
+        Paired by seed, since runs of one seed start from the same weights and see the same batches. None for the
+        baseline, where there is none, and without a common seed.
+        """
         if self.baseline in (None, variant):
             return None
-        return self.result(variant).minus(self.result(self.baseline))
+        column = f"test_{self.headline}"
+        of_seed = {run.seed: run.epochs[-1][column] for run in self.best(self.baseline).runs}
+        pairs = [run.epochs[-1][column] - of_seed[run.seed] for run in self.best(variant).runs if run.seed in of_seed]
+        if not pairs:
+            return None
+        spread = Spread.of(pairs)
+        return spread.mean, spread.std / math.sqrt(spread.count)
 
 
 def _order(variant: Variant) -> tuple:

@@ -135,7 +135,7 @@ def _notes(summary: Summary) -> str:
         f"its mean {split} {summary.headline}, on {how}."
     ]
     if summary.baseline:
-        notes.append("The difference's ± is its standard error, the runs taken as independent.")
+        notes.append("The difference is over the seeds that both have, paired by seed; its ± is the standard error.")
     if any(map(summary.at_end_of_grid, summary.cells)):
         notes.append("† At the end of the grid: a learning rate beyond it may be better.")
     notes.append(
