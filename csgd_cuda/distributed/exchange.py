@@ -123,7 +123,7 @@ def _sum_codes(wire: Wire, digits: Tensor) -> Tensor:
     world_size, count = wire.world_size, digits.numel()
     per_word = digits_per_word(CODES)
     shard = -(-count // (world_size * per_word)) * per_word
-    padded = torch.nn.functional.pad(digits, (0, world_size * shard - count), value=ZERO_CODE)
+    padded = torch.nn.functional.pad(digits, (0, world_size * shard - count))
 
     def add(words: Tensor) -> Tensor:
         return pack(unpack(words, CODES, shard).sum(0, keepdim=True, dtype=torch.int64), 2 * world_size + 1)[0]
