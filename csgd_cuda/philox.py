@@ -17,6 +17,7 @@ PARAM_STREAM = 1  # stochastic rounding of the parameter
 MOMENTUM_STREAM = 2  # stochastic rounding of the momentum buffer
 GRAD_STREAM = 3  # a layer's calibration of a gradient: is this coordinate passed on?
 GRAD_ROUNDING_STREAM = 4  # stochastic rounding of a calibrated gradient
+EXCHANGE_STREAM = 5  # the code of a gradient that goes to other processes
 
 DRAW_RANGE = 2**16  # a draw is an integer in [0, DRAW_RANGE)
 DRAWS_PER_CALL = 8
@@ -92,3 +93,13 @@ def draws(
     upper = first >> 32 if first >> 32 == (last - 1) >> 32 else call >> 32
     words = philox4x32_10((call & _LOW32, upper | (stream << 28), index, step & _LOW32), (seed & _LOW32, seed >> 32))
     return _draws_of_words(words)[..., : end - begin]
+
+
+def draws_at(positions: Tensor, *, seed: int, stream: int, index: int, step: Tensor) -> Tensor:
+    """The 16-bit draws of single elements: as ``draws``, for an int64 tensor of positions in any order."""
+    call = positions >> 3
+    words = philox4x32_10(
+        (call & _LOW32, (call >> 32) | (stream << 28), index, step & _LOW32), (seed & _LOW32, seed >> 32)
+    )
+    draws_of_call = _draws_of_words(words).view(*positions.shape, DRAWS_PER_CALL)
+    return draws_of_call.to(torch.int32).gather(-1, (positions & 7).unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks that were set up differently are told so at once, instead of drifting apart or waiting for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def parameter_list(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Entries for ``agree``: a position, and what parameter is there."""
+    return {f"parameter {k}": f"{name} {described(param)}".strip() for k, (name, param) in enumerate(named)}
+
+
+def agree(what: Mapping[str, Any], group: dist.ProcessGroup | None = None) -> None:
+    """Compares named values over all ranks; every rank of the group must call it.
+
+    Args:
+        what: plain Python values (they are pickled), the most telling first.
+
+    Raises:
+        ValueError: on all ranks, with the first name whose values differ, and two of the values.
+    """
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, dict(what), group=group)
+    first, *others = everyone
+    for rank, other in enumerate(others, start=1):
+        for name in [*first, *(name for name in other if name not in first)]:
+            mine, theirs = first.get(name, "missing"), other.get(name, "missing")
+            if mine != theirs:
+                raise ValueError(f"the ranks disagree: {name} is {mine} on rank 0, but {theirs} on rank {rank}")
+
+
+def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None = None) -> None:
+    """Checks that an optimizer is the same on all ranks, which is what keeps replicas on the same bits.
+
+    Every rank must call it: after the optimizer is made, and after a checkpoint is loaded. It costs one exchange of
+    Python objects and waits for the device; steps need no communication.
+
+    Args:
+        optimizer: a ``CSGD``, or another optimizer.
+        group: None is the default group.
+
+    Raises:
+        ValueError: on all ranks, naming the first difference and both values: an option of a parameter group, a
+            parameter's shape or dtype, its step or Lipschitz bound.
+    """
+    what: dict[str, Any] = {"the number of parameter groups": len(optimizer.param_groups)}
+    params: list[Tensor] = []
+    for k, options in enumerate(optimizer.param_groups):
+        for name, value in options.items():
+            if name != "params":
+                what[f"{name} of parameter group {k}"] = _plain(value)
+        params += options["params"]
+        what[f"the number of parameters in groups 0 to {k}"] = len(params)
+    what |= parameter_list(("", param) for param in params)
+    for k, param in enumerate(params):
+        state = optimizer.state.get(param) or {}
+        for name in ("step", "lipschitz_bound"):
+            if name in state:
+                what[f"{name} of parameter {k}"] = _plain(state[name])
+    agree(what, group)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The communication hook for DistributedDataParallel, and its state."""
+
+# No "from __future__ import annotations": DistributedDataParallel compares the hook's annotations with the types.
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .agreement import agree, described, parameter_list
+from .codes import SIGNIFICANT_BITS, most_ranks
+from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
+
+_MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
+_SAVED = ("step", "seed", "clip", "skip_below", "skip", "bytes_sent", "bytes_plain")
+
+
+class CalibratedHookState:
+    """What ``calibrated_hook`` keeps between steps; the same on all ranks, but for the bytes.
+
+    Args:
+        module: the model, or the DistributedDataParallel around it. Its parameters are numbered in their order.
+        process_group: None is the default group; else that of the DistributedDataParallel.
+        seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
+        clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
+            clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
+            coordinate beyond the bound is sent as it is, in 8 bytes.
+        skip_below: parameters with fewer elements are exchanged as they are.
+        skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
+            "module." of DistributedDataParallel.
+
+    Attributes:
+        step: how many backward passes were exchanged.
+        bytes_sent: by this rank, since the start or since ``load_state_dict``'s checkpoint's start: the payload of
+            the collectives, an all-reduce or all-gather taken as a ring.
+        bytes_plain: what a ring all-reduce of the same gradients in float32 would have sent.
+
+    Raises:
+        ValueError, TypeError: something is wrong with an argument; the message names it.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        process_group: dist.ProcessGroup | None = None,
+        *,
+        seed: int = 0,
+        clip: float | None = None,
+        skip_below: int = 0,
+        skip: Sequence[str] = (),
+    ) -> None:
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            module = module.module
+        self.process_group = process_group
+        self._named = list(module.named_parameters())
+        self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
+        if len(self._named) > _MOST:
+            raise ValueError(f"the module has {len(self._named)} parameters, calibrated_hook numbers at most {_MOST}")
+        self._set_options(seed=seed, clip=clip, skip_below=skip_below, skip=skip)
+        self.step = 0
+        self.bytes_sent = 0
+        self.bytes_plain = 0
+        self._agreed = False
+
+    def _set_options(self, *, seed: int, clip: float | None, skip_below: int, skip: Sequence[str]) -> None:
+        if not 0 <= operator.index(seed) < 2**64:
+            raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip must be None or a finite number > 0, got {clip}")
+        if operator.index(skip_below) < 0:
+            raise ValueError(f"skip_below must be >= 0, got {skip_below}")
+        if isinstance(skip, str):
+            raise TypeError(f"skip must be a list of parameter names, got the string {skip!r}")
+        unknown = sorted(set(skip) - {name for name, _ in self._named})
+        if unknown:
+            raise ValueError(f"skip names {unknown[0]!r}, which is not a parameter of the module")
+        self.seed = seed
+        self.clip = None if clip is None else float(clip)
+        self.skip_below = skip_below
+        self.skip = sorted(skip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain Python values; a checkpoint of rank 0 serves all ranks."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint, with its options. To be called on every rank: they compare again at the next step.
+
+        With the world size of the checkpoint the bits are those of a training without the break; with another one, the
+        ranks and their draws are others, and the estimates are unbiased as ever.
+
+        Raises:
+            ValueError: an entry is missing, or does not fit the module.
+        """
+        missing = [name for name in _SAVED if name not in state]
+        if missing:
+            raise ValueError(f"the loaded state has no entry {missing[0]!r}; is it that of a CalibratedHookState?")
+        self._set_options(**{name: state[name] for name in ("seed", "clip", "skip_below", "skip")})
+        self.step, self.bytes_sent, self.bytes_plain = (int(state[k]) for k in ("step", "bytes_sent", "bytes_plain"))
+        self._agreed = False
+
+    def _check_agreement(self) -> None:
+        """At the first bucket of the first step, before anything whose size depends on the parameters is sent."""
+        options = {name: getattr(self, name) for name in ("seed", "clip", "skip_below", "skip", "step")}
+        trained = [(name, param) for name, param in self._named if param.requires_grad]
+        agree({**options, "the number of parameters": len(trained), **parameter_list(trained)}, self.process_group)
+        world_size = dist.get_world_size(self.process_group)
+        for name, param in trained:
+            if self._is_skipped(name, param.numel()):
+                continue
+            if param.dtype not in SIGNIFICANT_BITS:
+                raise TypeError(
+                    f"{name} is {described(param)}; calibrated_hook codes gradients in float32, bfloat16 and float16: "
+                    "name it in skip"
+                )
+            if world_size > min(most_ranks(param.dtype), _MOST):
+                raise ValueError(
+                    f"{name} is {described(param)}, whose sums over {world_size} ranks are not exact: at most "
+                    f"{min(most_ranks(param.dtype), _MOST)} ranks can exchange codes of it; name it in skip"
+                )
+        self._agreed = True
+
+    def _is_skipped(self, name: str, numel: int) -> bool:
+        return numel < self.skip_below or name in self.skip
+
+    def _average(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
+        """Replaces the bucket's gradients by estimates of their means."""
+        if not self._agreed:
+            self._check_agreement()
+        wire = Wire(self.process_group)
+        coded: list[torch.Tensor] = []
+        indices: list[int] = []
+        plain: list[torch.Tensor] = []
+        begin, buffer = 0, bucket.buffer()
+        if buffer.layout is not torch.strided:
+            raise TypeError(f"a gradient is sparse ({buffer.layout}), calibrated_hook needs dense ones")
+        for param in bucket.parameters():
+            number = self._numbers.get(id(param))
+            if number is None:
+                raise ValueError(f"a parameter of {described(param)} is not one of the module the state was made with")
+            grad = buffer[begin : begin + param.numel()]  # in the parameter's memory order
+            begin += param.numel()
+            if self._is_skipped(self._named[number][0], param.numel()):
+                plain.append(grad)
+            elif param.numel():
+                coded.append(grad)
+                indices.append(number)
+        if plain:
+            average_plainly(wire, plain)
+        if coded:
+            average_as_codes(wire, coded, indices, seed=self.seed, step=self.step, clip=self.clip)
+        self.bytes_sent += wire.bytes_sent
+        self.bytes_plain += ring_bytes(buffer.numel(), 4, wire.world_size)
+        self.step += int(bucket.is_last())
+
+
+@torch.no_grad()
+def calibrated_hook(
+    state: CalibratedHookState,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch defines it where it was built with c10d
+) -> torch.futures.Future[torch.Tensor]:
+    """Averages gradients over the ranks in a few bits per coordinate; for ``DistributedDataParallel``.
+
+    Every rank replaces each coordinate g of a parameter's gradient by -T, 0 or T, with mean g exactly, for a bound T
+    that all ranks share; what travels is the codes -1, 0, +1 and their sums. The result is T times the mean code, the
+    same bits on every rank, and does not depend on the buckets. Where a gradient is not finite on some rank, all of
+    that parameter's gradient becomes NaN or Inf, on all ranks, so a GradScaler skips the step.
+
+    ::
+
+        model = DistributedDataParallel(model)
+        state = CalibratedHookState(model, seed=0)
+        model.register_comm_hook(state, calibrated_hook)
+
+    Args:
+        state: of this model.
+        bucket: gradients in float32, bfloat16 or float16.
+
+    Returns:
+        A completed future with the bucket's buffer.
+
+    Raises:
+        ValueError, TypeError: at the first step: the ranks disagree, or a parameter cannot be coded; the message names
+            the difference or the parameter.
+
+    Source: docs/scaling.md.
+    """
+    state._average(bucket)
+    buffer = bucket.buffer()
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(
+        devices=[buffer.device] if buffer.is_cuda else None
+    )
+    future.set_result(buffer)
+    return future

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The communication hook: what comes out, on which ranks, after how many bytes. Each launch serves several checks."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from csgd_cuda.distributed import CalibratedHookState, codes
+
+from ..helpers import assert_same_bits, heavy_tailed
+from .launch import Given, exchanged, run, with_hook
+
+SHAPES = [(1,), (7,), (3, 5), (1001,), (40, 21), (0,), (64, 65)]
+NUMELS = [torch.Size(shape).numel() for shape in SHAPES]
+SEED = 2**63 + 11
+
+
+def given_gradients(rank, step, dtype=torch.float32, shapes=SHAPES):
+    """Of one rank: of very different sizes over the parameters, and over the ranks; the first is zero on all."""
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    grads = [heavy_tailed(shape, generator) * 10.0**k * (1 + rank) for k, shape in enumerate(shapes, start=-4)]
+    return [(grad * (k > 0)).to(dtype) for k, grad in enumerate(grads)]
+
+
+def outputs(rank, dtype, steps, bucket_cap_mb, break_after=None, **options):
+    """The exchanged gradients of each step; with a new model and a loaded state after ``break_after`` steps."""
+    model, state = with_hook(SHAPES, dtype, bucket_cap_mb, seed=SEED, **options)
+    out = []
+    for step in range(steps):
+        if step == break_after:
+            saved = state.state_dict()
+            model, state = with_hook(SHAPES, dtype, bucket_cap_mb)
+            state.load_state_dict(saved)
+        out += exchanged(model, given_gradients(rank, step, dtype))
+    return {"grads": out, "state": state.state_dict()}
+
+
+def outputs_of_all_kinds(rank, dtype):
+    names = [f"of.{k}" for k in (1, 4)]
+    return {
+        "plain": outputs(rank, dtype, 3, 25),
+        "small buckets": outputs(rank, dtype, 3, 0.001),
+        "resumed": outputs(rank, dtype, 3, 25, break_after=2),
+        "skipped": outputs(rank, dtype, 2, 25, skip=names, skip_below=16),
+        "clipped": outputs(rank, dtype, 2, 25, clip=1.5),
+        "clipped and resumed": outputs(rank, dtype, 2, 0.001, break_after=1, clip=1.5),
+    }
+
+
+CASES = [(1, torch.float32), (2, torch.float32), (3, torch.float32), (4, torch.float32), (3, torch.bfloat16),
+         (2, torch.float16)]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} ranks, {case[1]}")
+def got(request):
+    """(world size, dtype, what each rank got)."""
+    world_size, dtype = request.param
+    return world_size, dtype, run(world_size, outputs_of_all_kinds, dtype)
+
+
+def assert_same_outputs(a, b, what):
+    assert len(a["grads"]) == len(b["grads"])
+    for k, (x, y) in enumerate(zip(a["grads"], b["grads"], strict=True)):
+        assert_same_bits(x, y, f"{what}, step {k // len(SHAPES)}, parameter {k % len(SHAPES)}")
+
+
+def test_all_ranks_get_the_same_bits(got):
+    _, _, ranks = got
+    for kind, other in itertools.product(ranks[0], ranks[1:]):
+        assert_same_outputs(ranks[0][kind], other[kind], kind)
+
+
+def test_buckets_do_not_matter(got):
+    """DistributedDataParallel itself orders them anew after its first step."""
+    assert_same_outputs(got[2][0]["plain"], got[2][0]["small buckets"], "small buckets")
+
+
+def test_resumed_exchange_gives_the_same_bits(got):
+    first = got[2][0]
+    assert_same_outputs(first["plain"], first["resumed"], "resumed")
+    assert first["plain"]["state"] == first["resumed"]["state"]
+    assert first["plain"]["state"]["step"] == 3
+    assert_same_outputs(first["clipped"], first["clipped and resumed"], "clipped and resumed")
+
+
+def coded_by_hand(world_size, dtype, step, parameter, clip=None):
+    """(T / W, the sum of all codes, the sum of all clipped values) from each rank's gradient, without any exchange."""
+    grads = [given_gradients(rank, step, dtype)[parameter].flatten() for rank in range(world_size)]
+    sizes = [grad.abs().max().to(torch.float32) for grad in grads]
+    if clip is not None:
+        rms = [(grad.to(torch.float64).square().mean().sqrt() * clip).to(torch.float32) for grad in grads]
+        sizes = [torch.minimum(a, b) for a, b in zip(sizes, rms, strict=True)]
+    unit = codes.unit_of(torch.stack(sizes).max(), world_size, dtype)
+    total, clipped = torch.zeros(2, grads[0].numel(), dtype=torch.float64)
+    for rank, grad in enumerate(grads):
+        beyond = grad.to(torch.float64).abs() > unit * world_size
+        which = {"seed": SEED, "index": parameter + (rank << 16), "step": torch.tensor(step)}
+        total += codes.encode(grad * ~beyond, unit * world_size, **which).to(torch.float64) - 1
+        clipped += grad * beyond
+    return unit, total, clipped
+
+
+def test_mean_is_that_of_the_codes_exactly(got):
+    world_size, dtype, ranks = got
+    for step, k in itertools.product(range(3), range(len(SHAPES))):
+        if not NUMELS[k]:
+            continue
+        unit, total, _ = coded_by_hand(world_size, dtype, step, k)
+        result = ranks[0]["plain"]["grads"][step * len(SHAPES) + k].flatten()
+        assert torch.equal(result.to(torch.float64), total * unit), f"step {step}, parameter {k}"
+        assert (total.abs().max() > 0) == (k > 0)
+
+
+def test_clipped_coordinates_arrive_as_they_are(got):
+    world_size, dtype, ranks = got
+    found = 0
+    for step, k in itertools.product(range(2), range(len(SHAPES))):
+        if not NUMELS[k]:
+            continue
+        unit, total, clipped = coded_by_hand(world_size, dtype, step, k, clip=1.5)
+        found += int((clipped != 0).sum())
+        result = ranks[0]["clipped"]["grads"][step * len(SHAPES) + k].flatten()
+        expected = total * unit + clipped / world_size
+        assert torch.equal(result, expected.to(dtype)), f"step {step}, parameter {k}"
+    assert found > 100
+
+
+def test_skipped_parameters_get_the_plain_mean(got):
+    world_size, dtype, ranks = got
+    for step, k in itertools.product(range(2), range(len(SHAPES))):
+        mean = sum(given_gradients(r, step, dtype)[k].to(torch.float64) for r in range(world_size)) / world_size
+        result = ranks[0]["skipped"]["grads"][step * len(SHAPES) + k]
+        is_plain = k in (1, 4) or NUMELS[k] < 16
+        assert torch.equal(result, mean.to(dtype)) == (is_plain or not mean.any())
+
+
+BIG = (1000, 1000)
+
+
+def bytes_of_a_big_gradient(rank):
+    model, state = with_hook([BIG])
+    exchanged(model, [torch.full(BIG, 0.1)])
+    sent = []
+    for name in ("all_to_all_single", "all_gather", "all_reduce"):
+        setattr(dist, name, counted(getattr(dist, name), name, sent))
+    before = state.bytes_sent
+    exchanged(model, [torch.full(BIG, 0.1)])
+    return {"step": state.bytes_sent - before, "plain": state.bytes_plain // 2, "payload": sum(sent)}
+
+
+def counted(collective, name, sent):
+    """The collective, which also notes what leaves this rank."""
+
+    def call(first, second=None, *args, **kwargs):
+        world_size = dist.get_world_size()
+        if name == "all_to_all_single":  # all but the part that stays here
+            sent.append(second.nbytes * (world_size - 1) // world_size)
+        elif name == "all_gather":
+            sent.append(second.nbytes * (world_size - 1))
+        else:
+            sent.append(2 * (world_size - 1) * first.element_size() * -(-first.numel() // world_size))
+        return collective(first, second, *args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_a_twelfth_of_the_bytes_is_sent(world_size):
+    for rank in run(world_size, bytes_of_a_big_gradient):
+        assert rank["step"] == rank["payload"]
+        ring = 2 * (world_size - 1) / world_size * 4 * 10**6
+        assert abs(rank["plain"] - ring) < 100
+        assert rank["step"] <= ring / 12
+
+
+PLACES = 16  # draws that are enumerated for each rank
+
+
+def mean_over_all_draws(rank, sixteenths):
+    """Sums over all combinations of the ranks' draws, a coordinate for each.
+
+    The draws are multiples of 2^12, and so are the thresholds: |g| is a multiple of T / 16.
+    """
+    world_size = dist.get_world_size()
+    combinations = PLACES**world_size
+
+    def enumerated(begin, end, **_):
+        place = torch.arange(begin, end) // PLACES**rank % PLACES
+        return place * (2**16 // PLACES)
+
+    codes.draws = enumerated
+    model, _ = with_hook([(combinations + 1,)] * len(sixteenths))
+    grads = []
+    for of_ranks in sixteenths:
+        grad = torch.full((combinations + 1,), 0.75 * of_ranks[rank] / 16)
+        grad[-1] = 0.75  # so that T is 0.75
+        grads.append(grad)
+    return [out[:combinations] for out in exchanged(model, grads)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_mean_over_all_draws_of_all_ranks_is_the_mean_gradient(world_size):
+    """The theorem, through the whole exchange: exact fractions, no luck of a sample."""
+    sixteenths = [(16, -16, 5), (1, 2, 3), (-7, 7, 0), (15, 16, -1), (0, 0, 0), (-9, -10, -16)]
+    (first, *_) = run(world_size, mean_over_all_draws, sixteenths)
+    for out, of_ranks in zip(first, sixteenths, strict=True):
+        values, counts = (tensor.tolist() for tensor in torch.unique(out, return_counts=True))
+        total = sum(Fraction(value) * count for value, count in zip(values, counts, strict=True))
+        assert total / PLACES**world_size == Fraction(3, 64) * sum(of_ranks[:world_size]) / world_size
+
+
+def gradient_with(rank, value):
+    """One rank has ``value`` in one place of the first parameter."""
+    model, _ = with_hook([(50,), (60,)])
+    grads = [torch.ones(50), torch.ones(60)]
+    if rank == 1:
+        grads[0][3] = value
+    return exchanged(model, grads)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_gradient_that_is_not_finite_is_so_on_all_ranks(value):
+    for broken, sound in run(2, gradient_with, value):
+        assert not broken.isfinite().any()
+        assert torch.equal(sound, torch.ones(60))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed must be in"),
+        ({"clip": 0.0}, "clip must be None or a finite number > 0"),
+        ({"clip": float("nan")}, "clip must be None or a finite number > 0"),
+        ({"skip_below": -1}, "skip_below must be"),
+        ({"skip": "of.0"}, "skip must be a list"),
+        ({"skip": ["of.1"]}, "skip names 'of.1', which is not a parameter"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        CalibratedHookState(Given([(3,)]), **options)
+
+
+def test_state_of_something_else_is_refused():
+    state = CalibratedHookState(Given([(3,)]))
+    with pytest.raises(ValueError, match="has no entry 'clip'"):
+        state.load_state_dict({"step": 1, "seed": 0})
+    with pytest.raises(ValueError, match=r"skip names 'of\.9'"):
+        state.load_state_dict({**state.state_dict(), "skip": ["of.9"]})
