@@ -158,9 +158,6 @@ def _algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
         with deterministic_algorithms():
             yield
         return
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
+    # Not by assignment, which torch forbids to a process that has frozen its flags.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
         yield
-    finally:
-        torch.backends.cudnn.benchmark = before
