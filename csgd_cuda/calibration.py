@@ -105,10 +105,13 @@ class GradientCalibration(nn.Module):
             raise TypeError(f"GradientCalibration takes a tensor, got {type(input).__name__}")
         if not (self.training and torch.is_grad_enabled() and input.requires_grad):
             return input
-        out: Tensor = _Identity.apply(
+        # torch.func and torch.compile need a Function with setup_context, which makes each call much slower.
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        identity: Any = _Identity if traced else _EagerIdentity
+        out: Tensor = identity.apply(
             input, self.index, self.step, self.lipschitz_bound, self.tally, self.calibration, self.lipschitz,
             self.bound_decay, self.rounding, self.seed, self.channel_dim, self.fused,
-        )  # type: ignore[no-untyped-call]  # fmt: skip
+        )  # fmt: skip
         return out
 
     def density(self) -> float | None:
@@ -176,9 +179,22 @@ class _Identity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # torch.compile traces no Function within the backward of another.
-        function = _calibrate if torch.compiler.is_compiling() else _Calibrate.apply
+        # Only with create_graph=True can somebody ask for a gradient of this one. torch.compile, which cannot trace a
+        # Function within the backward of another, has no such thing.
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        function = _Calibrate.apply if again else _calibrate
         return function(grad, *ctx.state_and_options), *(None,) * len(ctx.state_and_options)
+
+
+class _EagerIdentity(torch.autograd.Function):
+    """The same in the older form."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, *state_and_options: Any) -> Tensor:
+        ctx.state_and_options = state_and_options
+        return input.detach()
+
+    backward = _Identity.backward
 
 
 def _calibrate(
