@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .gradient import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
+from .options import check_calibration, check_seed
 
 MOST_LAYERS = 2**16
 # From the far end, since calibrate() numbers the layers of a model from 0 on.
@@ -76,7 +76,9 @@ class GradientCalibration(nn.Module):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
-        _check_options(calibration, lipschitz, bound_decay, seed, channels, rounding)
+        check_calibration(calibration, lipschitz, bound_decay, rounding)
+        check_seed(seed)
+        _check_channels(channels, lipschitz)
         self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
         self.seed, self.channels, self.channel_dim = operator.index(seed), channels, operator.index(channel_dim)
         self.rounding, self.fused = rounding, fused
@@ -142,18 +144,7 @@ class GradientCalibration(nn.Module):
             self.tally = self._new_tally(self.step.device)
 
 
-def _check_options(
-    calibration: float, lipschitz: float | None, bound_decay: float, seed: int, channels: int | None, rounding: str
-) -> None:
-    for name, value in (("calibration", calibration), ("lipschitz", lipschitz)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not 0 <= bound_decay <= 1:
-        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
-    if not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
-    if rounding not in ("stochastic", "nearest"):
-        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+def _check_channels(channels: int | None, lipschitz: float | None) -> None:
     if channels is not None and lipschitz is not None:
         raise ValueError("channels and a fixed lipschitz exclude each other: a fixed bound is one for all channels")
     if channels is not None and operator.index(channels) < 1:

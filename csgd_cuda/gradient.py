@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any, Literal
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from .checks import SUPPORTED_DTYPES, opmath_dtype
 from .functional import choose_backend
+from .options import check_calibration, check_seed
 from .philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
 from .rounding import round_stochastic
 from .rows import memory_order
@@ -72,8 +71,7 @@ def calibrate_grad(
 
     Source: docs/algorithm.md.
     """
-    if not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
+    check_seed(seed)
     options: dict[str, Any] = {
         "channel_dim": channel_dim, "calibration": float(calibration),
         "lipschitz": None if lipschitz is None else float(lipschitz), "bound_decay": float(bound_decay),
@@ -91,13 +89,7 @@ def _check(
     channel_dim: int, calibration: float, lipschitz: float | None, bound_decay: float, rounding: str, rank: int,
 ) -> None:  # fmt: skip
     """What csrc/ops/calibrate_grad.cpp checks, for the reference."""
-    for name, value in (("calibration", calibration), ("lipschitz", lipschitz)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if not 0 <= bound_decay <= 1:
-        raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
-    if rounding not in ("stochastic", "nearest"):
-        raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+    check_calibration(calibration, lipschitz, bound_decay, rounding)
     if not 0 <= rank < MOST_RANKS:
         raise ValueError(f"rank must be in 0 ... {MOST_RANKS - 1}, got {rank}")
     if (lipschitz is None) == (lipschitz_bound is None):

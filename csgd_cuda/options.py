@@ -52,6 +52,12 @@ def check_options(
         # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
         if value is not None and not -math.inf < value < math.inf:
             raise ValueError(f"{name} must be a finite number, got {value}")
+    check_calibration(calibration, lipschitz, bound_decay, rounding)
+    check_seed(seed)
+
+
+def check_calibration(calibration: float, lipschitz: float | None, bound_decay: float, rounding: str) -> None:
+    """Raises ValueError for an option of the calibration, of a step or of a gradient, that is out of range."""
     for name, value in (("calibration", calibration), ("lipschitz", 0 if lipschitz is None else lipschitz)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
@@ -59,6 +65,10 @@ def check_options(
         raise ValueError(f"bound_decay must be in [0, 1], got {bound_decay}")
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError (TypeError for what is no integer) for what is not the seed of a Philox key."""
     if not 0 <= operator.index(seed) < 2**64:
         raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
-from training import checkpoint, data, figure, loop, model, report
+from training import checkpoint, data, device, figure, loop, model, report
 from training.errors import UserError
 
 
@@ -116,22 +116,11 @@ def _training_options(p: argparse.ArgumentParser) -> None:
 
 
 def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {text}: not a device of this program; give cpu, cuda or cuda:N.")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            why = "sees no CUDA GPU" if torch.version.cuda else "is built without CUDA"
-            raise UserError(f"--device {text}: this PyTorch ({torch.__version__}) {why}; use --device cpu.")
-        if (device.index or 0) >= torch.cuda.device_count():
-            number = torch.cuda.device_count()
-            raise UserError(f"--device {text}: there are {number} GPUs here; give a lower number.")
+    chosen = device.choose(text)
+    if chosen.type == "cuda":
         # cuBLAS is deterministic only with a workspace of its own; read when its handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return device
+    return chosen
 
 
 def _settings(args: argparse.Namespace, dataset: data.Dataset) -> loop.Settings:
@@ -144,7 +133,7 @@ def _settings(args: argparse.Namespace, dataset: data.Dataset) -> loop.Settings:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be wrong, train, report."""
-    device = _device(args.device)
+    chosen = _device(args.device)
     if args.save:
         checkpoint.check_target(args.save)
     dataset = data.load(args.data, args.limit)
@@ -158,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
         if args.save:
             checkpoint.save(args.save, settings, runs)
 
-    loop.train_all(settings, dataset.to(device), args.epochs, runs, after_epoch)
+    loop.train_all(settings, dataset.to(chosen), args.epochs, runs, after_epoch)
     after_epoch()  # also when a resume had nothing left to train
     network = model.build(dataset.classes, args.width, 0, torch.float32, torch.device("cpu"))
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}

@@ -18,8 +18,9 @@ import argparse
 import sys
 
 from examples.training.errors import UserError
+from examples.training.report import prepare
 
-from . import grid, options, report, run_log, scenes
+from . import grid, options, report, scenes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +55,7 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> None:
     runs = options.runs(args)
     threads = args.threads or (1 if args.workers > 1 else None)
     command = ["python", "-m", "benchmarks.train", *arguments]
-    plan = grid.Plan(run_log.prepare(args.out), threads, command)
+    plan = grid.Plan(prepare(args.out), threads, command)
     trained = grid.run_all(runs, plan, args.workers)
     print(f"{trained} runs trained, {len(runs) - trained} were finished before; logs in {args.out}")
 

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable
 from itertools import product
 
-import torch
-
+from examples.training.device import choose
 from examples.training.errors import UserError
 
 from . import methods
@@ -146,23 +145,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _execution(args: argparse.Namespace) -> Execution:
     if args.amp and args.dtype != "float32":
         raise UserError(f"--amp: keeps float32 parameters, which --dtype {args.dtype} contradicts; give one of them.")
-    device = _device(args.device)
+    device = choose(args.device)
     return Execution(
         str(device), args.dtype, args.amp, args.channels_last, args.compile, deterministic=args.deterministic
     )
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {text}: not a device of this program; give cpu, cuda or cuda:N.")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            why = "sees no CUDA GPU" if torch.version.cuda else "is built without CUDA"
-            raise UserError(f"--device {text}: this PyTorch ({torch.__version__}) {why}; use --device cpu.")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--device {text}: there are {torch.cuda.device_count()} GPUs here; give a lower number.")
-    return device

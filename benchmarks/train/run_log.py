@@ -19,16 +19,6 @@ from .loop import Row
 from .settings import Run
 
 
-def prepare(directory: str) -> Path:
-    """The output directory, created if need be; UserError if that fails."""
-    path = Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {directory}: cannot be created ({error.strerror}); choose another place.") from None
-    return path
-
-
 def write_epochs(out: Path, run: Run, rows: list[Row]) -> None:
     """The CSV of the epochs so far."""
     stream = io.StringIO()

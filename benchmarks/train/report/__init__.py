@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from examples.training.errors import UserError
+from examples.training.report import prepare
 
 from .. import run_log
 from . import logs, table
@@ -22,7 +23,7 @@ def write(directories: list[str], out: str, methods: list[str] | None = None, dt
     if Path(out).resolve() in (Path(directory).resolve() for directory in directories):
         raise UserError(f"--out {out}: holds the logs; choose a directory of its own for the report.")
     summary = Summary(_chosen(logs.read(directories), methods, dtypes))
-    target = run_log.prepare(out)
+    target = prepare(out)
     text = table.markdown(summary)
     run_log.write_atomically(target / "table.md", text)
     run_log.write_atomically(target / "summary.csv", table.summary_csv(summary))
