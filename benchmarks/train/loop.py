@@ -132,12 +132,16 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def train(
-    run: Run, task: Task, after_step: Callable[[], object], after_epoch: Callable[[Training], object]
+    run: Run,
+    task: Task,
+    after_step: Callable[[], object],
+    after_epoch: Callable[[Training], object],
+    kind: type[Training] = Training,
 ) -> Training:
     """The whole training, but not beyond an epoch in which it diverged."""
     try:
         with _algorithms(run.execution.deterministic, torch.device(run.execution.device)):
-            training = Training(run, task)
+            training = kind(run, task)
             while len(training.rows) < run.recipe.epochs and not training.diverged:
                 training.train_epoch(after_step)
                 after_epoch(training)

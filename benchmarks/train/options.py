@@ -49,13 +49,14 @@ def add_run_options(p: argparse.ArgumentParser) -> None:
     )
     grid.add_argument("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], metavar="N", help="(0 1 2)")
     grid.add_argument("--layer-where", choices=("output", "weight"), default="output", help="(%(default)s)")
-    _add_data(p.add_argument_group("data and network"))
-    _add_recipe(p.add_argument_group("recipe"))
+    add_data(p.add_argument_group("data and network"))
+    add_recipe(p.add_argument_group("recipe"))
     _add_execution(p.add_argument_group("execution"))
     p.add_argument("--out", metavar="DIR", required=True, help="for the logs; runs that are finished there are skipped")
 
 
-def _add_data(p: argparse._ArgumentGroup) -> None:
+def add_data(p: argparse._ArgumentGroup) -> None:
+    """Task, data and network."""
     p.add_argument("--task", choices=tuple(TASKS), default="classification", help="(%(default)s)")
     p.add_argument(
         "--data", metavar="NAME", default="digits", help=f"{', '.join(READERS)} or imagefolder (%(default)s)"
@@ -74,7 +75,8 @@ def _add_data(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--model", metavar="NAME", default="small", help=f"{', '.join(NAMES)} (%(default)s)")
 
 
-def _add_recipe(p: argparse._ArgumentGroup) -> None:
+def add_recipe(p: argparse._ArgumentGroup) -> None:
+    """Everything about the training that all methods share."""
     p.add_argument("--epochs", type=number(int, 1), default=5, help="(%(default)s)")
     p.add_argument("--batch-size", type=number(int, 1), default=64, help="(%(default)s)")
     p.add_argument("--schedule", choices=KINDS, default="constant", help="of the learning rate (%(default)s)")
@@ -117,15 +119,20 @@ def _add_execution(p: argparse._ArgumentGroup) -> None:
 
 def runs(args: argparse.Namespace) -> list[Run]:
     """The grid, the seeds outermost, so that an interrupted one has all methods; UserError for what cannot work."""
-    recipe, execution = _recipe(args), _execution(args)
-    compared = methods.grid(args.methods, args.calibrations, args.layer_where)
+    return grid(args, methods.grid(args.methods, args.calibrations, args.layer_where), _execution(args))
+
+
+def grid(args: argparse.Namespace, compared: list[methods.Method], execution: Execution) -> list[Run]:
+    """Every method with the learning rates, seeds, data and recipe of the command line."""
+    recipe = _recipe(args)
     options = DataOptions(args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders)
     task = create_task(args.task, options)
     task.build_model(args.model, seed=0)  # says now if there is no such network
     about = task.about()
-    grid = product(dict.fromkeys(args.seeds), dict.fromkeys(args.lrs), compared)
+    combinations = product(dict.fromkeys(args.seeds), dict.fromkeys(args.lrs), compared)
     return [
-        Run(args.task, options, args.model, recipe, execution, method, lr, seed, about) for seed, lr, method in grid
+        Run(args.task, options, args.model, recipe, execution, method, lr, seed, about)
+        for seed, lr, method in combinations
     ]
 
 

@@ -39,7 +39,7 @@ class Variant:
     def label(self) -> str:
         """For legends and tables, without the dtype."""
         if self.calibration is None:
-            return "SGD"
+            return "SGD" if self.method == "sgd" else f"SGD, {self.method}"
         name, _, where = self.method.partition("-")
         return f"{'CSGD' if name == 'csgd' else f'layer on {where}s'}, c = {self.calibration:g}"
 
@@ -140,6 +140,7 @@ class Summary:
 
 
 def _order(variant: Variant) -> tuple:
-    """float32 before lower precision; SGD, CSGD, layers; by strength."""
+    """float32 before lower precision; SGD, CSGD, layers, others by name; by strength."""
     methods = ["sgd", "csgd", "layer-output", "layer-weight"]
-    return variant.dtype != "float32", variant.dtype, methods.index(variant.method), variant.calibration or 0.0
+    place = methods.index(variant.method) if variant.method in methods else len(methods)
+    return variant.dtype != "float32", variant.dtype, place, variant.method, variant.calibration or 0.0

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``run``: every number of hosts in turn, all exchanges interleaved at each rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.step_bench import machine
+from benchmarks.train.run_log import write_atomically
+from examples.training.report import prepare
+
+from . import measured
+from .exchanges import PLAIN
+from .hosts import Processes
+from .namespaces import Network, check_possible
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rates in Mbit/s; the rest as in worker.Settings."""
+
+    rates: list[float]
+    exchanges: list[str]
+    rounds: int
+    batch_size: int
+    hidden: int
+
+
+def run(args: argparse.Namespace, arguments: list[str]) -> list[Path]:
+    """Measures, and writes two files for each number of hosts; their paths."""
+    check_possible()
+    out = prepare(args.out)
+    exchanges = list(dict.fromkeys([PLAIN, *args.exchanges]))
+    plan = Plan(list(dict.fromkeys(args.rates)), exchanges, args.rounds, args.batch_size, args.hidden)
+    written = []
+    for hosts in dict.fromkeys(args.hosts):
+        about = machine.describe(
+            torch.device("cpu"), ["python", "-m", "benchmarks.network", *machine.without_out(arguments)]
+        )
+        figures = measure(hosts, plan)
+        results = {"hosts": hosts, "machine": _about(about), "settings": vars(plan), **figures}
+        paths = [out / f"network-hosts{hosts}.{suffix}" for suffix in ("json", "md")]
+        write_atomically(paths[0], json.dumps(results) + "\n")
+        write_atomically(paths[1], measured.markdown(measured.Results(results)))
+        written += paths
+    return written
+
+
+def measure(hosts: int, plan: Plan) -> dict[str, Any]:
+    """All that the hosts tell: "rates", a list with link and rounds of each, and "model", its shapes and buckets."""
+    rates = plan.rates if hosts > 1 else [0.0]  # one host has no link, but steps all the same
+    bar = tqdm(total=len(rates) * plan.rounds, desc=f"{hosts} hosts", unit="round")
+    with (
+        _terminable(),
+        bar,
+        Network(hosts) as network,
+        Processes(network, **vars(plan) | {"rates": rates}) as processes,
+    ):
+
+        def shape(rate: float) -> None:
+            if rate:
+                network.shape(rate)
+
+        found, model = processes.measure(shape, bar.update)
+    entries = [{"mbit": rate, **entry} for rate, entry in zip(rates, found, strict=True)]
+    if hosts > 1:
+        for entry in entries:
+            tqdm.write(measured.link_text(entry))
+    return {"rates": entries, "model": model}
+
+
+def _about(about: dict[str, str]) -> dict[str, str]:
+    """Of a process of torch's with one thread, and what else matters here."""
+    path = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    return about | {
+        "threads": "1 in each process, all on this machine",
+        "kernel": " ".join(os.uname()[i] for i in (0, 2)),
+        "TCP congestion control": path.read_text().strip() if path.exists() else "unknown",
+    }
+
+
+@contextmanager
+def _terminable():
+    """SIGTERM ends the program as Ctrl-C does: with everything taken down."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
