@@ -15,7 +15,7 @@ import sys
 
 from examples.training.errors import UserError
 
-from . import accuracy, options
+from . import accuracy, options, report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     )
     accuracy.add_accuracy_options(trainings)
     trainings.set_defaults(command=_accuracy)
+    make_report = commands.add_parser("report", help="tables of all measurements, and a model checked against them")
+    make_report.add_argument("directory", metavar="DIR", help="where run has left network-hosts*.json")
+    make_report.add_argument("--out", metavar="DIR", required=True, help="for network-model.md and network-model.png")
+    make_report.set_defaults(command=_report)
     return p
 
 
@@ -47,6 +51,10 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> None:
 def _accuracy(args: argparse.Namespace, arguments: list[str]) -> None:
     trained, total = accuracy.run(args, arguments)
     print(f"{trained} runs trained, {total - trained} were finished before; logs in {args.out}")
+
+
+def _report(args: argparse.Namespace, _: list[str]) -> None:
+    print(f"Written: {', '.join(map(str, report.write(args.directory, args.out)))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

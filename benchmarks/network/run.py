@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> list[Path]:
             torch.device("cpu"), ["python", "-m", "benchmarks.network", *machine.without_out(arguments)]
         )
         figures = measure(hosts, plan)
-        results = {"hosts": hosts, "machine": _about(about), "settings": vars(plan), **figures}
+        results = {"hosts": hosts, "machine": _about(about), "cores": os.cpu_count(), "settings": vars(plan), **figures}
         paths = [out / f"network-hosts{hosts}.{suffix}" for suffix in ("json", "md")]
         write_atomically(paths[0], json.dumps(results) + "\n")
         write_atomically(paths[1], measured.markdown(measured.Results(results)))
