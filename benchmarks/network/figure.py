@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # a file is all we want: works without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import model, report
 from .exchanges import Exchange
@@ -45,7 +46,7 @@ def draw(measurements: report.Measurements, path: Path) -> None:
         f"{1e6 * costs.latency:.0f} µs a message",
         fontsize=11,
     )
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=70)
     plt.close(figure)
 
 
@@ -71,6 +72,8 @@ def _draw_break_even(axes: Axes, measurements: report.Measurements, colours: dic
             axes.plot(report.WORLD_SIZES, shown, marker=".", color=colours[other.name], label=f"against {other.label}")
     axes.set(xscale="log", yscale="log", xlabel="hosts W", ylabel="rate of the links (Mbit/s)")
     axes.set_title("Model: calibrated is the faster one below the line")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_lines():
         axes.legend(fontsize=9)
     _world_sizes(axes)
