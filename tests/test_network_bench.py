@@ -2,6 +2,7 @@
 """``benchmarks.network``: command lines, the model's bytes against those counted, the report, and a network."""
 
 import copy
+import csv
 import json
 import math
 import os
@@ -265,8 +266,9 @@ def test_accuracy_trains_every_exchange_from_the_same_start_and_skips_what_is_fi
     command = ["accuracy", "--limit", "96", "--epochs", "1", "--seeds", "0", "--holdout", "100", "--out", str(tmp_path)]
     assert main([*command, "--exchanges", "calibrated"]) == 0, capsys.readouterr().err
     assert "2 runs trained, 0 were" in capsys.readouterr().out
-    names = {path.name.split("_")[2] for path in tmp_path.glob("*.json")}
-    assert names == {"sgd", "calibrated-w2"}
+    logs = {path.name.split("_")[2]: list(csv.DictReader(path.open())) for path in tmp_path.glob("*.csv")}
+    assert logs.keys() == {"sgd", "calibrated-w2"}
+    assert 14 < float(logs["calibrated-w2"][0]["fewer_bytes"]) < 16
     assert main([*command, "--exchanges", "calibrated"]) == 0
     assert "0 runs trained, 2 were" in capsys.readouterr().out
 

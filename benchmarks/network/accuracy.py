@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,22 @@ class Exchanged(Method):
 
 
 class ExchangedTraining(Training):
-    """A training in which this process sees every W-th image of each batch, as in one process with batches as large."""
+    """A training in which this process sees every W-th image of each batch, as in one process with batches as large.
+
+    Its rows have a column fewer_bytes, where the hook counts them: how many times the payload of plain
+    DistributedDataParallel is that of the exchange, since the start.
+    """
 
     def _build_model(self) -> nn.Module:
         model = DistributedDataParallel(super()._build_model())
-        Exchange.of(self.run.method.exchange).register(model, self.run.seed)
+        self._state = Exchange.of(self.run.method.exchange).register(model, self.run.seed)
         return model
+
+    def train_epoch(self, after_step: Callable[[], object]) -> None:
+        """Train one epoch and append its row."""
+        super().train_epoch(after_step)
+        counts = self._state is not None and self._state.bytes_sent
+        self.rows[-1]["fewer_bytes"] = self._state.bytes_plain / self._state.bytes_sent if counts else None
 
     def _step(self, inputs: Tensor, targets: Any, sampled: bool) -> tuple[Tensor, float | None]:
         rank, world_size = dist.get_rank(), dist.get_world_size()
