@@ -257,7 +257,7 @@ def test_exchanges_are_registered_with_their_options():
 
     for name in ("plain", "fp16", "powersgd-4"):
         Exchange.of(name).register(Model(), seed=3)
-    assert [name for _, name in seen] == ["fp16_compress_hook", "powerSGD_hook"]
+    assert [name for _, name in seen] == ["fp16_compress_hook", "bucket_by_bucket"]
     assert isinstance(seen[1][0], PowerSGDState)
     assert (seen[1][0].matrix_approximation_rank, seen[1][0].start_powerSGD_iter) == (4, 2)
 

@@ -7,10 +7,12 @@ import re
 from dataclasses import dataclass
 
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
 
 from csgd_cuda.distributed import CalibratedHookState, calibrated_hook
+
+from .powersgd import bucket_by_bucket
 
 PLAIN = "plain"
 ALONE = "no communication"  # a step without any exchange, where figures go by names of exchanges
@@ -58,7 +60,7 @@ class Exchange:
             model.register_comm_hook(None, default_hooks.bf16_compress_hook)
         elif self.kind == "powersgd":
             state = PowerSGDState(None, self.rank, start_powerSGD_iter=POWERSGD_START, random_seed=seed)
-            model.register_comm_hook(state, powerSGD_hook)
+            model.register_comm_hook(state, bucket_by_bucket)
         elif self.kind == "calibrated":
             ours = CalibratedHookState(model, seed=seed, clip=self.clip)
             model.register_comm_hook(ours, calibrated_hook)

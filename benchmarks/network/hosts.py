@@ -106,7 +106,7 @@ class Processes:
         except queue.Empty:
             raise UserError(f"run: no word from host {rank} for minutes; run it on a machine with less load.") from None
         if message is None:
-            raise UserError(f"run: the process on host {rank} failed: {self._last_words(rank)}")
+            raise UserError(f"run: the process on host {rank} failed: {self._error(rank)}")
         if kind not in message:
             raise RuntimeError(f"host {rank} sent {list(message)}, not {kind}")
         return message
@@ -114,8 +114,9 @@ class Processes:
     def _error_file(self, rank: int) -> Path:
         return Path(self._errors.name, str(rank))
 
-    def _last_words(self, rank: int) -> str:
+    def _error(self, rank: int) -> str:
         self._processes[rank].wait()
         text = self._error_file(rank).read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit status {self._processes[rank].returncode}"
+        named = [line for line in lines if "Error: " in line]
+        return (named or lines or [f"exit status {self._processes[rank].returncode}"])[-1]
