@@ -10,7 +10,7 @@ from benchmarks.train.options import number
 from .cnn import HIDDEN
 from .exchanges import KINDS, PLAIN, Exchange
 
-EXCHANGES = (PLAIN, "fp16", "powersgd-1", "powersgd-4", "calibrated", "calibrated-clip2.5")
+EXCHANGES = (PLAIN, "fp16", "powersgd-1", "powersgd-4", "calibrated", "calibrated-clip2.5", "calibrated-clip10")
 RESULTS = "benchmarks/results"
 
 
