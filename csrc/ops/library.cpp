@@ -14,7 +14,8 @@ std::string schema(const char* name, bool mutates) {
   const auto changed = [&](const char* alias) { return std::string(mutates ? alias : ""); };
   return std::string(name) + "(Tensor" + changed("(a!)") + "[] params, Tensor[] grads, Tensor" + changed("(b!)") +
          "[] momentum_buffers, Tensor" + changed("(c!)") + "[] steps, Tensor" + changed("(d!)") +
-         "[] lipschitz_bounds, int[] indices, *, float lr, float momentum, float dampening, float weight_decay, "
+         "[] lipschitz_bounds, int[] indices, int[] shards, *, float lr, float momentum, float dampening, float "
+         "weight_decay, "
          "bool nesterov, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, "
          "bool maximize, bool fresh_momentum, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, Tensor" +
          changed("(e!)") + "? tallies) -> ()";
