@@ -70,7 +70,7 @@ class WholeBounds:
                 mesh = param.device_mesh
                 if mesh not in self._all_groups and mesh.get_coordinate() is not None:
                     self._all_groups[mesh] = [mesh.get_group(k) for k in range(mesh.ndim)]
-                split = [k for k in range(mesh.ndim) if param.placements[k].is_shard() and mesh.size(k) > 1]
+                split = [k for k in range(mesh.ndim) if not param.placements[k].is_replicate() and mesh.size(k) > 1]
                 if not split or mesh.get_coordinate() is None:
                     continue
                 key = (mesh, tuple(split), opmath_dtype(param.dtype))
