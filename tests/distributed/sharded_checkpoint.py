@@ -108,6 +108,7 @@ def main():
     weights = [param.full_tensor() for param in training.model.parameters()]
     if rank == 0:
         torch.save(weights, options.folder / "weights.pt")
+    dist.barrier()  # nobody leaves before all have what they came for
     dist.destroy_process_group()
 
 
