@@ -181,11 +181,10 @@ class CalibratedHookState:
         exchange, buffer = self._exchange_of(bucket), bucket.buffer()
         if buffer.is_cuda:
             return self._start_on_stream(exchange, buffer)
-        if dist.get_backend(self.process_group) != dist.Backend.GLOO:
+        if "cpu:gloo" not in dist.get_backend_config(self.process_group):
             return _completed(exchange(self.process_group))
         if self._own_group is None:
-            ranks = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)
-            self._own_group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+            self._own_group = _gloo_group_like(self.process_group)
         return self._thread.submit(functools.partial(exchange, self._own_group))
 
     def _start_on_stream(
@@ -197,6 +196,15 @@ class CalibratedHookState:
         self._stream.wait_stream(torch.cuda.current_stream(buffer.device))
         with torch.cuda.stream(self._stream):
             return _completed(exchange(self.process_group))
+
+
+def _gloo_group_like(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """A process group of the same ranks, to be called by these."""
+    given: Any = group or dist.group.WORLD
+    timeout = given._get_backend(torch.device("cpu")).options._timeout
+    ranks = dist.get_process_group_ranks(given)
+    own: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+    return own
 
 
 def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
