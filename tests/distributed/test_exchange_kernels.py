@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of the exchange make the bits of the reference: codes, words, sums, gradients."""
 
+import itertools
 import math
 
 import hypothesis
@@ -10,6 +11,7 @@ import torch
 
 from csgd_cuda.distributed import codes
 from csgd_cuda.distributed.coding import choose_coding
+from csgd_cuda.philox import EXCHANGE_STREAM, draws, draws_at
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
@@ -105,6 +107,25 @@ def test_ties_of_the_first_digit_take_the_next_ones():
     grad = torch.full((2**20 + 3,), 1 / 3)
     out = assert_agree([grad], torch.tensor([1.0], dtype=torch.float64), 1)
     assert abs((out[0] == 2).float().mean() - 1 / 3) < 5 * (2 / 9) ** 0.5 / 2**10
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.75, 1.25 * 2.0**-100])
+def test_ties_are_decided_exactly(bound):
+    """p = |g| / T is put on the first two digits of U itself, where U >= p, and 2^-32 above, where U < p."""
+    which = {"seed": SEED, "stream": EXCHANGE_STREAM, "index": 5, "step": torch.tensor(3)}
+    first = draws(0, 2**17, device=torch.device("cpu"), **which).to(torch.int64)
+    places = (first < 32).nonzero().squeeze(1)  # p and g then have few enough bits for a float32
+    assert len(places) > 20
+    second = draws_at(places + 2**40, **which).to(torch.int64)
+    for above in (-1, 0, 1):
+        p = (first[places] * 2**16 + second + above).clamp_(min=0).to(torch.float64) / 2**32
+        grad = torch.zeros(2**17)
+        grad[places] = (p * bound).to(torch.float32)
+        assert torch.equal(grad[places].to(torch.float64), p * bound)
+        for coding, sign in itertools.product((KERNELS, REFERENCE), (1, -1)):
+            bounds = torch.tensor([bound], dtype=torch.float64)
+            coded = coding.encode([sign * grad], bounds, [5], seed=SEED, step=3)
+            assert (coded[places] == (1 + sign if above > 0 else 1)).all(), f"{above}, {coding}"
 
 
 def test_every_instruction_set_and_thread_count(compiled):
