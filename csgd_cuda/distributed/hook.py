@@ -16,7 +16,7 @@ from .agreement import agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
-from .in_order import InOrder
+from .in_order import InOrder, private_gloo_group
 
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _SAVED = ("step", "seed", "clip", "skip_below", "skip", "bytes_sent", "bytes_plain")
@@ -184,7 +184,7 @@ class CalibratedHookState:
         if "cpu:gloo" not in dist.get_backend_config(self.process_group):
             return _completed(exchange(self.process_group))
         if self._own_group is None:
-            self._own_group = _gloo_group_like(self.process_group)
+            self._own_group = private_gloo_group(self.process_group)
         return self._thread.submit(functools.partial(exchange, self._own_group))
 
     def _start_on_stream(
@@ -196,15 +196,6 @@ class CalibratedHookState:
         self._stream.wait_stream(torch.cuda.current_stream(buffer.device))
         with torch.cuda.stream(self._stream):
             return _completed(exchange(self.process_group))
-
-
-def _gloo_group_like(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """A process group of the same ranks, to be called by these."""
-    given: Any = group or dist.group.WORLD
-    timeout = given._get_backend(torch.device("cpu")).options._timeout
-    ranks = dist.get_process_group_ranks(given)
-    own: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
-    return own
 
 
 def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:

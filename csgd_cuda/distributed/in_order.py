@@ -12,13 +12,23 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _Task: TypeAlias = "tuple[Callable[[], Tensor], torch.futures.Future[Tensor | Exception]]"
 _Tasks: TypeAlias = "queue.SimpleQueue[_Task | None]"
+
+
+def private_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """A new process group of the same ranks, with the same timeout; every rank of the group must call it."""
+    given: Any = group or dist.group.WORLD
+    timeout = given._get_backend(torch.device("cpu")).options._timeout  # there is no public way to ask
+    ranks = dist.get_process_group_ranks(given)
+    own: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+    return own
 
 
 class InOrder:

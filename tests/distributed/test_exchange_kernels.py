@@ -56,18 +56,21 @@ def exchanged(coding, grads, units, ranks, step=3):
     return [torch.stack(coded), torch.stack(words), sums, *out]
 
 
-def assert_agree(grads, units, ranks, **options):
-    results = [exchanged(coding, grads, units, ranks, **options) for coding in (KERNELS, REFERENCE)]
-    for k, (kernel, reference) in enumerate(zip(*results, strict=True)):
+def assert_agree(grads, units, ranks, device="cpu", **options):
+    there = [grad.to(device) for grad in grads]
+    results = exchanged(KERNELS, there, units.to(device), ranks, **options)
+    references = exchanged(REFERENCE, grads, units, ranks, **options)
+    for k, (kernel, reference) in enumerate(zip(results, references, strict=True)):
         assert_same_bits(kernel, reference, f"result {k}")
-    return results[0]
+    return references
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 17])
-def test_kernels_make_the_bits_of_the_reference(dtype, ranks):
+def test_kernels_make_the_bits_of_the_reference(dtype, ranks, device):
+    need_kernel(device)
     grads = gradients(SIZES if ranks < 5 else SIZES[:12], dtype)
-    assert_agree(grads, bounds_of(grads, ranks, dtype)[0], ranks)
+    assert_agree(grads, bounds_of(grads, ranks, dtype)[0], ranks, device)
 
 
 @pytest.mark.parametrize("ranks", [127, 128, 130])
@@ -84,8 +87,9 @@ def test_buckets_of_one_gradient_of_any_size(count):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_awkward_bounds(dtype):
+def test_awkward_bounds(dtype, device):
     """Zero, subnormal, the largest, NaN and Inf; gradients of few values, which often tie with a threshold."""
+    need_kernel(device)
     info = torch.finfo(dtype)
     generator = torch.Generator().manual_seed(1)
     sizes = [0.0, info.tiny * info.eps, 5 * info.tiny * info.eps, info.tiny, 1.0, 2.0**-14, info.max, math.inf]
@@ -96,10 +100,10 @@ def test_awkward_bounds(dtype):
     grads[-1][:3] = torch.tensor([math.nan, math.inf, -math.inf])
     for ranks in (1, 2, 3):
         units = codes.unit_of(torch.tensor(sizes), ranks, dtype)
-        out = assert_agree(grads, units, ranks)
+        out = assert_agree(grads, units, ranks, device)
         assert not out[3].any()
         assert not out[-1].isfinite().any()
-    assert_agree(grads, torch.full((len(grads),), math.nan, dtype=torch.float64), 2)
+    assert_agree(grads, torch.full((len(grads),), math.nan, dtype=torch.float64), 2, device)
 
 
 def test_ties_of_the_first_digit_take_the_next_ones():
