@@ -120,12 +120,12 @@ bool run(const Case& c) {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    for (const int64_t numel : {1, 7, 8, 9, 20, 255, 257, 2049, 5000}) {
+    for (const int64_t numel : {1, 8, 9, 20, 257, 2049, 5000}) {
       all.push_back({.name = "sizes", .dtype = dtype, .numel = numel});
     }
     all.push_back({.name = "NaN and Inf", .dtype = dtype, .numel = 2000, .specials = true});
   }
-  for (const int ranks : {1, 3, 4, 17, 130}) all.push_back({.name = "ranks", .numel = 999, .ranks = ranks});
+  for (const int ranks : {1, 3, 4, 17}) all.push_back({.name = "ranks", .numel = 300, .ranks = ranks});
   all.push_back({.name = "misaligned", .offset = 1});
   all.push_back({.name = "misaligned bfloat16", .dtype = DType::kBFloat16, .offset = 3});
   all.push_back({.name = "no bound", .numel = 300, .bound = 0.0});
@@ -141,6 +141,6 @@ int main() {
   for (const Case& c : cases()) good = good && run(c);
   // A card of one multiprocessor: blocks take several passes, and come in any order. Some first digits are ties.
   cuda_emulation::multiprocessors = 1;
-  good = good && run({.name = "several passes", .numel = 150000});
+  good = good && run({.name = "several passes", .numel = 60000});
   return good ? 0 : 1;
 }
