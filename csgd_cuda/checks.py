@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Tensors
 from .options import check_options
+from .shards import ShardLayout, is_dtensor, shard_layout
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
 TALLY_WORDS = 4
@@ -64,12 +65,11 @@ def check_devices(
 
 
 def check_plain(param: Tensor, index: int) -> None:
-    """Raises TypeError for a tensor that wraps others: the shards of a DTensor, for one, would draw the same bits."""
-    if is_traceable_wrapper_subclass(param):
-        raise TypeError(
-            f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors only, "
-            "not yet sharded or wrapped ones"
-        )
+    """Raises TypeError for a tensor that wraps others, but for a DTensor of which every process can draw its part."""
+    if is_dtensor(param):
+        shard_layout(param, index)
+    elif is_traceable_wrapper_subclass(param):
+        raise TypeError(f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors and DTensors")
 
 
 def check_dtype(param: Tensor, index: int) -> None:
@@ -145,6 +145,25 @@ def _check_scalar(tensor: Tensor, index: int, name: str, dtype: torch.dtype) -> 
     _check_changeable(tensor, index, name)
 
 
+def check_shards(indices: Sequence[int], shards: Sequence[int]) -> None:
+    """Raises ValueError for runs that overlap, which would draw the same numbers twice."""
+    size = len(ShardLayout._fields)
+    if shards and len(shards) != size * len(indices):
+        raise ValueError(
+            f"shards must be empty or have {size} numbers for each parameter, got {len(shards)} for "
+            f"{len(indices)} parameters"
+        )
+    for k, index in enumerate(indices if shards else ()):
+        offset, length, stride, runs, group_stride = shards[k * size : (k + 1) * size]
+        apart = runs > 0 and (runs == 1 or stride >= length) and group_stride >= (runs - 1) * stride + length
+        if length != 0 and not (offset >= 0 and length > 0 and apart):
+            raise ValueError(
+                f"parameter {index}: shards has offset {offset}, run length {length}, run stride {stride}, "
+                f"runs {runs}, group stride {group_stride}; expected runs that do not overlap, and a run length of 0 "
+                "for a whole parameter"
+            )
+
+
 def check_shared_tensors(
     device: torch.device,
     indices: Sequence[int],
@@ -184,8 +203,9 @@ def check_shared_tensors(
 
 def check_csgd(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-    indices: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool, lr_tensor: Tensor | None,
-    grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
+    indices: Sequence[int], shards: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool,
+    lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
     check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
@@ -214,6 +234,7 @@ def check_csgd(
         if lipschitz_bounds:
             opmath = opmath_dtype(param.dtype)
             _check_scalar(lipschitz_bounds[k], index, "lipschitz_bound", opmath)
+    check_shards(indices, shards)
     _check_unshared(steps, "steps")
     _check_unshared(lipschitz_bounds, "lipschitz_bounds")
     check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import TALLY_WORDS
 from .functional import choose_backend
+from .shards import local_tensor
 
 
 def _numbers(scalars: list[Tensor]) -> list[float]:
@@ -23,15 +26,28 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 class Diagnostics:
     """The methods of CSGD that only look."""
 
+    _finish_bounds: Callable[[], None]
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
     _tallies_on: dict[torch.device, Tensor]  # what the steps on a device count, a row for each parameter index
+
+    def _tallies(self, device: torch.device) -> Tensor:
+        """What each step counts, a row for each parameter of all groups; -1 coordinates moved before the first step."""
+        tallies = self._tallies_on
+        size = sum(len(group["params"]) for group in self.param_groups)
+        old = tallies.get(device)
+        if old is None or len(old) < size:
+            tallies[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
+            tallies[device][:, 0] = -1
+            if old is not None:
+                tallies[device][: len(old)] = old
+        return tallies[device]
 
     def density(self) -> list[float]:
         """The share of coordinates that moved in each parameter's last applied step.
 
         Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, for empty
-        parameters, and on the device meta.
+        parameters, and on the device meta. Of a DTensor it is the share of what this process holds.
 
         Returns:
             Shares in [0, 1], one for each parameter over all groups, in their order.
@@ -41,7 +57,8 @@ class Diagnostics:
         for index, param in enumerate(p for group in self.param_groups for p in group["params"]):
             of_device = counts.get(param.device, ())
             moved = of_device[index] if index < len(of_device) else -1
-            shares.append(moved / param.numel() if moved >= 0 and param.numel() else float("nan"))
+            numel = local_tensor(param).numel()
+            shares.append(moved / numel if moved >= 0 and numel else float("nan"))
         return shares
 
     def lipschitz_bounds(self) -> list[float]:
@@ -49,10 +66,12 @@ class Diagnostics:
 
         It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
         such a step is exact SGD. NaN on the device meta. Waits for the device, once for each that holds running maxima.
+        Of a DTensor it is the bound of the whole parameter.
 
         Returns:
             Numbers >= 0, one for each parameter over all groups, in their order.
         """
+        self._finish_bounds()
         bounds: list[float] = []
         estimates: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
         for group in self.param_groups:

@@ -30,8 +30,8 @@ else:
     # call with a single meta tensor among real ones comes here as well, and must not pass silently.
     def _fake(
         params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-        indices: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
-        tallies: Tensor | None, **options: Any,
+        indices: Sequence[int], shards: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
+        found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
     ) -> None:  # fmt: skip
         check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
         if params:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import checks, extension, reference
 from .options import check_options
+from .shards import ShardLayout
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def csgd_(
     seed: int = 0,
     maximize: bool = False,
     indices: Iterable[int] | None = None,
+    shards: Iterable[ShardLayout] | None = None,
     fresh_momentum: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
@@ -177,6 +179,8 @@ def csgd_(
         rounding: "stochastic" or "nearest", for what is stored in bfloat16 and float16.
         seed: 0 ... 2^64 - 1.
         indices: for each parameter the number that tells its random draws apart; None: its place in the list.
+        shards: for each tensor where its elements lie in the whole parameter whose draws it takes (``shards.WHOLE``: it
+            is the whole one); None: all are whole.
         fresh_momentum: the momentum buffers take the gradient as it is, whatever ``steps`` says.
         grad_scale: float32 tensor with one element: the gradients are this many times too large.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
@@ -208,6 +212,7 @@ def csgd_(
         list(steps),
         list(lipschitz_bounds),
         list(range(len(params)) if indices is None else indices),
+        [number for layout in shards or () for number in layout],
         **operator_options({**options, "nesterov": nesterov, "maximize": maximize}, params[0].device),
         fresh_momentum=fresh_momentum,
         grad_scale=grad_scale,

@@ -12,17 +12,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .aliases import Group
-from .checks import TALLY_WORDS, check_dtype, check_plain
+from .checks import check_dtype, check_plain
 from .diagnostics import Diagnostics
 from .functional import choose_backend
 from .options import check_new_group, complete_group, index_ranges
+from .sharded import Sharded
 from .state import restore_state
 from .step_plan import StepPlan
 
 _Loss = TypeVar("_Loss")
 
 
-class CSGD(Diagnostics, Optimizer):
+class CSGD(Diagnostics, Sharded, Optimizer):
     """Calibrated Stochastic Gradient Descent: torch.optim.SGD whose update is a random, unbiased, sparse one.
 
     A coordinate with SGD direction d moves with probability ``p = min(1, |d| / (c * l))``, rounded up to a multiple
@@ -108,6 +109,7 @@ class CSGD(Diagnostics, Optimizer):
         check_new_group(defaults)
         self._tallies_on = {}
         self._plan: StepPlan | None = None  # of the last step
+        self._forget_shards()
         self._step_supports_amp_scaling = bool(fused)
         super().__init__(params, defaults)
 
@@ -122,6 +124,7 @@ class CSGD(Diagnostics, Optimizer):
             self._step_supports_amp_scaling = bool(self.defaults["fused"])
         self._tallies_on = {}
         self._plan = None
+        self._forget_shards()
         for group in self.param_groups:
             complete_group(group, self.defaults)
 
@@ -203,7 +206,9 @@ class CSGD(Diagnostics, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._finish_bounds()
         self._run_plan()
+        self._start_bounds()
         return loss
 
     def _run_plan(self) -> None:
@@ -217,6 +222,7 @@ class CSGD(Diagnostics, Optimizer):
             except (ValueError, TypeError):
                 pass  # nothing was changed: a new plan does better (parameters moved to another device) or says why not
         plan = StepPlan(self.param_groups, self.state)
+        self._find_shards()
         plan.run(self.state, self._shared_arguments)
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan
@@ -234,15 +240,3 @@ class CSGD(Diagnostics, Optimizer):
             "found_inf": on_device("found_inf"),
             "tallies": self._tallies(device)[position:],
         }
-
-    def _tallies(self, device: torch.device) -> Tensor:
-        """What each step counts, a row for each parameter of all groups; -1 coordinates moved before the first step."""
-        tallies = self._tallies_on
-        size = sum(len(group["params"]) for group in self.param_groups)
-        old = tallies.get(device)
-        if old is None or len(old) < size:
-            tallies[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
-            tallies[device][:, 0] = -1
-            if old is not None:
-                tallies[device][: len(old)] = old
-        return tallies[device]

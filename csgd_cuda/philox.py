@@ -95,11 +95,12 @@ def draws(
     return _draws_of_words(words)[..., : end - begin]
 
 
-def draws_at(positions: Tensor, *, seed: int, stream: int, index: int, step: Tensor) -> Tensor:
-    """The 16-bit draws of single elements: as ``draws``, for an int64 tensor of positions in any order."""
+def draws_at(positions: Tensor, *, seed: int, stream: int, index: Tensor | int, step: Tensor) -> Tensor:
+    """The 16-bit draws of single elements: as ``draws``, for an int64 tensor of positions in any order; int32."""
     call = positions >> 3
     words = philox4x32_10(
         (call & _LOW32, (call >> 32) | (stream << 28), index, step & _LOW32), (seed & _LOW32, seed >> 32)
     )
-    draws_of_call = _draws_of_words(words).view(*positions.shape, DRAWS_PER_CALL)
-    return draws_of_call.to(torch.int32).gather(-1, (positions & 7).unsqueeze(-1)).squeeze(-1)
+    shape = words[0].shape
+    draws_of_call = _draws_of_words(words).view(*shape, DRAWS_PER_CALL)
+    return draws_of_call.to(torch.int32).gather(-1, (positions & 7).expand(shape).unsqueeze(-1)).squeeze(-1)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .aliases import Tensors
 from .checks import check_csgd, opmath_dtype
-from .philox import CALIBRATION_STREAM, MOMENTUM_STREAM, PARAM_STREAM, draws
+from .philox import CALIBRATION_STREAM, MOMENTUM_STREAM, PARAM_STREAM, draws, draws_at
 from .rounding import round_stochastic
 from .rows import Rows, memory_order
 from .rule import LAYOUTS, calibrated, calibration_scale, largest_size, moves, moving_draws, next_bound, ordered_bits
+from .shards import WHOLE, ShardLayout
 
 _T = TypeVar("_T")
 
@@ -37,12 +38,12 @@ def block_elements(device: torch.device) -> int:
 @torch.no_grad()
 def csgd_(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-    indices: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
-    tallies: Tensor | None, **options: Any,
+    indices: Sequence[int], shards: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
+    found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
     """One step of every parameter, in place; the arguments are those of the operator (functional.csgd_)."""
     check_csgd(
-        params, grads, momentum_buffers, steps, lipschitz_bounds, indices,
+        params, grads, momentum_buffers, steps, lipschitz_bounds, indices, shards,
         lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, tallies=tallies, **options,
     )  # fmt: skip
     if not params:
@@ -52,25 +53,27 @@ def csgd_(
     # A tensor, not a bool: reading it here would make the host wait for a GPU.
     apply = None if found_inf is None else found_inf.reshape(()) == 0
     moved = None if tallies is None else tallies[:, 0].unbind()
-    for stack in _stacks(params):
+    size = len(ShardLayout._fields)
+    layouts = [ShardLayout(*shards[k * size : (k + 1) * size]) if shards else WHOLE for k in range(len(params))]
+    for stack in _stacks(params, layouts):
 
         def pick(values: Sequence[_T], stack: list[int] = stack) -> list[_T]:
             return [values[k] for k in stack] if values else []
 
         _StackStep(
             pick(params), pick(grads), pick(momentum_buffers), pick(steps), pick(lipschitz_bounds), pick(indices),
-            grad_scale=grad_scale, apply=apply, options=options,
+            layout=layouts[stack[0]], grad_scale=grad_scale, apply=apply, options=options,
             tallies=None if moved is None else [moved[indices[k] - indices[0]] for k in stack],
         ).run()  # fmt: skip
 
 
-def _stacks(params: Tensors) -> Iterator[list[int]]:
-    """The parameters' places in lists: those of one dtype and length together, as many as make a block."""
-    alike: dict[tuple[torch.dtype, int], list[int]] = defaultdict(list)
-    for k, param in enumerate(params):
-        alike[param.dtype, param.numel()].append(k)
+def _stacks(params: Tensors, layouts: list[ShardLayout]) -> Iterator[list[int]]:
+    """The parameters' places in lists: those of one dtype, length and layout together, as many as make a block."""
+    alike: dict[tuple[torch.dtype, int, ShardLayout], list[int]] = defaultdict(list)
+    for k, (param, layout) in enumerate(zip(params, layouts, strict=True)):
+        alike[param.dtype, param.numel(), layout].append(k)
     block = block_elements(params[0].device)
-    for (_, numel), places in alike.items():
+    for (_, numel, _), places in alike.items():
         count = max(1, block // max(1, numel))
         yield from (places[k : k + count] for k in range(0, len(places), count))
 
@@ -94,8 +97,8 @@ class _StackStep:
 
     def __init__(
         self, params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: list[Tensor], bounds: list[Tensor],
-        indices: Sequence[int], *, grad_scale: Tensor | None, apply: Tensor | None, tallies: list[Tensor] | None,
-        options: dict[str, Any],
+        indices: Sequence[int], *, layout: ShardLayout, grad_scale: Tensor | None, apply: Tensor | None,
+        tallies: list[Tensor] | None, options: dict[str, Any],
     ) -> None:  # fmt: skip
         orders = [memory_order(param) for param in params]
         self.rows = Rows(params, orders)
@@ -104,7 +107,7 @@ class _StackStep:
         self.grad = Rows(grads, orders).matrix
         self.momentum_buffer = None if self.momentum_rows is None else self.momentum_rows.matrix
         self.steps, self.bounds, self.tallies = steps, bounds, tallies
-        self.apply, self.options = apply, options
+        self.layout, self.apply, self.options = layout, apply, options
         dtype, self.device = self.param.dtype, self.param.device
         self.opmath = opmath_dtype(dtype)
         self.bits = LAYOUTS[self.opmath].integer
@@ -162,11 +165,13 @@ class _StackStep:
     def _step_columns(self, begin: int, end: int) -> None:
         """Steps the elements begin ... end - 1 of each parameter."""
 
+        positions = None if self.layout == WHOLE else self.layout.positions(begin, end, self.device)
+
         def make(stream: int) -> Tensor:
-            return draws(
-                begin, end, seed=self.options["seed"], stream=stream, index=self.index, step=self.step,
-                device=self.device,
-            )  # fmt: skip
+            of_rows = {"seed": self.options["seed"], "stream": stream, "index": self.index, "step": self.step}
+            if positions is None:
+                return draws(begin, end, device=self.device, **of_rows)
+            return draws_at(positions, **of_rows)
 
         calibration = make(CALIBRATION_STREAM)
         param = make(PARAM_STREAM) if self.rounds else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .aliases import Group, State
 from .checks import opmath_dtype
+from .shards import is_dtensor
 
 
 def new_momentum_buffer(param: Tensor) -> Tensor:
@@ -47,6 +48,12 @@ def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_cast
     state = {key: _copy_of(value) for key, value in as_torch_casts.items() if key not in own}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
+        if is_dtensor(momentum_buffer) != is_dtensor(param):
+            expected = "a DTensor" if is_dtensor(param) else "a plain tensor"
+            raise ValueError(
+                f"parameter {index}: the loaded momentum_buffer is a {type(momentum_buffer).__name__}, expected "
+                f"{expected} as the parameter; set_optimizer_state_dict of torch.distributed.checkpoint converts it"
+            )
         if momentum_buffer.shape != param.shape:
             raise ValueError(
                 f"parameter {index}: the loaded momentum_buffer has shape {list(momentum_buffer.shape)}, "

@@ -15,6 +15,7 @@ from .aliases import Group, SharedArguments, State
 from .checks import check_plain, opmath_dtype
 from .functional import choose_backend, operator_options
 from .options import check_group
+from .shards import WHOLE, is_dtensor, local_gradient, local_tensor, shard_layout
 from .state import new_momentum_buffer
 
 
@@ -39,6 +40,8 @@ class StepCall:
         self._position = position
         self._params: list[Tensor] = []
         self._indices: list[int] = []
+        self._shards: list[int] = []  # the numbers of each parameter's ShardLayout
+        self._has_dtensors = False
         self._new_state: list[tuple[Tensor, dict[str, Tensor]]] = []  # (param, what is to be added to its state)
         self._take_options()
         self._forget()
@@ -56,6 +59,7 @@ class StepCall:
         self._momentum_buffers: list[Tensor] = []
         self._steps: list[Tensor] = []
         self._lipschitz_bounds: list[Tensor] = []
+        self._local: tuple[list[Tensor], ...] | None = None  # the lists, of what this process holds of DTensors
 
     def add(self, param: Tensor, index: int, state: dict[str, Any]) -> None:
         """Adds a parameter with a gradient; ``index`` tells its draws apart. What its state lacks is made here, but not
@@ -72,6 +76,8 @@ class StepCall:
         self._params.append(param)
         self._grads.append(param.grad)
         self._indices.append(index)
+        self._has_dtensors = self._has_dtensors or is_dtensor(param)
+        self._shards += shard_layout(param, index) if is_dtensor(param) else WHOLE
         self._steps.append(get("step", lambda: torch.zeros((), dtype=torch.int64, device=self._device)))
         if self._has_momentum:
             self._momentum_buffers.append(get("momentum_buffer", lambda: new_momentum_buffer(param)))
@@ -109,8 +115,18 @@ class StepCall:
         kept: list[Sequence[Tensor | None]] = [self._steps, self._momentum_buffers, self._lipschitz_bounds]
         return _none_is_none(self._grads) and all(map(_none_is_none, kept))
 
+    def _tensors(self) -> tuple[list[Any], ...]:
+        if not self._has_dtensors:
+            return self._params, self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds
+        if self._local is None:  # once for the check and the step: gradients may have to be communicated
+            grads = [local_gradient(*pair) for pair in zip(self._params, self._indices, strict=True)]
+            others = (self._params, self._momentum_buffers, self._steps, self._lipschitz_bounds)
+            params, *state = ([local_tensor(tensor) for tensor in tensors] for tensors in others)
+            self._local = (params, grads, *state)
+        return self._local
+
     def _arguments(self, shared: SharedArguments) -> tuple[tuple[list[Any], ...], dict[str, Any]]:
-        lists = (self._params, self._grads, self._momentum_buffers, self._steps, self._lipschitz_bounds, self._indices)
+        lists = (*self._tensors(), self._indices, self._shards if self._has_dtensors else [])
         options = {**self._options, "fresh_momentum": self._fresh_momentum, **shared(self._device, self._position)}
         return lists, options
 

@@ -75,7 +75,7 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 14), ("calibrate_grad", 70)])
+@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("exchange", 34)])
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
     done = run(build(kernel, flags, cpu_loops(flags), tmp_path))
@@ -98,6 +98,21 @@ FAULTS = {
     ("csgd", "tails are not masked"): [("move &= (1u << count) - 1u;", "")],
     ("csgd", "the tally is not cleared"): [("  atomicExch(&tally->blocks_done, 0ULL);\n", "")],
     ("csgd", "wide access at any address"): [("aligned && count == kPerThread", "count == kPerThread")],
+    ("csgd", "eight draws of one block at the end of a run"): [
+        (
+            "position % kDrawsPerCall == 0 && in_run + kDrawsPerCall <= layout.run_length",
+            "position % kDrawsPerCall == 0",
+        )
+    ],
+    ("csgd", "eight draws of one block in the middle of it"): [
+        ("position % kDrawsPerCall == 0 && in_run + kDrawsPerCall", "in_run + kDrawsPerCall")
+    ],
+    ("csgd", "a run does not end"): [("      in_run = 0;\n      position = run_position(layout, ++run);\n", "")],
+    ("csgd", "draws of the block before"): [("      bits = draw_block(seed, stream, block, shard.index, step);\n", "")],
+    ("csgd", "groups of runs are forgotten"): [("run / layout.group_runs * layout.group_stride +", "")],
+    ("csgd", "the lanes' halves are swapped"): [
+        ("(lane & 4) == 0 ? (word & 0xFFFFu)", "(lane & 4) != 0 ? (word & 0xFFFFu)")
+    ],
     ("calibrate_grad", "no barrier before is_last is read"): [
         ("  __syncthreads();\n  if (!is_last[0])", "  if (!is_last[0])")
     ],
@@ -130,6 +145,17 @@ FAULTS = {
         ("aligned16(call.grad) && aligned16(call.out)", "aligned16(call.grad)")
     ],
     ("calibrate_grad", "rounding by the draws that decide"): [("kGradRoundingStream", "kGradStream")],
+    ("exchange", "what float32 does not decide is left at that"): [
+        ("    if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);\n", "")
+    ],
+    ("exchange", "codes where there is no bound"): [("above && !zero", "above")],
+    ("exchange", "all of a block take its first draw"): [("draw = draw_lane(bits, k);", "draw = draw_lane(bits, 0);")],
+    ("exchange", "codes beyond the end are written"): [("if (k < count) call.codes", "call.codes")],
+    ("exchange", "wide access at any address"): [("aligned && count == kPerThread", "count == kPerThread")],
+    ("exchange", "a row's absent codes are read"): [("at < available ? digits[at] : 0u", "digits[at]")],
+    ("exchange", "a thread for a word too many"): [("number >= call.rows * call.words_per_row", "number < 0")],
+    ("exchange", "each rank adds its own codes only"): [("rank * call.code_words + position", "position")],
+    ("exchange", "each gradient takes the first sums"): [("call.first + i);", "i);")],
 }
 SANITIZED = {
     "no barrier before thread 0 adds up": THREAD,
@@ -138,6 +164,9 @@ SANITIZED = {
     "a maximum is raised without an atomic": THREAD,
     "wide access at any address": ADDRESS,
     "one channel too many": ADDRESS,
+    "codes beyond the end are written": ADDRESS,
+    "a row's absent codes are read": ADDRESS,
+    "a thread for a word too many": ADDRESS,
 }
 
 
@@ -148,8 +177,8 @@ def test_a_broken_kernel_is_found_out(kernel, fault, cpu_loops, tmp_path):
     shutil.copytree(HERE / "cuda_emulation", tmp_path / "tests" / "cuda_emulation")
     for right, wrong in FAULTS[kernel, fault]:
         changed = 0
-        for name in (f"{kernel}_cuda.cu", "blocks.cuh", "block8.cuh"):
-            path = tmp_path / "csrc" / "cuda" / name
+        for name in (f"cuda/{kernel}_cuda.cu", "cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h"):
+            path = tmp_path / "csrc" / name
             text = path.read_text()
             changed += text.count(right)
             path.write_text(text.replace(right, wrong))

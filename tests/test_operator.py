@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from csgd_cuda import csgd_
+from csgd_cuda.shards import WHOLE
 
 from .conftest import need_kernel
 from .helpers import DTYPES, assert_same_bits, make_params
 
 
-def arguments(dtype, device, momentum=0.9, lipschitz=None):
+def arguments(dtype, device, momentum=0.9, lipschitz=None, sharded=False):
     params = [p.detach() for p in make_params([(70,), (3, 4)], dtype, device)]
     opmath = torch.float64 if dtype is torch.float64 else torch.float32
     lists = (
@@ -20,6 +21,7 @@ def arguments(dtype, device, momentum=0.9, lipschitz=None):
         [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
         [torch.zeros((), dtype=opmath, device=device) for _ in params] if lipschitz is None else [],
         [0, 1],
+        [10, 7, 20, 1, 7, *WHOLE] if sharded else [],
     )
     options = {
         "lr": 0.1, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
@@ -33,10 +35,11 @@ def arguments(dtype, device, momentum=0.9, lipschitz=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("momentum", "lipschitz"), [(0.9, None), (0.0, 2.0)])
 @pytest.mark.parametrize("name", ["csgd_", "check_csgd"])
-def test_opcheck(name, dtype, momentum, lipschitz, device):
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "shard"])
+def test_opcheck(name, dtype, momentum, lipschitz, sharded, device):
     """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
     need_kernel(device)
-    lists, options = arguments(dtype, device, momentum, lipschitz)
+    lists, options = arguments(dtype, device, momentum, lipschitz, sharded)
     torch.library.opcheck(getattr(torch.ops.csgd_cuda, name).default, lists, options)
 
 
@@ -74,7 +77,7 @@ def test_empty_call_does_nothing(device):
     need_kernel(device)
     _, options = arguments(torch.float32, device)
     for name in ("csgd_", "check_csgd"):
-        getattr(torch.ops.csgd_cuda, name)([], [], [], [], [], [], **options)
+        getattr(torch.ops.csgd_cuda, name)([], [], [], [], [], [], [], **options)
 
 
 def test_build_info_is_complete(compiled):

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-import torch.distributed.tensor
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csgd_cuda import CSGD
@@ -249,19 +249,14 @@ def test_stale_values_are_noticed_by_autograd(device, fused):
         loss.backward()
 
 
-def test_sharded_parameter_is_refused():
-    """A DTensor would be updated shard by shard with the same random bits, so for now it is an error."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        param = torch.nn.Parameter(torch.distributed.tensor.distribute_tensor(torch.ones(4), mesh))
-        with pytest.raises(TypeError, match="parameter 1 is a DTensor; CSGD supports plain tensors only"):
-            CSGD([torch.ones(2), param])
-        optimizer = CSGD([torch.ones(2), param.requires_grad_(False)])
-        param.requires_grad_().grad = torch.ones_like(param)
-        with pytest.raises(TypeError, match="parameter 1 is a DTensor; CSGD supports plain tensors only"):
-            optimizer.step()
-        assert param.full_tensor().eq(1).all()
-    finally:
-        torch.distributed.destroy_process_group()
+def test_wrapped_parameter_is_refused():
+    """What another tensor class does with its parts CSGD cannot know. DTensors: tests/distributed/test_sharded.py."""
+    param = TwoTensor(torch.ones(4), torch.ones(4)).requires_grad_()
+    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; CSGD supports plain tensors and DTensors"):
+        CSGD([torch.ones(2), param])
+    optimizer = CSGD([torch.ones(2), param.requires_grad_(False)])
+    param.requires_grad_().grad = torch.ones_like(param)
+    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; CSGD supports plain tensors and DTensors"):
+        optimizer.step()
+    assert param.a.eq(1).all()
+    assert param.b.eq(1).all()

@@ -31,6 +31,21 @@ struct CsgdTensor {
   uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
 };
 
+// Where the elements of a shard lie in the whole parameter: in memory order, runs of consecutive positions, and groups
+// of such runs. A tensor split along one dimension is one group; a second one takes a second split.
+struct ShardLayout {
+  int64_t offset;        // position of the first element
+  int64_t run_length;    // elements; 0: no shard, but the whole parameter
+  int64_t run_stride;    // positions from the start of a run to that of the next in its group
+  int64_t group_runs;    // runs in a group
+  int64_t group_stride;  // positions from the start of a group to that of the next
+};
+
+// A parameter tensor, or what one process holds of it.
+struct CsgdShard : CsgdTensor {
+  ShardLayout layout;
+};
+
 // The options of one call. Doubles are rounded once to opmath where they are used.
 struct CsgdOptions {
   double lr;

@@ -2,16 +2,27 @@
 // The loop of csgd_ over one chunk, in tiles. Included once per instruction set by csgd_cpu_*.cpp, which name it with
 // CSGD_ISA, say how wide its registers are with CSGD_VECTOR_BYTES and bring its Words.
 #include "csgd_cpu.h"
+#include "shard_draws.h"
 #include "tile.h"
 
 namespace csgd {
 namespace CSGD_ISA {
 
+// The draws of the tile of elements from `first` on, a multiple of kTile.
+static inline void draw_elements(uint64_t seed, Stream stream, const CsgdShard& tensor, uint32_t step, int64_t first,
+                                 uint16_t* draws) {
+  if (tensor.layout.run_length == 0) {
+    draw_tile(seed, stream, tensor.index, step, first, draws);
+  } else {
+    draw_shard_tile(seed, stream, tensor, step, first, draws);
+  }
+}
+
 // Steps one tile; all of it can be read and written. Memory is asked for a little ahead, one array before the draws,
 // one in each loop: three streams are more than the hardware foresees, and no stretch of arithmetic leaves the memory
 // idle. Past the end of a tensor this does nothing.
 template <class S, class Parts, bool kStochastic>
-static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tensor,
+static inline void step_tile(const CsgdOptions& options, const CsgdShard& tensor,
                              const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, S* param,
                              const S* grad, S* momentum_buffer, Totals<S>* totals) {
   using T = typename Storage<S>::Opmath;
@@ -22,12 +33,12 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) prefetch(grad + i + kAhead);
   // With T = 0 every draw is below n = 2^16, so none is needed.
   if (scalars.scale < bit_cast<T>(FloatBits<T>::kInfinity)) {
-    draw_tile(options.seed, kCalibrationStream, tensor.index, scalars.step, position, draws);
+    draw_elements(options.seed, kCalibrationStream, tensor, scalars.step, position, draws);
   } else {
     memset(draws, 0, sizeof(draws));
   }
   if (parts.momentum && kStochastic)
-    draw_tile(options.seed, kMomentumStream, tensor.index, scalars.step, position, rounding);
+    draw_elements(options.seed, kMomentumStream, tensor, scalars.step, position, rounding);
   Mask<S> moved = 0;
   for (int i = 0; i < kTile; i += kLanes<S>) {
     if (parts.weight_decay) prefetch(param + i + kAhead);
@@ -45,7 +56,7 @@ static inline void step_tile(const CsgdOptions& options, const CsgdTensor& tenso
   }
   totals->moved = totals->moved + moved;
   if (!any(moved)) return;  // the parameter's memory is not touched
-  if (kStochastic) draw_tile(options.seed, kParamStream, tensor.index, scalars.step, position, rounding);
+  if (kStochastic) draw_elements(options.seed, kParamStream, tensor, scalars.step, position, rounding);
   for (int i = 0; i < kTile; i += kLanes<S>) {
     if (!parts.weight_decay) prefetch(param + i + kAhead);
     const Values<S> n_i = Values<S>::load(n + i);
@@ -67,7 +78,7 @@ static inline void add_totals(const Totals<S>& totals, int64_t count, ChunkResul
 }
 
 template <class S, class Parts, bool kStochastic>
-static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
   const auto scalars = step_scalars<typename Storage<S>::Opmath>(options, tensor);
   S* param = static_cast<S*>(tensor.param);
   const S* grad = static_cast<const S*>(tensor.grad);
@@ -98,7 +109,7 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdTensor& tens
 
 // From options to template arguments, one after the other.
 template <class S, class Parts>
-static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin,
+static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
                                        int64_t end) {
   return Storage<S>::kRounds && options.stochastic_rounding
              ? step_chunk<S, Parts, Storage<S>::kRounds>(options, tensor, begin, end)
@@ -106,7 +117,7 @@ static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdTen
 }
 
 template <class S, bool kWeightDecay>
-static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin,
+static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
                                        int64_t end) {
   const RuntimeParts parts = runtime_parts(options);
   if (!parts.momentum) {
@@ -117,7 +128,7 @@ static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdTen
 }
 
 template <class S>
-static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdTensor& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
   return options.weight_decay != 0 ? step_chunk_momentum<S, true>(options, tensor, begin, end)
                                    : step_chunk_momentum<S, false>(options, tensor, begin, end);
 }

@@ -25,6 +25,15 @@ struct Words {
     return Words(_mm256_add_epi32(start, _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)),
                  _mm256_add_epi32(start, _mm256_setr_epi32(4, 0, 6, 0, 5, 0, 7, 0)));
   }
+
+  // Any 8 blocks, in that order.
+  static Words blocks_at(const uint32_t* blocks) { return Words(four_at(blocks), four_at(blocks + 4)); }
+
+ private:
+  static __m256i four_at(const uint32_t* blocks) {
+    const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks));
+    return _mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), _MM_SHUFFLE(3, 1, 2, 0));
+  }
 };
 
 static inline Words operator^(Words a, Words b) {

@@ -25,6 +25,15 @@ struct Words {
     return Words(_mm512_add_epi32(start, _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)),
                  _mm512_add_epi32(start, _mm512_setr_epi64(8, 12, 9, 13, 10, 14, 11, 15)));
   }
+
+  // Any 16 blocks, in that order.
+  static Words blocks_at(const uint32_t* blocks) { return Words(eight_at(blocks), eight_at(blocks + 8)); }
+
+ private:
+  static __m512i eight_at(const uint32_t* blocks) {
+    const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks));
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_cvtepu32_epi64(eight));
+  }
 };
 
 static inline Words operator^(Words a, Words b) {

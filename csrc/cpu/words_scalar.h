@@ -15,6 +15,7 @@ struct Words {
   Words() = default;
   explicit Words(uint32_t value) : word(value) {}
   static Words blocks_from(uint32_t first) { return Words(first); }
+  static Words blocks_at(const uint32_t* blocks) { return Words(*blocks); }
 };
 
 static inline Words operator^(Words a, Words b) { return Words(a.word ^ b.word); }

@@ -2,6 +2,7 @@
 // What one thread does: step eight consecutive elements, which one Philox call serves.
 #pragma once
 
+#include "../core/shard.h"
 #include "../core/update_rule.h"
 #include "blocks.cuh"
 
@@ -53,12 +54,13 @@ __device__ __forceinline__ void store8(S* to, int count, bool wide, const S (&fr
   }
 }
 
-// Rounds eight opmath values to storage, each with its own draw where rounding is stochastic.
-template <class S, class T>
-__device__ __forceinline__ void round8(bool stochastic, uint64_t seed, Stream stream, uint32_t index, uint32_t step,
-                                       uint64_t block, const T (&values)[kPerThread], S (&out)[kPerThread]) {
+// Rounds eight opmath values to storage, each with its own of the eight draws that `draw` makes where rounding is
+// stochastic.
+template <class S, class T, class Draw>
+__device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&values)[kPerThread],
+                                       S (&out)[kPerThread]) {
   if (Storage<S>::kRounds && stochastic) {
-    const Philox4x32 bits = draw_block(seed, stream, block, index, step);
+    const Philox4x32 bits = draw();
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) out[k] = Storage<S>::store_stochastic(values[k], draw_lane(bits, k));
   } else {
@@ -68,21 +70,21 @@ __device__ __forceinline__ void round8(bool stochastic, uint64_t seed, Stream st
 }
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
-template <class S, class T>
-__device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTensor& tensor,
-                                      const StepScalars<T>& scalars, int64_t position, int count, bool wide,
-                                      Partial<T>& partial) {
+// Tensor: CsgdTensor or CsgdShard, which draw differently.
+template <class S, class T, class Tensor>
+__device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& tensor, const StepScalars<T>& scalars,
+                                      int64_t position, int count, bool wide, Partial<T>& partial) {
   const RuntimeParts parts = runtime_parts(options);
   S* param_at = static_cast<S*>(tensor.param) + position;
   S* momentum_at = static_cast<S*>(tensor.momentum_buffer) + position;
-  const uint64_t block = static_cast<uint64_t>(position) / kDrawsPerCall;
+  const auto draw = [&](Stream stream) { return draw_eight(options.seed, stream, tensor, position, scalars.step); };
 
   // All loads that do not depend on the draws are in flight before the first is needed.
   S grad[kPerThread], param[kPerThread] = {}, momentum_buffer[kPerThread] = {};
   load8(static_cast<const S*>(tensor.grad) + position, count, wide, grad);
   if (parts.momentum) load8(momentum_at, count, wide, momentum_buffer);
   if (parts.weight_decay) load8(param_at, count, wide, param);
-  const Philox4x32 bits = draw_block(options.seed, kCalibrationStream, block, tensor.index, scalars.step);
+  const Philox4x32 bits = draw(kCalibrationStream);
 
   T d[kPerThread], momentum[kPerThread];
   uint32_t move = 0;  // one bit for each element
@@ -98,8 +100,7 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTens
   partial.moved += __popc(move);
 
   if (parts.momentum) {
-    round8<S>(options.stochastic_rounding, options.seed, kMomentumStream, tensor.index, scalars.step, block, momentum,
-              momentum_buffer);
+    round8<S>(options.stochastic_rounding, [&] { return draw(kMomentumStream); }, momentum, momentum_buffer);
     store8(momentum_at, count, wide, momentum_buffer);
   }
   if (move == 0) return;  // the parameter's memory is not touched
@@ -111,7 +112,7 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const CsgdTens
     theta[k] = moved_value(Storage<S>::load(param[k]), scalars.lr, d[k], n);
   }
   S stored[kPerThread];
-  round8<S>(options.stochastic_rounding, options.seed, kParamStream, tensor.index, scalars.step, block, theta, stored);
+  round8<S>(options.stochastic_rounding, [&] { return draw(kParamStream); }, theta, stored);
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
   store8(param_at, count, wide, param);

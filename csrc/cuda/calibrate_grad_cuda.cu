@@ -79,7 +79,9 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
     moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0
   }
   channels.end_run();
-  round8<S>(call.stochastic_rounding, call.seed, kGradRoundingStream, index, step, block, out, stored);
+  round8<S>(
+      call.stochastic_rounding, [&] { return draw_block(call.seed, kGradRoundingStream, block, index, step); }, out,
+      stored);
   store8(static_cast<S*>(call.out) + position, count, wide, stored);
 }
 

@@ -10,20 +10,22 @@ namespace csgd {
 namespace {
 
 // The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
-template <int kBytes>
+// Tensor_: CsgdTensor, or CsgdShard, of which fewer fit.
+template <int kBytes, class Tensor_>
 struct Launch {
+  using Tensor = Tensor_;
   struct Header {
     CsgdOptions options;
     int64_t chunk;  // elements that a block takes; a multiple of kPass
     int64_t count;
   };
-  static constexpr int kTensors = (kBytes - static_cast<int>(sizeof(Header))) / static_cast<int>(sizeof(CsgdTensor));
+  static constexpr int kTensors = (kBytes - static_cast<int>(sizeof(Header))) / static_cast<int>(sizeof(Tensor));
   Header header;
-  CsgdTensor tensors[kTensors];
+  Tensor tensors[kTensors];
 };
-using SmallLaunch = Launch<4096>;   // what every driver takes
-using LargeLaunch = Launch<32764>;  // from CUDA 12.1 on
-static_assert(LargeLaunch::kTensors >= 500, "a model of 500 tensors goes in one launch");
+constexpr int kSmallLaunch = 4096;   // bytes that every driver takes
+constexpr int kLargeLaunch = 32764;  // from CUDA 12.1 on
+static_assert(Launch<kLargeLaunch, CsgdTensor>::kTensors >= 500, "a model of 500 tensors goes in one launch");
 
 // Thread 0 of each block adds the block's part to its tensor's tally; the last block to come closes the step. Every
 // block has read the step and the bound by then, so they can be overwritten, and nobody needs the tally any more.
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) csgd_kernel(const __grid_constant__ 
   using T = typename Storage<S>::Opmath;
   const CsgdOptions& options = launch.header.options;
   if (overflowed(options)) return;
-  const CsgdTensor& tensor = launch.tensors[find_tensor(launch)];
+  const auto& tensor = launch.tensors[find_tensor(launch)];
   const StepScalars<T> scalars = step_scalars<T>(options, tensor);
   const bool aligned = aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
   const int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
@@ -98,7 +100,7 @@ cudaError_t launch_dtype(DType dtype, L& launch, int64_t blocks, cudaStream_t st
 }
 
 template <class L>
-cudaError_t launch_all(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
+cudaError_t launch_all(DType dtype, const CsgdOptions& options, const typename L::Tensor* tensors, int64_t count,
                        cudaStream_t stream, int64_t* launches) {
   L launch;
   launch.header.options = options;
@@ -108,7 +110,7 @@ cudaError_t launch_all(DType dtype, const CsgdOptions& options, const CsgdTensor
   for (int64_t first = 0; error == cudaSuccess && first < count;) {
     int64_t blocks = 0, taken = 0;
     while (first + taken < count && taken < L::kTensors) {
-      const CsgdTensor& tensor = tensors[first + taken];
+      const auto& tensor = tensors[first + taken];
       const int64_t more = blocks_of(tensor.numel, launch.header.chunk);
       if (blocks + more > kMostBlocks) break;
       launch.tensors[taken] = tensor;
@@ -125,16 +127,27 @@ cudaError_t launch_all(DType dtype, const CsgdOptions& options, const CsgdTensor
   return error;
 }
 
-}  // namespace
-
-cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
-                             cudaStream_t stream, int64_t* launches) {
+template <class Tensor>
+cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
+                           cudaStream_t stream, int64_t* launches) {
   static const bool large = [] {
     int driver = 0;
     return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010;
   }();
-  return large ? launch_all<LargeLaunch>(dtype, options, tensors, count, stream, launches)
-               : launch_all<SmallLaunch>(dtype, options, tensors, count, stream, launches);
+  return large ? launch_all<Launch<kLargeLaunch, Tensor>>(dtype, options, tensors, count, stream, launches)
+               : launch_all<Launch<kSmallLaunch, Tensor>>(dtype, options, tensors, count, stream, launches);
+}
+
+}  // namespace
+
+cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
+                             cudaStream_t stream, int64_t* launches) {
+  return launch_tensors(dtype, options, tensors, count, stream, launches);
+}
+
+cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
+                             cudaStream_t stream, int64_t* launches) {
+  return launch_tensors(dtype, options, shards, count, stream, launches);
 }
 
 #define CSGD_TEXT_OF(...) #__VA_ARGS__

@@ -14,6 +14,10 @@ namespace csgd {
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
                              cudaStream_t stream, int64_t* launches);
 
+// The same for shards: a kernel of its own, so that whole parameters do not pay for the registers of its draws.
+cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
+                             cudaStream_t stream, int64_t* launches);
+
 // The architectures that the kernels were compiled for, e.g. "800,900".
 const char* cuda_architectures();
 

@@ -8,16 +8,11 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/InferenceMode.h>
 
-#include <cmath>
-
 #include "csgd.h"
+#include "dtype.h"
 
 namespace csgd {
 namespace {
-
-void check_not_negative(double value, const char* name) {
-  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
-}
 
 void check_options(const CalibrateGradArgs& a) {
   check_not_negative(a.calibration, "calibration");
@@ -46,15 +41,6 @@ int64_t channel_dim_of(const CalibrateGradArgs& a) {
   TORCH_CHECK_VALUE(a.channel_dim >= -dims && a.channel_dim < dims, "channel_dim ", a.channel_dim,
                     " is not a dimension of the gradient, which has shape ", a.grad.sizes());
   return a.channel_dim < 0 ? a.channel_dim + dims : a.channel_dim;
-}
-
-DType dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble: return DType::kFloat64;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: return DType::kFloat32;
-  }
 }
 
 // The strides in whose order the elements of a gradient count; those of the result, too.

@@ -15,10 +15,6 @@ void check_finite(double value, const char* name) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, " must be a finite number, got ", value);
 }
 
-void check_not_negative(double value, const char* name) {
-  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
-}
-
 void check_options(const CsgdArgs& a) {
   // Schedulers take lr a rounding error below 0, and the momentum to 0 under nesterov: CSGD's constructor refuses
   // such options, a step does not.
@@ -172,13 +168,35 @@ void check_optional_tensors(const CsgdArgs& a) {
   }
 }
 
+// Runs that overlap would draw the same numbers twice.
+void check_shards(const CsgdArgs& a) {
+  if (a.shards.empty()) return;
+  TORCH_CHECK_VALUE(a.shards.size() == a.params.size() * kShardNumbers, "shards must be empty or have ", kShardNumbers,
+                    " numbers for each parameter, got ", a.shards.size(), " for ", a.params.size(), " parameters");
+  for (size_t i = 0; i < a.params.size(); ++i) {
+    const int64_t* n = a.shards.data() + i * kShardNumbers;
+    const int64_t offset = n[0], length = n[1], stride = n[2], runs = n[3], group_stride = n[4];
+    const bool whole = length == 0;
+    TORCH_CHECK_VALUE(whole || (offset >= 0 && length > 0 && runs > 0 && (runs == 1 || stride >= length) &&
+                                group_stride >= (runs - 1) * stride + length),
+                      "parameter ", a.indices[i], ": shards has offset ", offset, ", run length ", length,
+                      ", run stride ", stride, ", runs ", runs, ", group stride ", group_stride,
+                      "; expected runs that do not overlap, and a run length of 0 for a whole parameter");
+  }
+}
+
 }  // namespace
+
+void check_not_negative(double value, const char* name) {
+  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
+}
 
 void check_csgd_args(const CsgdArgs& args) {
   check_options(args);
   check_list_lengths(args);
   if (args.params.empty()) return;
   check_tensors(args);
+  check_shards(args);
   check_unshared(args.steps, "steps");
   check_unshared(args.lipschitz_bounds, "lipschitz_bounds");
   check_optional_tensors(args);

@@ -15,6 +15,7 @@
 namespace csgd {
 
 constexpr int64_t kTallyWords = sizeof(CsgdTally) / sizeof(int64_t);
+constexpr int64_t kShardNumbers = sizeof(ShardLayout) / sizeof(int64_t);
 
 struct CsgdArgs {
   at::TensorList params;
@@ -23,6 +24,7 @@ struct CsgdArgs {
   at::TensorList steps;
   at::TensorList lipschitz_bounds;  // empty with a fixed Lipschitz constant
   at::IntArrayRef indices;
+  at::IntArrayRef shards;  // kShardNumbers for each parameter, as in ShardLayout; empty: all are whole
   double lr;
   double momentum;
   double dampening;
@@ -41,12 +43,14 @@ struct CsgdArgs {
   const std::optional<at::Tensor>& tallies;
 };
 
+void check_not_negative(double value, const char* name);
+
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
 void check_csgd_args(const CsgdArgs& args);
 
 // One parameter ready to step: every tensor in the parameter's memory order, at a plain address.
 struct PackedTensor {
-  CsgdTensor tensor;
+  CsgdShard tensor;
   DType dtype;
 };
 
@@ -85,15 +89,15 @@ void run_cuda(const PackedStep& step);
 // The kernel of the operator for one device: check everything, then pack, run, finish.
 template <void (*run)(const PackedStep&)>
 void csgd_(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList steps,
-           at::TensorList lipschitz_bounds, at::IntArrayRef indices, double lr, double momentum, double dampening,
-           double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz, double bound_decay,
-           std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
+           at::TensorList lipschitz_bounds, at::IntArrayRef indices, at::IntArrayRef shards, double lr, double momentum,
+           double dampening, double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz,
+           double bound_decay, std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
            const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
            const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies) {
-  const CsgdArgs args{params,    grads,       momentum_buffers, steps,        lipschitz_bounds, indices,
-                      lr,        momentum,    dampening,        weight_decay, nesterov,         calibration,
-                      lipschitz, bound_decay, rounding,         seed,         maximize,         fresh_momentum,
-                      lr_tensor, grad_scale,  found_inf,        tallies};
+  const CsgdArgs args{
+      params,   grads,     momentum_buffers, steps,     lipschitz_bounds, indices,   shards,      lr,
+      momentum, dampening, weight_decay,     nesterov,  calibration,      lipschitz, bound_decay, rounding,
+      seed,     maximize,  fresh_momentum,   lr_tensor, grad_scale,       found_inf, tallies};
   check_csgd_args(args);
   if constexpr (run != nullptr) {
     if (params.empty()) return;

@@ -6,6 +6,7 @@
 
 #include "calibrate_grad.h"
 #include "csgd.h"
+#include "exchange.h"
 
 namespace {
 
@@ -14,7 +15,8 @@ std::string schema(const char* name, bool mutates) {
   const auto changed = [&](const char* alias) { return std::string(mutates ? alias : ""); };
   return std::string(name) + "(Tensor" + changed("(a!)") + "[] params, Tensor[] grads, Tensor" + changed("(b!)") +
          "[] momentum_buffers, Tensor" + changed("(c!)") + "[] steps, Tensor" + changed("(d!)") +
-         "[] lipschitz_bounds, int[] indices, *, float lr, float momentum, float dampening, float weight_decay, "
+         "[] lipschitz_bounds, int[] indices, int[] shards, *, float lr, float momentum, float dampening, float "
+         "weight_decay, "
          "bool nesterov, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, "
          "bool maximize, bool fresh_momentum, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, Tensor" +
          changed("(e!)") + "? tallies) -> ()";
@@ -32,6 +34,12 @@ TORCH_LIBRARY(csgd_cuda, m) {
       "int channel_dim, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, int rank) -> "
       "Tensor",
       {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+  // csgd_cuda/distributed/coding.py documents these.
+  m.def("encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def("pack_codes(Tensor codes, int rows) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("add_codes(Tensor words) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("decode_sums(Tensor words, Tensor units, Tensor(a!)[] grads) -> ()", {at::Tag::pt2_compliant_tag});
 }
 
 namespace csgd {
@@ -46,6 +54,7 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("csgd_", csgd_<run_nowhere>);
   m.impl("check_csgd", csgd_<nullptr>);
   m.impl("calibrate_grad", calibrate_grad<calibrate_grad_nowhere>);
+  add_exchange<kExchangeNowhere>(m);
 }
 
 }  // namespace csgd

@@ -4,18 +4,10 @@
 #include <c10/util/strides.h>
 
 #include "csgd.h"
+#include "dtype.h"
 
 namespace csgd {
 namespace {
-
-DType dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble: return DType::kFloat64;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: return DType::kFloat32;
-  }
-}
 
 bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
   for (int64_t k = 0; k < a.dim(); ++k) {
@@ -61,6 +53,12 @@ void bump_version(const at::Tensor& t) {
   if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
+ShardLayout layout_of(const CsgdArgs& args, size_t i) {
+  if (args.shards.empty()) return {};
+  const int64_t* numbers = args.shards.data() + i * kShardNumbers;
+  return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]};
+}
+
 }  // namespace
 
 // `tensor` itself where it lies in memory as `like` does, else a copy that does.
@@ -82,7 +80,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
       owned_.push_back(p);
       copies_back_.push_back({param, p});
     }
-    CsgdTensor t{};
+    CsgdShard t{};
     t.param = p.data_ptr();
     t.grad = dense(args.grads[i], p, false).const_data_ptr();
     if (!args.momentum_buffers.empty()) t.momentum_buffer = dense(args.momentum_buffers[i], p, true).data_ptr();
@@ -91,6 +89,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
     t.index = static_cast<uint32_t>(args.indices[i]);
     if (args.tallies) t.tally = tally_rows(*args.tallies) + (args.indices[i] - args.indices[0]);
     t.numel = p.numel();
+    t.layout = layout_of(args, i);
     tensors_.push_back({t, dtype_of(p)});
   }
 }

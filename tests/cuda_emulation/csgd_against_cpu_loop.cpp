@@ -23,8 +23,8 @@ struct Buffers {
   CsgdTally tally{};
 };
 
-CsgdTensor record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
-  CsgdTensor t{};
+CsgdShard record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
+  CsgdShard t{};
   t.param = data_of(b.param, dtype, offset);
   t.grad = data_of(b.grad, dtype, offset);
   t.momentum_buffer = momentum ? data_of(b.momentum_buffer, dtype, offset) : nullptr;
@@ -36,7 +36,7 @@ CsgdTensor record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int of
   return t;
 }
 
-void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor) {
+void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdShard& tensor) {
   if (overflowed(options)) return;
   ChunkResult total;
   for (int64_t begin = 0; begin < tensor.numel; begin += kCpuChunk) {
@@ -60,8 +60,18 @@ struct Case {
   CsgdOptions options;
   std::vector<int64_t> sizes;
   int offset;
-  int64_t launches;  // expected of each step
+  int64_t launches;      // expected of each step
+  ShardLayout layout{};  // of all of them
 };
+
+cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdShard>& records, int64_t* launches) {
+  const auto count = static_cast<int64_t>(records.size());
+  if (c.layout.run_length > 0) {
+    return launch_csgd_cuda(c.dtype, c.options, records.data(), count, nullptr, launches);
+  }
+  const std::vector<CsgdTensor> whole(records.begin(), records.end());
+  return launch_csgd_cuda(c.dtype, c.options, whole.data(), count, nullptr, launches);
+}
 
 bool run(const Case& c, std::mt19937_64& random) {
   const bool momentum = c.options.momentum != 0;
@@ -72,17 +82,19 @@ bool run(const Case& c, std::mt19937_64& random) {
   }
   gpu = cpu;
   for (int step = 0; step < 3; ++step) {
-    std::vector<CsgdTensor> records;
+    std::vector<CsgdShard> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
       fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return 0.1 * heavy_tailed(random); });
       gpu[k].grad = cpu[k].grad;
       const auto index = static_cast<uint32_t>(k);
-      step_on_cpu(c.dtype, c.options, record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
+      CsgdShard on_cpu = record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum);
+      on_cpu.layout = c.layout;
+      step_on_cpu(c.dtype, c.options, on_cpu);
       records.push_back(record(gpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
+      records.back().layout = c.layout;
     }
     int64_t launches = 0;
-    const auto count = static_cast<int64_t>(records.size());
-    if (launch_csgd_cuda(c.dtype, c.options, records.data(), count, nullptr, &launches) != cudaSuccess) return false;
+    if (step_on_gpu(c, records, &launches) != cudaSuccess) return false;
     if (launches != c.launches) {
       return std::printf("%s: %lld launches\n", c.name, static_cast<long long>(launches)), false;
     }
@@ -135,6 +147,16 @@ std::vector<Case> cases() {
   with(
       "lr tensor, no calibration", [&](CsgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
       DType::kFloat64);
+  const auto shard = [&](const char* name, DType dtype, ShardLayout layout) {
+    all.push_back({name, dtype, base_options(), {0, 1, 7, 8, 9, 2049, 5000}, 0, 1, layout});
+  };
+  shard("shard of rows", DType::kFloat32, {8 * 1001, 5000, 5000, 1, 5000});
+  shard("shard of rows, bfloat16, from within a block", DType::kBFloat16, {1003, 5000, 5000, 1, 5000});
+  shard("shard of columns, blocks of 8", DType::kFloat32, {16, 24, 64, 1000, 64000});
+  shard("shard of columns", DType::kFloat64, {5, 3, 10, 1000, 10000});
+  shard("shard of columns, float16", DType::kFloat16, {(int64_t{1} << 36) - 40, 9, 27, 1000, 27000});
+  shard("single columns", DType::kBFloat16, {2, 1, 7, 9999, 69993});
+  shard("shard of two dimensions", DType::kFloat32, {33, 5, 12, 3, 60});
   all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
   return all;
 }
@@ -145,7 +167,8 @@ int main(int argc, char** argv) {
   std::mt19937_64 random(1);
   if (argc > 1 && std::strcmp(argv[1], "old-driver") == 0) {
     cuda_emulation::driver_version = 12000;
-    const int64_t launches = (161 + SmallLaunch::kTensors - 1) / SmallLaunch::kTensors;
+    const int64_t small = Launch<kSmallLaunch, CsgdTensor>::kTensors;
+    const int64_t launches = (161 + small - 1) / small;
     return run({"old driver", DType::kFloat32, base_options(), std::vector<int64_t>(161, 9), 0, launches}, random) ? 0
                                                                                                                    : 1;
   }
@@ -154,7 +177,7 @@ int main(int argc, char** argv) {
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   cuda_emulation::multiprocessors = 1;
   good = good && run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
-  const int64_t more = LargeLaunch::kTensors + 2;
+  const int64_t more = Launch<kLargeLaunch, CsgdTensor>::kTensors + 2;
   good = good && run({"more than a launch holds", DType::kFloat32, base_options(),
                       std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},
                      random);

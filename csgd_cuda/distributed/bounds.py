@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lipschitz bounds of sharded parameters: each process sees a part of ``|d|``, the bound is that of the whole."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..aliases import Group, State
+from ..checks import opmath_dtype
+from ..shards import is_dtensor
+from .agreement import check_ranks_agree
+
+
+class _Mesh:
+    """Parameters that are split over the same dimensions of one device mesh, with bounds of one dtype."""
+
+    def __init__(self, groups: list[dist.ProcessGroup]) -> None:
+        self._groups = groups
+        self.params: list[tuple[Tensor, Group]] = []
+        self._work: Any = None
+        self._largest = torch.empty(0)
+        self._bounds: list[Any] = []
+
+    def start(self, state: State) -> None:
+        """Sends the bounds off. Every process has a place for each parameter, with a gradient or without."""
+        params = [param for param, group in self.params if group["lipschitz"] is None]
+        if not params:
+            return
+        self._bounds = [(state.get(param) or {}).get("lipschitz_bound") for param in params]
+        zero = torch.zeros(1, dtype=opmath_dtype(params[0].dtype), device=params[0].device)
+        self._largest = torch.cat([zero if bound is None else bound.reshape(1) for bound in self._bounds])
+        for group in self._groups[:-1]:
+            dist.all_reduce(self._largest, dist.ReduceOp.MAX, group=group)
+        self._work = dist.all_reduce(self._largest, dist.ReduceOp.MAX, group=self._groups[-1], async_op=True)
+
+    def finish(self) -> None:
+        if self._work is None:
+            return
+        self._work.wait()
+        self._work = None
+        here = [k for k, bound in enumerate(self._bounds) if bound is not None]
+        if here:
+            largest = self._largest.unbind()
+            torch._foreach_copy_([self._bounds[k].view(()) for k in here], [largest[k] for k in here])
+        self._bounds = []
+
+
+class WholeBounds:
+    """Makes the bounds of sharded parameters those of the whole ones, between one step and the next.
+
+    A step leaves ``max(beta * l, max |d|)`` over this process's part; the maximum of these over the processes is that
+    of the whole parameter. It is on its way until the next step, or until somebody asks for the state.
+
+    Raises:
+        ValueError: the processes are set up differently; the message names the first difference.
+    """
+
+    def __init__(self, param_groups: list[Group]) -> None:
+        meshes: dict[Any, _Mesh] = {}
+        self._all_groups: dict[Any, list[dist.ProcessGroup]] = defaultdict(list)
+        for group in param_groups:
+            for param in group["params"]:
+                if not is_dtensor(param):
+                    continue
+                mesh = param.device_mesh
+                if mesh not in self._all_groups and mesh.get_coordinate() is not None:
+                    self._all_groups[mesh] = [mesh.get_group(k) for k in range(mesh.ndim)]
+                split = [k for k in range(mesh.ndim) if not param.placements[k].is_replicate() and mesh.size(k) > 1]
+                if not split or mesh.get_coordinate() is None:
+                    continue
+                key = (mesh, tuple(split), opmath_dtype(param.dtype))
+                if key not in meshes:
+                    meshes[key] = _Mesh([mesh.get_group(k) for k in split])
+                meshes[key].params.append((param, group))
+        self._meshes = list(meshes.values())
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Compares options, parameters and state over the processes that share parameters."""
+        for groups in self._all_groups.values():
+            for group in groups:
+                check_ranks_agree(optimizer, group)
+
+    def start(self, state: State) -> None:
+        """After a step."""
+        for mesh in self._meshes:
+            mesh.start(state)
+
+    def finish(self) -> None:
+        """Before the bounds are read; needs no other process to do the same."""
+        for mesh in self._meshes:
+            mesh.finish()
