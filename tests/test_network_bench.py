@@ -4,7 +4,6 @@
 import copy
 import csv
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -156,14 +155,18 @@ def test_the_models_time_is_the_sum_of_its_parts():
 
 
 @pytest.mark.parametrize("hosts", [2, 64, 1024])
-def test_at_the_break_even_rate_both_take_as_long(hosts):
+@pytest.mark.parametrize("other", [PLAIN, POWER], ids=lambda exchange: exchange.name)
+def test_between_its_rates_and_only_there_an_exchange_is_faster(other, hosts):
     workload = Workload([[3000, 1000], [10]], [[0], [1]])
-    ours, theirs = Costs(0.1, 0.9, 1e-5), Costs(0.1, 0.01, 1e-5)
-    rate = model.break_even(CODES, PLAIN, workload, hosts, ours, theirs)
-    at_rate = [model.seconds(*case, workload, hosts, rate, c) for case, c in (((CODES,), ours), ((PLAIN,), theirs))]
-    assert at_rate[0] == pytest.approx(at_rate[1], rel=1e-9)
-    assert model.break_even(CODES, PLAIN, workload, hosts, theirs, Costs(0.1, 5, 1e-5)) == math.inf
-    assert model.break_even(PLAIN, CODES, workload, hosts, ours, theirs) == 0
+    for ours, theirs in ((0.9, 0.1), (0.1, 0.9), (0.1, 0.1)):
+        costs, other_costs = Costs(0.1, ours, 1e-5), Costs(0.1, theirs, 1e-5)
+        low, high = model.faster_between(CODES, other, workload, hosts, costs, other_costs)
+        assert 0 <= low <= high
+        for exponent in range(0, 60):
+            rate = 10 ** (exponent / 4)
+            case = workload, hosts, rate
+            faster = model.seconds(CODES, *case, costs) < model.seconds(other, *case, other_costs)
+            assert faster == (low < rate < high), f"at {rate:g} bit/s, {ours} against {theirs} s"
 
 
 def _content(hosts, speedup=8.0):

@@ -66,16 +66,19 @@ def _draw_steps(axes: Axes, measurements: report.Measurements, bits: float, colo
 
 def _draw_break_even(axes: Axes, measurements: report.Measurements, colours: dict[str, str]) -> None:
     for other in report.rivals(measurements):
-        rates = [report.break_even(measurements, other.name, hosts) for hosts in report.WORLD_SIZES]
-        shown = [rate / 1e6 if 0 < rate < math.inf else math.nan for rate in rates]
-        if not all(map(math.isnan, shown)):
-            axes.plot(report.WORLD_SIZES, shown, marker=".", color=colours[other.name], label=f"against {other.label}")
+        ranges = [report.faster_between(measurements, other.name, hosts) for hosts in report.WORLD_SIZES]
+        below = [high / 1e6 if low == 0 < high < math.inf else math.nan for low, high in ranges]
+        above = [low / 1e6 if low > 0 else math.nan for low, _ in ranges]
+        for side, rates, style in (("below", below, "-"), ("above", above, ":")):
+            if not all(map(math.isnan, rates)):
+                how = {"marker": ".", "linestyle": style, "color": colours[other.name]}
+                axes.plot(report.WORLD_SIZES, rates, label=f"{side} it: faster than {other.label}", **how)
     axes.set(xscale="log", yscale="log", xlabel="hosts W", ylabel="rate of the links (Mbit/s)")
-    axes.set_title("Model: calibrated is the faster one below the line")
+    axes.set_title("Model: where the calibrated exchange pays")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_lines():
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=8)
     _world_sizes(axes)
 
 

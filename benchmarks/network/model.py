@@ -81,17 +81,20 @@ def seconds(exchange: Exchange, workload: Workload, hosts: int, bits_per_second:
     return costs.step + costs.exchange + 8 * wire / bits_per_second + waits
 
 
-def break_even(
+def faster_between(
     exchange: Exchange, other: Exchange, workload: Workload, hosts: int, costs: Costs, other_costs: Costs
-) -> float:
-    """Bits per second below which ``exchange`` is the faster one: Inf if always, 0 if never."""
+) -> tuple[float, float]:
+    """Bits per second between which ``exchange`` is the faster one: from 0, or to Inf, or (0, 0) for nowhere."""
     saved = payload(other, workload, hosts) - payload(exchange, workload, hosts)
     extra = costs.exchange - other_costs.exchange
     extra += messages(exchange, workload, hosts) * costs.latency
     extra -= messages(other, workload, hosts) * other_costs.latency
-    if extra <= 0:
-        return math.inf if saved >= 0 else 0.0
-    return max(0.0, 8 * saved / stream.PAYLOAD_SHARE / extra)
+    if saved <= 0 <= extra:
+        return 0.0, 0.0
+    if extra <= 0 <= saved:
+        return 0.0, math.inf
+    equal = 8 * saved / stream.PAYLOAD_SHARE / extra
+    return (0.0, equal) if saved > 0 else (equal, math.inf)
 
 
 def _calibrated_bytes(sizes: list[int], hosts: int) -> int:

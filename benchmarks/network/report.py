@@ -127,7 +127,7 @@ def markdown(measurements: Measurements) -> str:
         "One host alone: how much longer its step is than one without exchange.",
         aligned(_computing(measurements)),
         "## Where it stops paying",
-        f"Links below this rate make `calibrated` the faster one, if a message takes {_latency(measurements):.0f} µs.",
+        f"Rates in Mbit/s at which `calibrated` is the faster one, if a message takes {_latency(measurements):.0f} µs.",
         aligned(_break_even(measurements)),
         "## Step in ms by the model",
         aligned(_predicted(measurements)),
@@ -195,11 +195,11 @@ def _computing(measurements: Measurements) -> list[list[str]]:
     return table
 
 
-def break_even(measurements: Measurements, other: str, hosts: int) -> float:
-    """Bits per second below which the calibrated exchange is faster than another one."""
+def faster_between(measurements: Measurements, other: str, hosts: int) -> tuple[float, float]:
+    """Bits per second between which the calibrated exchange is faster than another one."""
     ours, theirs = Exchange.of("calibrated"), Exchange.of(other)
     costs = measurements.costs(ours), measurements.costs(theirs)
-    return model.break_even(ours, theirs, measurements.workload, hosts, *costs)
+    return model.faster_between(ours, theirs, measurements.workload, hosts, *costs)
 
 
 def rivals(measurements: Measurements) -> list[Exchange]:
@@ -214,7 +214,7 @@ def _break_even(measurements: Measurements) -> list[list[str]]:
     others = rivals(measurements)
     table = [["W", *(f"against {other.label}" for other in others)]]
     for hosts in WORLD_SIZES:
-        table.append([str(hosts), *(_rate(break_even(measurements, other.name, hosts)) for other in others)])
+        table.append([str(hosts), *(_range(*faster_between(measurements, other.name, hosts)) for other in others)])
     return table
 
 
@@ -232,7 +232,9 @@ def _latency(measurements: Measurements) -> float:
     return 1e6 * measurements.costs(Exchange.of(PLAIN)).latency
 
 
-def _rate(bits_per_second: float) -> str:
-    if bits_per_second in (0, math.inf):
-        return "never" if bits_per_second == 0 else "always"
-    return f"{bits_per_second / 1e6:,.0f} Mbit/s"
+def _range(low: float, high: float) -> str:
+    if low == high:
+        return "nowhere"
+    if low > 0:
+        return f"above {low / 1e6:,.0f}"
+    return "everywhere" if high == math.inf else f"below {high / 1e6:,.0f}"
