@@ -35,7 +35,7 @@ def draw(measurements: report.Measurements, path: Path) -> None:
     high = max(panel.get_ylim()[1] for panel in of_rates)
     for panel in of_rates:
         panel.set_ylim(low, high)
-    of_rates[0].legend(fontsize=9)
+    of_rates[-1].legend(fontsize=9, loc="upper left")
     _draw_break_even(break_even, measurements, colours)
     _draw_check(check, measurements, colours)
     about, costs = measurements.alone.content["machine"], measurements.costs(Exchange.of("plain"))
