@@ -43,11 +43,11 @@ def describe(experiment: Experiment) -> list[str]:
 
 def markdown(summary: Summary) -> str:
     """What was run, the table, how to read it, and where it was run."""
-    parts = ["  \n".join(describe(summary.experiment)), _aligned(_rows(summary)), _notes(summary)]
+    parts = ["  \n".join(describe(summary.experiment)), aligned(_rows(summary)), _notes(summary)]
     if len(summary.lrs) > 1:
         parts += [
             f"Test {summary.headline} at every learning rate, whichever was chosen, %:",
-            _aligned(_all_lrs(summary)),
+            aligned(_all_lrs(summary)),
         ]
     parts.append("\n".join(["```sh", *summary.experiment.commands, "```"]))
     for environment in summary.experiment.environments:
@@ -145,7 +145,8 @@ def _notes(summary: Summary) -> str:
     return " ".join(notes)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """A Markdown table with columns of even width; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
