@@ -35,7 +35,7 @@ from . import log, options, report
 from .data import stretched
 from .mixture import Mixture, Worst
 from .summary import Summary
-from .trial import SHOWN, Place, Recipe, Trial
+from .trial import SHOWN, Choice, Place, Recipe, Trial
 
 
 def read_images(args: argparse.Namespace) -> ImageSet:
@@ -73,19 +73,15 @@ def run(args: argparse.Namespace, arguments: list[str]) -> None:
     mixture, recipe, common = _settings(args, images)
     out = prepare(args.out)
     finished = {log.path(out, found.settings) for found in log.read_all(out, common)}
-    combinations = product(dict.fromkeys(args.seeds), dict.fromkeys(args.optimizers), dict.fromkeys(args.injections))
-    missing = []
-    for seed, optimizer, injection in combinations:
-        settings = common | {"optimizer": optimizer, "injection": injection, "seed": seed}
-        if log.path(out, settings) not in finished:
-            missing.append(settings)
+    choices = [Choice(o, i, seed) for seed, o, i in product(args.seeds, args.optimizers, args.injections)]
+    missing = [choice for choice in dict.fromkeys(choices) if log.path(out, asdict(choice)) not in finished]
     environment = machine.describe(device, without_places(["python", "-m", "examples.degraded", *arguments]))
     with _algorithms(device):
-        for i, settings in enumerate(missing):
-            which = [settings[key] for key in ("optimizer", "injection", "seed")]
-            trial = Trial(images, mixture, recipe, *which, Place(device, args.loaders))
-            finished_trial = _train(trial, settings, environment, f"{i + 1} of {len(missing)}")
-            log.write(out, finished_trial)
+        for i, choice in enumerate(missing):
+            trial = Trial(images, mixture, recipe, choice, Place(device, args.loaders))
+            results = _train_and_test(trial, f"{i + 1} of {len(missing)}")
+            settings = common | asdict(choice)
+            log.write(out, log.Log(settings, trial.parameters, trial.epochs, results, environment))
     write_report(log.read_all(out, common), out, images.test, mixture)
 
 
@@ -99,18 +95,16 @@ def _algorithms(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _train(trial: Trial, settings: dict[str, Any], environment: dict[str, str], number: str) -> log.Log:
-    """Train and evaluate, with a progress bar of training steps and then of conditions."""
+def _train_and_test(trial: Trial, number: str) -> list[dict[str, Any]]:
+    """Trial.evaluate() after all epochs, with a progress bar of training steps and then of conditions."""
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file wants a line now and then
-    what = f"{settings['optimizer']}, {settings['injection']}, seed {settings['seed']} ({number})"
-    steps = -(-len(trial.images.train) // trial.recipe.batch_size) * trial.recipe.epochs
-    with tqdm(total=steps, unit="step", mininterval=interval, desc=f"{what}: training") as bar:
+    what = f"{', '.join(map(str, asdict(trial.choice).values()))} ({number})"
+    with tqdm(total=trial.steps, unit="step", mininterval=interval, desc=f"{what}, training") as bar:
         for _ in range(trial.recipe.epochs):
             trial.train_epoch(bar.update)
     conditions = trial.mixture.conditions(trial.recipe.levels)
-    with tqdm(total=len(conditions), unit="condition", mininterval=interval, desc=f"{what}: testing") as bar:
-        results = trial.evaluate(bar.update)
-    return log.Log(settings, trial.parameters, trial.epochs, results, environment)
+    with tqdm(total=len(conditions), unit="condition", mininterval=interval, desc=f"{what}, testing") as bar:
+        return trial.evaluate(bar.update)
 
 
 def write_report(logs: list[log.Log], out: Path, test: Split, mixture: Mixture) -> None:

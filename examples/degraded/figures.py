@@ -41,14 +41,9 @@ _WRONG = "#D55E00"
 def draw_accuracy(summary: Summary, variant: Variant, path: Path) -> None:
     """PNG: above, the accuracy of each regime over the level; below, what is gained over the absent parameter."""
     kinds = summary.kinds
+    size = 4.6 * len(kinds) + 1, 8
     figure, axes = plt.subplots(
-        2,
-        len(kinds),
-        figsize=(4.6 * len(kinds) + 1, 8),
-        layout="constrained",
-        sharey="row",
-        sharex="col",
-        squeeze=False,
+        2, len(kinds), figsize=size, layout="constrained", sharey="row", sharex="col", squeeze=False
     )
     seeds = len(summary.trials[variant])
     figure.suptitle("\n".join([f"{name(variant)}; {seeds} seed(s)", *describe(summary)]), fontsize=8.5)
@@ -104,8 +99,8 @@ def draw_samples(summary: Summary, variant: Variant, test: Split, mixture: Mixtu
         row[0].set_ylabel(result["text"].replace(", ", "\n"), fontsize=8)
     figure.suptitle(
         f"The first {SHOWN} test images of {data}, degraded, and what they were taken for: {name(variant)}, "
-        f"seed {log.settings['seed']}.\nBelow each image what it is, then the classes found with the parameter known (K), "
-        "estimated (E) and absent (A); wrong ones in bold and orange.",
+        f"seed {log.settings['seed']}.\nBelow each image what it is, then the classes found with the parameter known "
+        "(K), estimated (E) and absent (A); wrong ones in bold and orange.",
         fontsize=9,
     )
     figure.savefig(path, dpi=80)

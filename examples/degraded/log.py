@@ -57,13 +57,11 @@ def read_all(out: Path, common: dict[str, Any]) -> list[Log]:
         content = read_json(file)
         try:
             log = Log(**content)
-            complete = (
-                all(REGIMES[0] in result["accuracy"] for result in log.results) and path(out, log.settings) == file
-            )
+            whole = path(out, log.settings) == file and all(set(REGIMES) <= set(r["accuracy"]) for r in log.results)
         except (KeyError, TypeError):
-            complete = False
-        if not complete:
-            raise UserError(f"{file}: not a log of this program; remove it.")
+            whole = False
+        if not whole:
+            raise UserError(f"{file}: not a log of this program; remove it, and train again what it stands for.")
         if different := differences(log.common, common):
             raise UserError(
                 f"--out {out}: {file.name} was made with other settings ({', '.join(different)}); "

@@ -59,9 +59,9 @@ def markdown(summary: Summary) -> str:
 
 _NOTES = (
     "Mean ± standard deviation over the seeds, after the last epoch. A gain is the difference to the absent parameter, "
-    "paired by seed; its ± is the standard error over the seeds. Strength: share of the strongest degradation. Withheld: "
-    "the network of the known parameter, given the constant vector of the absent one. Estimate's error: mean of "
-    "|estimate - truth| over the elements of the vector, which go from 0 to 1."
+    "paired by seed; its ± is the standard error over the seeds. Strength: share of the strongest degradation. "
+    "Withheld: the network of the known parameter, given the constant vector of the absent one. Estimate's error: mean "
+    "of |estimate - truth| over the elements of the vector, which go from 0 to 1."
 )
 
 
@@ -120,14 +120,8 @@ def _environments(summary: Summary) -> list[str]:
     """The commands, each once, and what they ran on."""
     logs = [log for trials in summary.trials.values() for log in trials]
     commands = dict.fromkeys(log.environment["command"] for log in logs)
-    kept = [
-        {
-            key: value
-            for key, value in log.environment.items()
-            if key not in ("command", "date", "load average at the start")
-        }
-        for log in logs
-    ]
+    varying = "command", "date", "load average at the start"
+    kept = [{key: value for key, value in log.environment.items() if key not in varying} for log in logs]
     unique = [about for i, about in enumerate(kept) if about not in kept[:i]]
     return ["\n".join(["```sh", *commands, "```"]), *("\n".join(f"- {k}: {v}" for k, v in u.items()) for u in unique)]
 

@@ -92,6 +92,11 @@ class Trial:
         self.epochs: list[dict[str, float]] = []
 
     @property
+    def steps(self) -> int:
+        """Number of steps of the whole training."""
+        return -(-len(self.images.train) // self.recipe.batch_size) * self.recipe.epochs
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Number of trained numbers of each network."""
         return {name: models.count_parameters(network) for name, network in self.networks.items()}
