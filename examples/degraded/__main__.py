@@ -50,7 +50,10 @@ def read_images(args: argparse.Namespace) -> ImageSet:
 def _settings(args: argparse.Namespace, images: ImageSet) -> tuple[Mixture, Recipe, dict[str, Any]]:
     """The mixture, the recipe, and what all trials of the report share, as JSON values."""
     kinds = tuple(dict.fromkeys(args.degradations))
-    mixture = Mixture(kinds, args.mixture, Worst(args.worst_quality, args.max_noise, args.max_blur))
+    low, high = args.strengths
+    if low > high:
+        raise UserError(f"--strengths {low:g} {high:g}: the first is the lowest; exchange them.")
+    mixture = Mixture(kinds, args.mixture, Worst(args.worst_quality, args.max_noise, args.max_blur), (low, high))
     recipe = Recipe(**{field: getattr(args, field) for field in Recipe.__dataclass_fields__})
     about = {
         "name": args.data,

@@ -60,7 +60,7 @@ def draw_accuracy(summary: Summary, variant: Variant, path: Path) -> None:
             ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy on the test images (%)\nmean ± standard deviation")
     axes[1, 0].set_ylabel("difference to the absent parameter\n(points), mean ± standard error")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(REGIMES))
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

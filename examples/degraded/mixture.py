@@ -49,6 +49,8 @@ class Condition:
 class Mixture:
     """kinds: which of KINDS there are. how: an image gets "one" of them, or all in a "chain".
 
+    strengths: the lowest and the highest that draw() gives.
+
     The **parameter vector** of an image has one element for each of ``kinds``, in that order: its strength, from
     0 (not degraded so) to 1 (as ``worst``). Sigmas are proportional to it; JPEG qualities fall linearly with
     it and are whole numbers, so that there are strengths only for these.
@@ -57,10 +59,11 @@ class Mixture:
     kinds: tuple[str, ...]
     how: str
     worst: Worst
+    strengths: tuple[float, float] = (0.0, 1.0)
 
     def draw(self, draws: np.random.Generator) -> np.ndarray:
-        """A parameter vector, float32 [kinds]: strengths uniform from 0 to 1, with "one" of a kind drawn uniformly."""
-        vector = draws.random(len(self.kinds))
+        """A parameter vector, float32 [kinds]: uniform ``strengths``, with "one" of a kind drawn uniformly."""
+        vector = draws.uniform(*self.strengths, len(self.kinds))
         if self.how == "one":
             vector *= np.arange(len(self.kinds)) == draws.integers(len(self.kinds))
         return self._settled(vector)

@@ -21,8 +21,12 @@ class PlaneCNN(nn.Module):
 
     def forward(self, images: Tensor, vector: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W] with parameter vectors [B, P]."""
+        return self.cnn.head(self.features(images, vector))
+
+    def features(self, images: Tensor, vector: Tensor) -> Tensor:
+        """What the last layer sees, [B, 4 * width]."""
         planes = vector[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return self.cnn(torch.cat([images, planes], dim=1))
+        return self.cnn.features(torch.cat([images, planes], dim=1))
 
 
 class FilmCNN(SmallCNN):
@@ -43,12 +47,16 @@ class FilmCNN(SmallCNN):
 
     def forward(self, images: Tensor, vector: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W] with parameter vectors [B, P]."""
+        return self.head(self.features(images, vector))
+
+    def features(self, images: Tensor, vector: Tensor) -> Tensor:
+        """What the last layer sees, [B, 4 * width]."""
         scales, shifts = self.modulation(vector)[:, :, None, None].chunk(2, dim=1)
         scales, shifts = scales.split(self._channels, dim=1), shifts.split(self._channels, dim=1)
         x = pool(F.relu(self.bn1(self.conv1(images)) * (1 + scales[0]) + shifts[0]))
         x = pool(F.relu(self.bn2(self.conv2(x)) * (1 + scales[1]) + shifts[1]))
         x = F.relu(self.bn3(self.conv3(x)) * (1 + scales[2]) + shifts[2])
-        return self.head(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))
 
 
 class Estimator(nn.Module):

@@ -96,6 +96,14 @@ def _add_degradations(p: argparse._ArgumentGroup) -> None:
         help=f"blur at strength 1, in pixels, 0 to {degrade.MAX_BLUR:g} (%(default)g)",
     )
     p.add_argument(
+        "--strengths",
+        nargs=2,
+        type=number(float, 0, 1),
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="drawn in training, uniformly: 0 is clean, 1 as above; 1 1: the strongest only (0 1)",
+    )
+    p.add_argument(
         "--levels", type=number(int, 1), default=4, metavar="N", help="strengths tested, up to 1 (%(default)s)"
     )
 

@@ -32,11 +32,14 @@ def describe(summary: Summary) -> list[str]:
         "noise": f"noise up to sigma = {worst['noise']:g} grey levels",
         "blur": f"blur up to sigma = {worst['blur']:g} pixels",
     }
-    each = "one of them for each image" if mixture["how"] == "one" else "all of them for each image"
+    each = "one of these for each image" if mixture["how"] == "one" else "all of these for each image"
     degraded = ", ".join(kinds[kind] for kind in mixture["kinds"])
+    low, high = mixture["strengths"]
+    if (low, high) != (0, 1):
+        each += f", at strengths {low:g} to {high:g} of these"
     return [
         f"{data['name']}: {data['train']:,} training and {data['test']:,} test images of {size}",
-        f"degraded anew in each epoch: {degraded}" + (f"; {each}" if len(mixture["kinds"]) > 1 else ""),
+        f"degraded anew in each epoch: {degraded}" + f"; {each}",
         f"{recipe['epochs']} epochs, batch size {recipe['batch_size']}, learning rate {recipe['lr']:g} falling along a "
         f"cosine, momentum {recipe['momentum']:g}, weight decay {recipe['weight_decay']:g}, CSGD with "
         f"c = {recipe['calibration']:g}, width {recipe['width']}",
@@ -61,7 +64,8 @@ _NOTES = (
     "Mean ± standard deviation over the seeds, after the last epoch. A gain is the difference to the absent parameter, "
     "paired by seed; its ± is the standard error over the seeds. Strength: share of the strongest degradation. "
     "Withheld: the network of the known parameter, given the constant vector of the absent one. Estimate's error: mean "
-    "of |estimate - truth| over the elements of the vector, which go from 0 to 1."
+    "of |estimate - truth| over the elements of the vector, which go from 0 to 1; probe's error: the same for a linear "
+    "function of what the last layer of the absent network sees, fitted on training images."
 )
 
 
@@ -93,7 +97,7 @@ def _strengths(summary: Summary) -> list[list[str]]:
 
 
 def _conditions(summary: Summary, variant: Variant) -> list[list[str]]:
-    rows = [["images", *REGIMES, "known, gain", "estimated, gain", "withheld", "estimate's error"]]
+    rows = [["images", *REGIMES, "known, gain", "estimated, gain", "withheld", "estimate's error", "probe's error"]]
     for condition in summary.conditions:
 
         def chosen(c: dict, text: str = condition["text"]) -> bool:
@@ -102,7 +106,8 @@ def _conditions(summary: Summary, variant: Variant) -> list[list[str]]:
         row = [condition["text"], *(percent(summary.accuracy(variant, regime, chosen)) for regime in REGIMES)]
         row += [points(summary.gain(variant, regime, chosen)) for regime in REGIMES[:2]]
         row.append(percent(summary.accuracy(variant, "withheld", chosen)))
-        rows.append([*row, f"{summary.estimation_error(variant, chosen):.3f}"])
+        errors = (summary.error(variant, of, chosen) for of in ("estimation_error", "probe_error"))
+        rows.append([*row, *(f"{error:.3f}" for error in errors)])
     return rows
 
 

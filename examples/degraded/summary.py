@@ -51,10 +51,10 @@ class Summary:
         spread = Spread.of([_mean(log, regime, chosen) - _mean(log, "absent", chosen) for log in logs])
         return spread.mean, spread.std / math.sqrt(spread.count)
 
-    def estimation_error(self, variant: Variant, chosen: Callable[[Result], bool]) -> float:
-        """Mean of |estimate - truth| over seeds, chosen conditions and elements of the vector."""
+    def error(self, variant: Variant, of: str, chosen: Callable[[Result], bool]) -> float:
+        """Mean of "estimation_error" or "probe_error" over seeds, chosen conditions and elements of the vector."""
         results = [result for log in self.trials[variant] for result in log.results if chosen(result)]
-        return statistics.fmean(error for result in results for error in result["estimation_error"])
+        return statistics.fmean(error for result in results for error in result[of])
 
 
 def _mean(log: Log, regime: str, chosen: Callable[[Result], bool]) -> float:

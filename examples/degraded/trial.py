@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.train.data import ImageSet, Split
+from benchmarks.train.data import ImageSet
 from benchmarks.train.data.seeding import order
 from benchmarks.train.loop import set_lr
 from benchmarks.train.methods import Method
@@ -26,11 +26,13 @@ from benchmarks.train.schedule import Schedule
 from . import models
 from .data import DegradedImages, Draws, batches
 from .mixture import Condition, Mixture
+from .probe import LinearProbe
 
 REGIMES = ("known", "estimated", "absent")
 ABSENT = 0.5  # each element of the vector that stands for "absent": the middle of what there is
 SHOWN = 8  # test images whose predictions are kept for the picture
 _TEST_BATCH = 500  # images
+_PROBED = 2000  # training images that the linear probe is fitted on
 TEST_SEED = 0  # the test images of every trial are degraded alike
 
 
@@ -132,36 +134,51 @@ class Trial:
         }
 
     @torch.no_grad()
+    def _probe(self) -> LinearProbe:
+        """Of the parameter vector in the features of ``absent``, fitted on freshly degraded training images."""
+        degraded = DegradedImages(self.images.train, self.mixture, Draws("probe", self.choice.seed, 0))
+        chosen = torch.arange(min(len(degraded), _PROBED))
+        loader = batches(degraded, chosen, _TEST_BATCH, self.place.loaders)
+        pairs = [(self._absent_features(images, vectors), vectors) for images, vectors, _ in self._on_device(loader)]
+        return LinearProbe(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+
+    def _absent_features(self, images: Tensor, vectors: Tensor) -> Tensor:
+        return self.networks["absent"].features(images, torch.full_like(vectors, ABSENT))
+
+    @torch.no_grad()
     def evaluate(self, after_condition: Callable[[], object]) -> list[dict[str, Any]]:
         """For each of the mixture's conditions: the condition, accuracy (0 to 1) per regime, mean error per estimate.
 
         "withheld" is the accuracy of the known classifier with the vector of absent: what it makes of the parameter.
-        "estimation_error" is the mean of |estimate - truth| for each element of the vector. "shown" has the
+        "estimation_error" is the mean of |estimate - truth| for each element of the vector, "probe_error" the same for
+        what a linear function finds in the features of the network that never saw the vector. "shown" has the
         predictions for the first SHOWN test images per regime.
         """
         for network in self.networks.values():
             network.eval()
-        results = []
+        probe, results = self._probe(), []
         for condition in self.mixture.conditions(self.recipe.levels):
-            results.append(asdict(condition) | self._test(condition, self.images.test))
+            results.append(asdict(condition) | self._test(condition, probe))
             after_condition()
         return results
 
-    def _test(self, condition: Condition, split: Split) -> dict[str, Any]:
-        degraded = DegradedImages(split, self.mixture, Draws("test", TEST_SEED, 0), condition)
+    def _test(self, condition: Condition, probe: LinearProbe) -> dict[str, Any]:
+        degraded = DegradedImages(self.images.test, self.mixture, Draws("test", TEST_SEED, 0), condition)
         loader = batches(degraded, torch.arange(len(degraded)), _TEST_BATCH, self.place.loaders)
         right = dict.fromkeys((*REGIMES, "withheld"), 0)
-        errors = torch.zeros(len(self.mixture.kinds), dtype=torch.float64)
+        errors = torch.zeros(2, len(self.mixture.kinds), dtype=torch.float64)
         shown: dict[str, list[int]] = {}
         for images, vectors, labels in self._on_device(loader):
             estimates = self.networks["estimator"](images)
-            errors += (estimates - vectors).abs().double().sum(dim=0).cpu()
-            for regime, found in self._predictions(images, vectors, estimates).items():
-                right[regime] += int((found == labels).sum())
-                shown.setdefault(regime, found[:SHOWN].tolist())
+            found = torch.stack([estimates, probe(self._absent_features(images, vectors))])
+            errors += (found - vectors).abs().double().sum(dim=1).cpu()
+            for regime, classes in self._predictions(images, vectors, estimates).items():
+                right[regime] += int((classes == labels).sum())
+                shown.setdefault(regime, classes[:SHOWN].tolist())
         return {
             "accuracy": {regime: count / len(degraded) for regime, count in right.items()},
-            "estimation_error": (errors / len(degraded)).tolist(),
+            "estimation_error": (errors[0] / len(degraded)).tolist(),
+            "probe_error": (errors[1] / len(degraded)).tolist(),
             "shown": {regime: shown[regime] for regime in REGIMES},
         }
 

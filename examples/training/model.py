@@ -26,10 +26,14 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W], in the dtype of the network."""
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [B, 4 * width]."""
         x = pool(F.relu(self.bn1(self.conv1(x))))
         x = pool(F.relu(self.bn2(self.conv2(x))))
         x = F.relu(self.bn3(self.conv3(x)))
-        return self.head(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))
 
 
 def pool(x: Tensor) -> Tensor:
