@@ -60,15 +60,19 @@ class FilmCNN(SmallCNN):
 
 
 class Estimator(nn.Module):
-    """The parameter vector of an image from the image alone, by the network that classifies, but with P outputs."""
+    """The parameter vector of an image from the image alone, by the network that classifies, but with P outputs.
+
+    They are linear: a sigmoid would hardly reach 0 and 1, where the cleanest and the worst images are.
+    """
 
     def __init__(self, width: int, channels: int, parameters: int):
         super().__init__()
         self.cnn = SmallCNN(parameters, width, channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Parameter vectors [B, P], each element in (0, 1), of images [B, C, H, W]."""
-        return self.cnn(images).sigmoid()
+        """Parameter vectors [B, P] of images [B, C, H, W]; in training as they are, else between 0 and 1."""
+        vectors = self.cnn(images)
+        return vectors if self.training else vectors.clamp(0, 1)
 
 
 INJECTIONS = {"film": FilmCNN, "plane": PlaneCNN}
