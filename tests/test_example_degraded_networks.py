@@ -134,11 +134,13 @@ def test_the_learning_rate_falls_along_a_cosine(images):
 def test_regimes_are_what_they_are_called(images):
     """Accuracies by hand, from networks and vectors."""
     trial = trained(make_trial(images, epochs=6))
+    with torch.no_grad():  # wrong estimates, and a network that listens to them
+        estimator.cnn.head.bias += 0.7
+        known.modulation[2].weight *= 20
     conditions, results = trial.mixture.conditions(2), trial.evaluate(lambda: None)
     assert [result["text"] for result in results] == [condition.text for condition in conditions]
     clean = results[0]
     inputs = (images.test.images.float() - trial.mean) / trial.std
-    known, absent, estimator = (trial.networks[name] for name in ("known", "absent", "estimator"))
     truth, constant = torch.zeros(40, 3), torch.full((40, 3), 0.5)
     with torch.no_grad():
         estimates = estimator(inputs)
@@ -150,7 +152,7 @@ def test_regimes_are_what_they_are_called(images):
             assert clean["shown"][regime] == classes[:SHOWN].tolist()
     assert clean["estimation_error"] == pytest.approx(estimates.abs().mean(dim=0).tolist(), abs=1e-6)
     assert 0 <= estimates.min() <= estimates.max() <= 1
-    assert clean["accuracy"]["known"] > 0.5  # guessing: 0.25
+    assert len({tuple(found.argmax(dim=1).tolist()) for found in logits}) == 4
 
 
 def test_withholding_the_parameter_shows_whether_it_is_used(images):
