@@ -134,6 +134,7 @@ def test_the_learning_rate_falls_along_a_cosine(images):
 def test_regimes_are_what_they_are_called(images):
     """Accuracies by hand, from networks and vectors."""
     trial = trained(make_trial(images, epochs=6))
+    known, absent, estimator = (trial.networks[name] for name in ("known", "absent", "estimator"))
     with torch.no_grad():  # wrong estimates, and a network that listens to them
         estimator.cnn.head.bias += 0.7
         known.modulation[2].weight *= 20
