@@ -148,7 +148,7 @@ def test_regimes_are_what_they_are_called(images):
         logits = known(inputs, truth), known(inputs, estimates), absent(inputs, constant), known(inputs, constant)
     for regime, found in zip((*REGIMES, "withheld"), logits, strict=True):
         classes = found.argmax(dim=1)
-        assert clean["accuracy"][regime] == (classes == images.test.labels).float().mean().item(), regime
+        assert clean["accuracy"][regime] == int((classes == images.test.labels).sum()) / 40, regime
         if regime != "withheld":
             assert clean["shown"][regime] == classes[:SHOWN].tolist()
     assert clean["estimation_error"] == pytest.approx(estimates.abs().mean(dim=0).tolist(), abs=1e-6)
