@@ -137,7 +137,7 @@ def test_regimes_are_what_they_are_called(images):
     known, absent, estimator = (trial.networks[name] for name in ("known", "absent", "estimator"))
     with torch.no_grad():  # wrong estimates, and a network that listens to them
         estimator.cnn.head.bias += 0.7
-        known.modulation[2].weight *= 20
+        known.modulation[2].weight *= 5
         absent.head.bias[1] += 20
     conditions, results = trial.mixture.conditions(2), trial.evaluate(lambda: None)
     assert [result["text"] for result in results] == [condition.text for condition in conditions]
