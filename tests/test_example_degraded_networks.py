@@ -154,6 +154,7 @@ def test_regimes_are_what_they_are_called(images):
             assert clean["shown"][regime] == classes[:SHOWN].tolist()
     assert clean["estimation_error"] == pytest.approx(estimates.abs().mean(dim=0).tolist(), abs=1e-6)
     assert 0 <= estimates.min() <= estimates.max() <= 1
+    assert min(error for result in results for error in result["estimation_error"]) >= 0
     assert len({tuple(found.argmax(dim=1).tolist()) for found in logits}) == 4
 
 
