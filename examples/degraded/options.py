@@ -114,7 +114,7 @@ def _add_compared(p: argparse._ArgumentGroup) -> None:
         nargs="+",
         choices=INJECTIONS,
         default=["film"],
-        help="how the classifier gets the vector: feature modulation or further input planes (%(default)s)",
+        help="how the classifier gets the vector: feature modulation or further input planes (film)",
     )
     p.add_argument(
         "--optimizers", "--optimizer", nargs="+", choices=("csgd", "sgd"), default=["csgd", "sgd"], help="(both)"
