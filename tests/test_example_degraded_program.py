@@ -178,7 +178,8 @@ def make_log(seed, accuracies, injection="film"):
     ]  # fmt: skip
     settings = common | {"optimizer": "csgd", "injection": injection, "seed": seed}
     parameters = {"known": 1234, "absent": 1234, "estimator": 567}
-    return Log(settings, parameters, [], results, {"command": f"run {seed}", "CPU": "one", "date": str(seed)})
+    epochs = [{"known_loss": 9.0, "absent_loss": 0.0}, {"known_loss": 0.5 + 0.01 * seed, "absent_loss": 0.52}]
+    return Log(settings, parameters, epochs, results, {"command": f"run {seed}", "CPU": "one", "date": str(seed)})
 
 
 def row(table, *starts):
@@ -200,7 +201,7 @@ def test_report_computes_means_deviations_and_paired_gains():
     text = report.markdown(Summary(logs))
     # Deviation of (0.9, 0.8): 7.07 points; of the means of both conditions, (0.75, 0.72): 2.12.
     assert row(text, "CSGD", "feature modulation") == [
-        "2", "73.50 ± 2.12", "68.00 ± 1.41", "60.00 ± 0.00", "+13.50 ± 1.50", "+8.00 ± 1.00", "1,234", "567",
+        "2", "73.50 ± 2.12", "68.00 ± 1.41", "60.00 ± 0.00", "+13.50 ± 1.50", "+8.00 ± 1.00", "-0.0150 ± 0.0050", "1,234", "567",
     ]  # fmt: skip
     film, plane = text.split("**CSGD, feature modulation**")[1].split("**CSGD, input planes**")
     assert row(film, "clean") == [

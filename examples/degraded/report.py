@@ -62,10 +62,11 @@ def markdown(summary: Summary) -> str:
 
 _NOTES = (
     "Mean ± standard deviation over the seeds, after the last epoch. A gain is the difference to the absent parameter, "
-    "paired by seed; its ± is the standard error over the seeds. Strength: share of the strongest degradation. "
-    "Withheld: the network of the known parameter, given the constant vector of the absent one. Estimate's error: mean "
-    "of |estimate - truth| over the elements of the vector, which go from 0 to 1; probe's error: the same for a linear "
-    "function of what the last layer of the absent network sees, fitted on training images."
+    "paired by seed; its ± is the standard error over the seeds. Training loss: in the last epoch, nats per image. "
+    "Strength: share of the strongest degradation. Withheld: the network of the known parameter, given the constant "
+    "vector of the absent one. Estimate's error: mean of |estimate - truth| over the elements of the vector, which go "
+    "from 0 to 1; probe's error: the same for a linear function of what the last layer of the absent network sees, "
+    "fitted on training images."
 )
 
 
@@ -75,11 +76,13 @@ def _everywhere(_: dict) -> bool:
 
 def _variants(summary: Summary) -> list[list[str]]:
     head = ["optimizer", "parameter injected by", "seeds", *REGIMES, "known, gain", "estimated, gain"]
+    head.append("training loss, known - absent")
     rows = [[*head, "weights of the classifier", "of the estimator"]]
     for variant, logs in summary.trials.items():
         row = [OPTIMIZERS[variant[0]], INJECTIONS[variant[1]], str(len(logs))]
         row += [percent(summary.accuracy(variant, regime, _everywhere)) for regime in REGIMES]
         row += [points(summary.gain(variant, regime, _everywhere)) for regime in REGIMES[:2]]
+        row.append(points(summary.loss_difference(variant), 4))
         rows.append([*row, f"{logs[0].parameters['known']:,}", f"{logs[0].parameters['estimator']:,}"])
     return rows
 
@@ -116,9 +119,9 @@ def percent(spread: Spread) -> str:
     return f"{spread.mean:.2f}" + (f" ± {spread.std:.2f}" if math.isfinite(spread.std) else "")
 
 
-def points(gain: tuple[float, float]) -> str:
+def points(gain: tuple[float, float], digits: int = 2) -> str:
     """Difference ± standard error."""
-    return f"{gain[0]:+.2f}" + (f" ± {gain[1]:.2f}" if math.isfinite(gain[1]) else "")
+    return f"{gain[0]:+.{digits}f}" + (f" ± {gain[1]:.{digits}f}" if math.isfinite(gain[1]) else "")
 
 
 def _environments(summary: Summary) -> list[str]:

@@ -47,14 +47,23 @@ class Summary:
 
     def gain(self, variant: Variant, regime: str, chosen: Callable[[Result], bool]) -> tuple[float, float]:
         """Of the regime over "absent", paired by seed: mean and standard error (NaN for one seed)."""
-        logs = self.trials[variant]
-        spread = Spread.of([_mean(log, regime, chosen) - _mean(log, "absent", chosen) for log in logs])
-        return spread.mean, spread.std / math.sqrt(spread.count)
+        return _paired([_mean(log, regime, chosen) - _mean(log, "absent", chosen) for log in self.trials[variant]])
+
+    def loss_difference(self, variant: Variant) -> tuple[float, float]:
+        """Of the mean training loss of the last epoch, known less absent: as gain(), in nats per image."""
+        rows = [log.epochs[-1] for log in self.trials[variant]]
+        return _paired([row["known_loss"] - row["absent_loss"] for row in rows])
 
     def error(self, variant: Variant, of: str, chosen: Callable[[Result], bool]) -> float:
         """Mean of "estimation_error" or "probe_error" over seeds, chosen conditions and elements of the vector."""
         results = [result for log in self.trials[variant] for result in log.results if chosen(result)]
         return statistics.fmean(error for result in results for error in result[of])
+
+
+def _paired(differences: list[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    spread = Spread.of(differences)
+    return spread.mean, spread.std / math.sqrt(spread.count)
 
 
 def _mean(log: Log, regime: str, chosen: Callable[[Result], bool]) -> float:
