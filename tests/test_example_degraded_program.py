@@ -201,7 +201,8 @@ def test_report_computes_means_deviations_and_paired_gains():
     text = report.markdown(Summary(logs))
     # Deviation of (0.9, 0.8): 7.07 points; of the means of both conditions, (0.75, 0.72): 2.12.
     assert row(text, "CSGD", "feature modulation") == [
-        "2", "73.50 ± 2.12", "68.00 ± 1.41", "60.00 ± 0.00", "+13.50 ± 1.50", "+8.00 ± 1.00", "-0.0150 ± 0.0050", "1,234", "567",
+        "2", "73.50 ± 2.12", "68.00 ± 1.41", "60.00 ± 0.00", "+13.50 ± 1.50", "+8.00 ± 1.00",
+        "-0.0150 ± 0.0050", "1,234", "567",
     ]  # fmt: skip
     film, plane = text.split("**CSGD, feature modulation**")[1].split("**CSGD, input planes**")
     assert row(film, "clean") == [
