@@ -45,8 +45,8 @@ def draw_accuracy(summary: Summary, variant: Variant, path: Path) -> None:
     figure, axes = plt.subplots(
         2, len(kinds), figsize=size, layout="constrained", sharey="row", sharex="col", squeeze=False
     )
-    seeds = len(summary.trials[variant])
-    figure.suptitle("\n".join([f"{name(variant)}; {seeds} seed(s)", *describe(summary)]), fontsize=8.5)
+    seeds = [str(log.settings["seed"]) for log in summary.trials[variant]]
+    figure.suptitle("\n".join([f"{name(variant)}; seeds {', '.join(seeds)}", *describe(summary)]), fontsize=8.5)
     for (upper, lower), kind in zip(axes.T, kinds, strict=True):
         conditions = [c for c in summary.conditions if c["kind"] in ("clean", kind)]
         places = range(len(conditions))
