@@ -43,7 +43,7 @@ _WRONG = "#D55E00"
 def draw_accuracy(summary: Summary, variant: Variant, path: Path) -> None:
     """PNG: above, the accuracy of each regime over the level; below, what is gained over the absent parameter."""
     kinds = summary.kinds
-    size = 4.6 * len(kinds) + 1, 8
+    size = max(4.6 * len(kinds) + 1, 11), 8  # inches; the title needs eleven
     figure, axes = plt.subplots(
         2, len(kinds), figsize=size, layout="constrained", sharey="row", sharex="col", squeeze=False
     )
@@ -108,12 +108,12 @@ def draw_samples(summary: Summary, variant: Variant, test: Split, mixture: Mixtu
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:
-    """As a PNG of 64 colours, which is half as large."""
+    """As a PNG of 256 colours, which is half as large."""
     figure.set_dpi(dpi)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
     plt.close(figure)
-    Image.fromarray(pixels).quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.fromarray(pixels).quantize(dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _draw_sample(ax: Axes, image: np.ndarray, label: int, predictions: dict[str, int], data: str) -> None:
