@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``train.py`` and its parts in ``training``; the data readers are used by ``benchmarks.train``, too."""
+"""``train.py`` with its parts in ``training``, which ``benchmarks.train`` uses, too, and the program ``degraded``."""

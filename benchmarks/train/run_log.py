@@ -42,12 +42,12 @@ def write_finished(out: Path, run: Run, diverged: bool, command: list[str]) -> N
     content = {
         "settings": run.settings(),
         "diverged": diverged,
-        "environment": machine.describe(torch.device(run.execution.device), _without_places(command)),
+        "environment": machine.describe(torch.device(run.execution.device), without_places(command)),
     }
     write_atomically(out / f"{run.name}.json", json.dumps(content, indent=1) + "\n")
 
 
-def _without_places(command: list[str]) -> list[str]:
+def without_places(command: list[str]) -> list[str]:
     """The command without --out and with DIR for --data-dir: private paths say nothing about the figures."""
     shown = machine.without_out(command)
     for i, argument in enumerate(shown):

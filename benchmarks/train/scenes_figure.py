@@ -14,6 +14,7 @@ from torch import Tensor
 
 from examples.training.errors import UserError
 
+from .data import CLASS_NAMES
 from .loop import Training
 from .models.fcos import Detections
 from .tasks.detection import Detection
@@ -24,15 +25,12 @@ SHOWN_SCORE = 0.45  # detections below are not drawn
 _TRUTH = {"edgecolor": "#56B4E9", "linestyle": "--"}
 _FOUND = {"edgecolor": "#E69F00", "linestyle": "-"}
 _TEXT = {"fontsize": 7, "clip_on": True, "bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 0.5}}
-_CLASSES = {  # https://github.com/zalandoresearch/fashion-mnist, section "Labels"
-    "fashion-mnist": ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"],
-}
 
 
 def draw(task: Detection, data: str, training: Training | None, out: str) -> None:
     """The first ROWS * COLUMNS test scenes; UserError where the file cannot be written."""
     scenes = task.scenes("test", ROWS * COLUMNS)
-    names = _CLASSES.get(data) or [str(label) for label in range(task.images.classes)]
+    names = CLASS_NAMES.get(data) or [str(label) for label in range(task.images.classes)]
     found = task.find(training.model, scenes.images) if training else [None] * len(scenes.images)
     figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(3 * COLUMNS, 3 * ROWS + 1.2), layout="constrained")
     for ax, image, boxes, labels, detections in zip(axes.flat, *scenes, found, strict=True):

@@ -26,13 +26,18 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W], in the dtype of the network."""
-        x = _pool(F.relu(self.bn1(self.conv1(x))))
-        x = _pool(F.relu(self.bn2(self.conv2(x))))
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [B, 4 * width]."""
+        x = pool(F.relu(self.bn1(self.conv1(x))))
+        x = pool(F.relu(self.bn2(self.conv2(x))))
         x = F.relu(self.bn3(self.conv3(x)))
-        return self.head(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))
 
 
-def _pool(x: Tensor) -> Tensor:
+def pool(x: Tensor) -> Tensor:
+    """[B, C, H, W] at half the size, where that leaves enough pixels."""
     # Averages, because the backward pass of max pooling adds atomically on CUDA: not the same bits twice.
     return F.avg_pool2d(x, 2) if min(x.shape[2:]) >= _POOL_FROM_SIDE else x
 

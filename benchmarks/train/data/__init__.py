@@ -20,6 +20,10 @@ READERS: dict[str, Callable[[str, str | None], ImageSet]] = {
     "cifar10": cifar.read,
     "cifar100": cifar.read,
 }
+# --data: what its labels stand for, where these are more than numbers and known here
+CLASS_NAMES = {  # https://github.com/zalandoresearch/fashion-mnist, section "Labels"
+    "fashion-mnist": ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"],
+}
 
 
 def load(options: DataOptions) -> ImageSet:
@@ -29,4 +33,4 @@ def load(options: DataOptions) -> ImageSet:
     return READERS[options.data](options.data, options.directory).divided(options.limit, options.holdout)
 
 
-__all__ = ["READERS", "ImageSet", "Split", "load"]
+__all__ = ["CLASS_NAMES", "READERS", "ImageSet", "Split", "load"]

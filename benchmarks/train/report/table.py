@@ -146,7 +146,7 @@ def _notes(summary: Summary) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is its heading."""
+    """A Markdown table with columns of even width; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
