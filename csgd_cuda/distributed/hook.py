@@ -27,7 +27,8 @@ class CalibratedHookState:
 
     Args:
         module: the model, or the DistributedDataParallel around it. Its parameters are numbered in their order.
-        process_group: None is the default group; else that of the DistributedDataParallel.
+        process_group: that of the DistributedDataParallel, which need not be said again where that is the module; None
+            is the default group.
         seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
             clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
@@ -60,6 +61,7 @@ class CalibratedHookState:
         fused: bool | None = None,
     ) -> None:
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            process_group = _group_of(module, process_group)
             module = module.module
         self.process_group = process_group
         self._named = list(module.named_parameters())
@@ -196,6 +198,17 @@ class CalibratedHookState:
         self._stream.wait_stream(torch.cuda.current_stream(buffer.device))
         with torch.cuda.stream(self._stream):
             return _completed(exchange(self.process_group))
+
+
+def _group_of(
+    model: torch.nn.parallel.DistributedDataParallel, given: dist.ProcessGroup | None
+) -> dist.ProcessGroup | None:
+    if given is None:
+        return None if model.process_group is dist.group.WORLD else model.process_group
+    own, others = (dist.get_process_group_ranks(group) for group in (model.process_group, given))
+    if own != others:
+        raise ValueError(f"process_group has the ranks {others}, but the DistributedDataParallel has {own}")
+    return given
 
 
 def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
