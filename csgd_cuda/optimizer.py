@@ -166,6 +166,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._ranks_agree = False
 
     def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
