@@ -64,6 +64,26 @@ def stepped(kinds, dtype, mesh, **options):
     return everything(params, optimizer)
 
 
+def compiled_steps(rank):
+    """What step() and compiled step() make of DTensors."""
+    mesh, results = init_device_mesh("cpu", (2,)), []
+    for compiled in (False, True):
+        params = [torch.nn.Parameter(distribute_tensor(torch.ones(n, 3), mesh, [Shard(0)])) for n in (5, 4)]
+        optimizer = CSGD(params, **OPTIONS)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for k in range(STEPS):
+            for param, grad in zip(params, gradients([p.shape for p in params], torch.float32, k), strict=True):
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+            step()
+        results.append(everything(params, optimizer))
+    return results
+
+
+def test_compiled_step_makes_the_same_bits():
+    for rank, (expected, got) in enumerate(run(2, compiled_steps)):
+        assert_same_everything(expected, got, f"rank {rank}")
+
+
 VARIANTS = {
     "float32": (torch.float32, {}),
     "bfloat16": (torch.bfloat16, {}),
