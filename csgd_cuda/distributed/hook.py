@@ -65,7 +65,6 @@ class CalibratedHookState:
             module = module.module
         self.process_group = process_group
         self._named = list(module.named_parameters())
-        self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
         if len(self._named) > _MOST:
             raise ValueError(f"the module has {len(self._named)} parameters, calibrated_hook numbers at most {_MOST}")
         self._set_options(seed=seed, clip=clip, skip_below=skip_below, skip=skip)
@@ -73,10 +72,23 @@ class CalibratedHookState:
         self.bytes_sent = 0
         self.bytes_plain = 0
         self._fused = fused
+        self._begin()
+
+    def _begin(self) -> None:
+        self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
         self._agreed = False
         self._own_group: dist.ProcessGroup | None = None  # for the thread below, of the same ranks
         self._thread = InOrder()
         self._stream: torch.cuda.Stream | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of the default group, as that of the DistributedDataParallel that is copied with its hooks."""
+        options = ("_named", "_fused", *_SAVED)
+        return {"process_group": None, **{name: getattr(self, name) for name in options}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def _set_options(self, *, seed: int, clip: float | None, skip_below: int, skip: Sequence[str]) -> None:
         if not 0 <= operator.index(seed) < 2**64:
