@@ -231,7 +231,9 @@ class CSGD(Diagnostics, Sharded, Optimizer):
                 self._plan = plan
                 return
             except (ValueError, TypeError):
-                pass  # nothing was changed: a new plan does better (parameters moved to another device) or says why not
+                if self._has_dtensors():  # the gradients may have been communicated, which the others do not do again
+                    raise
+                # nothing was changed: a new plan does better (parameters moved to another device) or says why not
         plan = StepPlan(self.param_groups, self.state)
         self._find_shards()
         plan.run(self.state, self._shared_arguments)

@@ -173,6 +173,38 @@ def test_ranks_that_disagree_on_a_new_group_are_told():
         assert param.eq(1).all()
 
 
+def wrong_state_of_one_rank(rank):
+    """What it is told, and how many all-reduces it launches in that step: as many as the other, which has no error."""
+    mesh, launched = init_device_mesh("cpu", (2,)), []
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(6), mesh, [Replicate()]))
+    optimizer = CSGD([param], lr=0.1)
+    for step in range(3):
+        param.grad = DTensor.from_local(torch.ones(6), mesh, [Partial()])
+        if step < 2:
+            optimizer.step()
+    if rank == 1:
+        optimizer.state[param]["step"] = optimizer.state[param]["step"].float()
+    redistribute = DTensor.redistribute
+
+    def counted(*args, **options):
+        launched.append(1)
+        return redistribute(*args, **options)
+
+    with mock.patch.object(DTensor, "redistribute", counted):
+        try:
+            optimizer.step()
+        except ValueError as error:
+            return str(error), len(launched)
+    return None, len(launched)
+
+
+def test_error_of_one_rank_communicates_nothing_more():
+    good, (message, launched) = run(2, wrong_state_of_one_rank)
+    assert good == (None, 1)
+    assert "step must be one" in message
+    assert launched == 1
+
+
 def own_parameter_beside_a_shard(rank):
     """Steps before and after a checkpoint is loaded; the bounds."""
     mesh = init_device_mesh("cpu", (2,))
