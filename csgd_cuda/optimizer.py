@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -166,6 +167,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._ranks_agree = False
 
     def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
@@ -206,10 +208,19 @@ class CSGD(Diagnostics, Sharded, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling() and self._has_dtensors():
+            self._make_step_uncompiled()
+        else:
+            self._make_step()
+        return loss
+
+    def _make_step(self) -> None:
         self._finish_bounds()
         self._run_plan()
         self._start_bounds()
-        return loss
+
+    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph.
+    _make_step_uncompiled = _disable_dynamo(_make_step)
 
     def _run_plan(self) -> None:
         """Makes the step by the last step's plan where that still holds, else by a new one."""
@@ -220,7 +231,9 @@ class CSGD(Diagnostics, Sharded, Optimizer):
                 self._plan = plan
                 return
             except (ValueError, TypeError):
-                pass  # nothing was changed: a new plan does better (parameters moved to another device) or says why not
+                if self._has_dtensors():  # the gradients may have been communicated, which the others do not do again
+                    raise
+                # nothing was changed: a new plan does better (parameters moved to another device) or says why not
         plan = StepPlan(self.param_groups, self.state)
         self._find_shards()
         plan.run(self.state, self._shared_arguments)

@@ -25,9 +25,12 @@ class Sharded(Optimizer):
     def _forget_shards(self) -> None:
         self._whole_bounds, self._ranks_agree = None, False
 
+    def _has_dtensors(self) -> bool:
+        return any(is_dtensor(param) for group in self.param_groups for param in group["params"])
+
     def _find_shards(self) -> None:
         """Before the first step of these parameters, and whenever they change."""
-        if not any(is_dtensor(param) for group in self.param_groups for param in group["params"]):
+        if not self._has_dtensors():
             return
         from .distributed.bounds import WholeBounds
 

@@ -72,7 +72,10 @@ def layout_of_block(sizes: list[int], offsets: list[int], whole: list[int]) -> S
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether it is a torch.distributed DTensor."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if torch.compiler.is_compiling():  # which takes no tensor for a wrapper
+        if not torch.distributed.is_available():
+            return False
+    elif not is_traceable_wrapper_subclass(tensor):
         return False
     from torch.distributed.tensor import DTensor
 

@@ -99,8 +99,10 @@ class StepCall:
             state: the optimizer's state.
 
         Returns:
-            False where a gradient or an entry of the state is missing.
+            False where a gradient or an entry of the state is missing, or the parameters are on another device.
         """
+        if self._params[0].device != self._device:
+            return False
         # A tensor's value can change in place, and the operator may be given a copy of it.
         if isinstance(self._group["lr"], torch.Tensor) or not same(list(self._group.values()), self._option_values):
             self._take_options()

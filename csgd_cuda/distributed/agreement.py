@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,21 +54,33 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
         ValueError: on all ranks, naming the first difference and both values: an option of a parameter group, a
             parameter's shape or dtype, its step or Lipschitz bound.
     """
+    agree(setup_of(optimizer, lambda _: True), group)
+
+
+def setup_of(optimizer: torch.optim.Optimizer, is_shared: Callable[[Tensor], bool]) -> dict[str, Any]:
+    """Entries for ``agree``: options and parameters, and the state of those that all of the compared ranks have."""
     what: dict[str, Any] = {"the number of parameter groups": len(optimizer.param_groups)}
     params: list[Tensor] = []
     for k, options in enumerate(optimizer.param_groups):
         for name, value in options.items():
-            if name != "params":
+            if name != "params" and _is_plain(value):
                 what[f"{name} of parameter group {k}"] = _plain(value)
         params += options["params"]
         what[f"the number of parameters in groups 0 to {k}"] = len(params)
     what |= parameter_list(("", param) for param in params)
     for k, param in enumerate(params):
-        state = optimizer.state.get(param) or {}
+        state = (optimizer.state.get(param) if is_shared(param) else None) or {}
         for name in ("step", "lipschitz_bound"):
             if name in state:
                 what[f"{name} of parameter {k}"] = _plain(state[name])
-    agree(what, group)
+    return what
+
+
+def _is_plain(value: Any) -> bool:
+    """Not what users keep in their groups besides, functions for one, which are neither pickled nor compared."""
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    numbers_and_names = all(entry is None or isinstance(entry, (numbers.Number, str)) for entry in entries)
+    return numbers_and_names or isinstance(value, torch.Tensor)
 
 
 def _plain(value: Any) -> Any:

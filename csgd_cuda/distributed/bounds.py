@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,10 @@ from torch import Tensor
 from ..aliases import Group, State
 from ..checks import opmath_dtype
 from ..shards import is_dtensor
-from .agreement import check_ranks_agree
+from .agreement import agree, setup_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class _Mesh:
@@ -50,6 +54,10 @@ class _Mesh:
         self._bounds = []
 
 
+def _is_on(mesh: DeviceMesh, param: Tensor) -> bool:
+    return is_dtensor(param) and param.device_mesh == mesh  # type: ignore[attr-defined]
+
+
 class WholeBounds:
     """Makes the bounds of sharded parameters those of the whole ones, between one step and the next.
 
@@ -80,10 +88,11 @@ class WholeBounds:
         self._meshes = list(meshes.values())
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
-        """Compares options, parameters and state over the processes that share parameters."""
-        for groups in self._all_groups.values():
+        """Compares options and parameters over the processes of each mesh, and the state of what is spread over it."""
+        for mesh, groups in self._all_groups.items():
+            what = setup_of(optimizer, partial(_is_on, mesh))
             for group in groups:
-                check_ranks_agree(optimizer, group)
+                agree(what, group)
 
     def start(self, state: State) -> None:
         """After a step."""

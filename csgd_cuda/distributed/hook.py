@@ -27,7 +27,8 @@ class CalibratedHookState:
 
     Args:
         module: the model, or the DistributedDataParallel around it. Its parameters are numbered in their order.
-        process_group: None is the default group; else that of the DistributedDataParallel.
+        process_group: that of the DistributedDataParallel, which need not be said again where that is the module; None
+            is the default group.
         seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
             clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
@@ -60,10 +61,10 @@ class CalibratedHookState:
         fused: bool | None = None,
     ) -> None:
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            process_group = _group_of(module, process_group)
             module = module.module
         self.process_group = process_group
         self._named = list(module.named_parameters())
-        self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
         if len(self._named) > _MOST:
             raise ValueError(f"the module has {len(self._named)} parameters, calibrated_hook numbers at most {_MOST}")
         self._set_options(seed=seed, clip=clip, skip_below=skip_below, skip=skip)
@@ -71,10 +72,23 @@ class CalibratedHookState:
         self.bytes_sent = 0
         self.bytes_plain = 0
         self._fused = fused
+        self._begin()
+
+    def _begin(self) -> None:
+        self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
         self._agreed = False
         self._own_group: dist.ProcessGroup | None = None  # for the thread below, of the same ranks
         self._thread = InOrder()
         self._stream: torch.cuda.Stream | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of the default group, as that of the DistributedDataParallel that is copied with its hooks."""
+        options = ("_named", "_fused", *_SAVED)
+        return {"process_group": None, **{name: getattr(self, name) for name in options}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def _set_options(self, *, seed: int, clip: float | None, skip_below: int, skip: Sequence[str]) -> None:
         if not 0 <= operator.index(seed) < 2**64:
@@ -196,6 +210,17 @@ class CalibratedHookState:
         self._stream.wait_stream(torch.cuda.current_stream(buffer.device))
         with torch.cuda.stream(self._stream):
             return _completed(exchange(self.process_group))
+
+
+def _group_of(
+    model: torch.nn.parallel.DistributedDataParallel, given: dist.ProcessGroup | None
+) -> dist.ProcessGroup | None:
+    if given is None:
+        return None if model.process_group is dist.group.WORLD else model.process_group
+    own, others = (dist.get_process_group_ranks(group) for group in (model.process_group, given))
+    if own != others:
+        raise ValueError(f"process_group has the ranks {others}, but the DistributedDataParallel has {own}")
+    return given
 
 
 def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:

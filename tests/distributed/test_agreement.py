@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from csgd_cuda import CSGD
@@ -137,20 +138,23 @@ def test_differing_hooks_fail_at_the_first_step():
         assert messages == HOOK_MESSAGES
 
 
-def step_beside_a_lost_rank(rank):
-    """What the others see where rank 1 ends between two steps."""
+def step_beside_a_lost_rank(rank, in_exchange):
+    """What the others see where rank 1 ends between two steps, or after the first half of an exchange."""
     model, _ = with_hook(SHAPES)
     grads = [torch.ones(shape) for shape in SHAPES]
     exchanged(model, grads)
     if rank == 1:
-        os._exit(0)
+        if not in_exchange:
+            os._exit(0)
+        dist.all_gather = lambda *args, **options: os._exit(0)
     begin = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
         exchanged(model, grads)
     return {"message": str(caught.value), "seconds": time.monotonic() - begin}
 
 
-def test_lost_rank_ends_in_an_error_of_torch():
-    first, _ = run(2, step_beside_a_lost_rank, lost=[1])
+@pytest.mark.parametrize("in_exchange", [False, True], ids=["between steps", "in an exchange"])
+def test_lost_rank_ends_in_an_error_of_torch(in_exchange):
+    first, _ = run(2, step_beside_a_lost_rank, in_exchange, lost=[1])
     assert "onnection" in first["message"]  # gloo: "Connection closed by peer", or reset
     assert first["seconds"] < 10  # long before the timeout of the group

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The communication hook: what comes out, on which ranks, after how many bytes. Each launch serves several checks."""
 
+import copy
 import itertools
+import pickle
 from fractions import Fraction
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from csgd_cuda.distributed import CalibratedHookState, codes
+from csgd_cuda.distributed import CalibratedHookState, calibrated_hook, codes
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
@@ -144,6 +148,43 @@ def test_skipped_parameters_get_the_plain_mean(got):
         result = ranks[0]["skipped"]["grads"][step * len(SHAPES) + k]
         is_plain = k in (1, 4) or NUMELS[k] < 16
         assert torch.equal(result, mean.to(dtype)) == (is_plain or not mean.any())
+
+
+def in_pairs(rank):
+    """The gradient that pairs of ranks exchange, and what is said where the state is given another group."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    model = DistributedDataParallel(Given([(50,)]), process_group=pairs[rank // 2])
+    model.register_comm_hook(CalibratedHookState(model), calibrated_hook)
+    with pytest.raises(ValueError, match="process_group") as caught:
+        CalibratedHookState(model, dist.group.WORLD)
+    return exchanged(model, [torch.full((50,), 1.0 + rank // 2)])[0], str(caught.value)
+
+
+def test_process_group_is_that_of_the_model():
+    for rank, (grad, message) in enumerate(run(4, in_pairs)):
+        assert grad.eq(1 + rank // 2).all()
+        pair = [0, 1] if rank < 2 else [2, 3]
+        assert message == f"process_group has the ranks [0, 1, 2, 3], but the DistributedDataParallel has {pair}"
+
+
+def copied(rank):
+    """What a model with the hook, its copies and its pickle hold, after a step; and what a copy of the state gives."""
+    model, state = with_hook([(50,)])
+    exchanged(model, [torch.ones(50)])
+    copies = [copy.deepcopy(model), AveragedModel(model).module, pickle.loads(pickle.dumps(model))]
+    other = DistributedDataParallel(copies[0].module)
+    other.register_comm_hook(copies[0]._comm_hooks[0][1], calibrated_hook)
+    pairs = [exchanged(m, given_gradients(rank, 1, shapes=[(50,)] * 2)[1:]) for m in (model, other)]
+    return [c.module.of[0] for c in copies], pairs, state.step
+
+
+def test_model_with_the_hook_can_be_copied():
+    """For weights averaged over steps, torch.save of a model and the like."""
+    for copies, (expected, got), step in run(2, copied):
+        assert all(param.eq(0).all() for param in copies)
+        assert_same_bits(expected[0], got[0])
+        assert expected[0].any()
+        assert step == 2
 
 
 BIG = (1000, 1000)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from csgd_cuda import CSGD
 
@@ -62,6 +63,26 @@ def stepped(kinds, dtype, mesh, **options):
             param.grad = grad
         optimizer.step()
     return everything(params, optimizer)
+
+
+def compiled_steps(rank):
+    """What step() and compiled step() make of DTensors."""
+    mesh, results = init_device_mesh("cpu", (2,)), []
+    for compiled in (False, True):
+        params = [torch.nn.Parameter(distribute_tensor(torch.ones(n, 3), mesh, [Shard(0)])) for n in (5, 4)]
+        optimizer = CSGD(params, **OPTIONS)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for k in range(STEPS):
+            for param, grad in zip(params, gradients([p.shape for p in params], torch.float32, k), strict=True):
+                param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+            step()
+        results.append(everything(params, optimizer))
+    return results
+
+
+def test_compiled_step_makes_the_same_bits():
+    for rank, (expected, got) in enumerate(run(2, compiled_steps)):
+        assert_same_everything(expected, got, f"rank {rank}")
 
 
 VARIANTS = {
@@ -159,3 +180,44 @@ def test_fully_shard_makes_the_bits_of_one_process(mesh_shape, dimension):
         run(torch.Size(mesh_shape).numel(), fully_sharded, torch.bfloat16, dimension, mesh_shape)
     ):
         assert_same_everything(expected, got, f"rank {rank}")
+
+
+def above_tensor_parallel(rank, sizes):
+    """[(got, expected)]: this rank's part of a layer split by both after steps, and the same part of one process.
+
+    Which part it has is read from values that count the elements of the whole layer.
+    """
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    layer = torch.nn.Linear(*sizes)
+    with torch.no_grad():
+        for param in layer.parameters():
+            param.copy_(torch.arange(param.numel()).view(param.shape))
+    whole = [torch.nn.Parameter(param.detach().clone()) for param in layer.parameters()]
+    parallelize_module(layer, mesh["tensor"], ColwiseParallel())
+    fully_shard(layer, mesh=mesh["data"])
+    parts = list(layer.parameters())
+    positions = [part.to_local().detach().long().flatten() for part in parts]
+    optimizers = [CSGD(params, **OPTIONS) for params in (whole, parts)]
+    for step in range(STEPS):
+        grads = gradients([param.shape for param in whole], torch.float32, step)
+        for param, part, at, grad in zip(whole, parts, positions, grads, strict=True):
+            param.grad = grad
+            local = grad.flatten()[at].view_as(part.to_local())
+            part.grad = DTensor.from_local(
+                local, part.device_mesh, part.placements, shape=part.shape, stride=part.stride()
+            )
+        for optimizer in optimizers:
+            optimizer.step()
+    assert optimizers[0].lipschitz_bounds() == optimizers[1].lipschitz_bounds()
+    pairs = zip(whole, parts, positions, strict=True)
+    return [(part.to_local().detach().flatten(), param.detach().flatten()[at]) for param, part, at in pairs]
+
+
+@pytest.mark.parametrize("sizes", [(3, 7), (5, 16), (4, 1)], ids=str)
+def test_fully_shard_above_tensor_parallel_makes_the_bits_of_one_process(sizes):
+    """Both split the first dimension, the second by the parts of the first: its parts are no chunks of the whole."""
+    ranks = run(4, above_tensor_parallel, sizes)
+    for rank, pairs in enumerate(ranks):
+        for got, expected in pairs:
+            assert_same_bits(got, expected, f"rank {rank}")
+    assert sum(got.numel() for pairs in ranks for got, _ in pairs) == (sizes[0] + 1) * sizes[1]

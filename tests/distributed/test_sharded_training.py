@@ -154,6 +154,75 @@ def test_ranks_that_disagree_are_told_at_the_first_step(what, message):
     assert run(2, disagreeing, what) == [message] * 2
 
 
+def added_group(rank):
+    """The error of a group that is added after the first step, with another seed on each rank."""
+    mesh = init_device_mesh("cpu", (2,))
+    first, second = (torch.nn.Parameter(distribute_tensor(torch.ones(n, 3), mesh, [Shard(0)])) for n in (5, 4))
+    optimizer = CSGD([first], lr=0.1)
+    first.grad, second.grad = torch.ones_like(first), torch.ones_like(second)
+    optimizer.step()
+    optimizer.add_param_group({"params": [second], "seed": rank, "lipschitz": 5.0})
+    with pytest.raises(ValueError, match="disagree") as caught:
+        optimizer.step()
+    return str(caught.value), second.full_tensor().detach()
+
+
+def test_ranks_that_disagree_on_a_new_group_are_told():
+    for message, param in run(2, added_group):
+        assert message == "the ranks disagree: seed of parameter group 1 is 0 on rank 0, but 1 on rank 1"
+        assert param.eq(1).all()
+
+
+def wrong_state_of_one_rank(rank):
+    """What it is told, and how many all-reduces it launches in that step: as many as the other, which has no error."""
+    mesh, launched = init_device_mesh("cpu", (2,)), []
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(6), mesh, [Replicate()]))
+    optimizer = CSGD([param], lr=0.1)
+    for step in range(3):
+        param.grad = DTensor.from_local(torch.ones(6), mesh, [Partial()])
+        if step < 2:
+            optimizer.step()
+    if rank == 1:
+        optimizer.state[param]["step"] = optimizer.state[param]["step"].float()
+    redistribute = DTensor.redistribute
+
+    def counted(*args, **options):
+        launched.append(1)
+        return redistribute(*args, **options)
+
+    with mock.patch.object(DTensor, "redistribute", counted):
+        try:
+            optimizer.step()
+        except ValueError as error:
+            return str(error), len(launched)
+    return None, len(launched)
+
+
+def test_error_of_one_rank_communicates_nothing_more():
+    good, (message, launched) = run(2, wrong_state_of_one_rank)
+    assert good == (None, 1)
+    assert "step must be one" in message
+    assert launched == 1
+
+
+def own_parameter_beside_a_shard(rank):
+    """Steps before and after a checkpoint is loaded; the bounds."""
+    mesh = init_device_mesh("cpu", (2,))
+    shared = torch.nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)]))
+    own = torch.nn.Parameter(torch.ones(4))
+    optimizer = CSGD([{"params": [shared, own], "note": lambda: None}], lr=0.1)
+    for _ in range(2):
+        shared.grad, own.grad = torch.ones_like(shared), torch.full_like(own, 1.0 + rank)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return optimizer.lipschitz_bounds()
+
+
+def test_parameters_that_each_rank_has_for_itself_may_differ():
+    """An expert's, say, beside sharded ones: only what the ranks share is compared."""
+    assert run(2, own_parameter_beside_a_shard) == [[1.0, 1.0], [1.0, 2.0]]
+
+
 def lost(rank):
     mesh = init_device_mesh("cpu", (2,))
     param = torch.nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)]))
