@@ -58,7 +58,7 @@ def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
 
 @dataclass
 class Coordinates:
-    """Coordinates beyond the bound, of one rank: positions int32 and values in the gradients' dtype, shape (count,)."""
+    """Coordinates beyond the bound, of one rank: positions (int32 where that holds them) and values in the gradients' dtype, shape (count,)."""
 
     positions: Tensor
     values: Tensor
@@ -118,7 +118,8 @@ def _from_all(wire: Wire, flat: Tensor, chosen: Tensor) -> list[Coordinates]:
     if most == 0:
         return []
     padding = (0, most - positions.numel())
-    all_positions = wire.from_all(torch.nn.functional.pad(positions.to(torch.int32), padding))
+    dtype = torch.int32 if flat.numel() <= 2**31 else torch.int64
+    all_positions = wire.from_all(torch.nn.functional.pad(positions.to(dtype), padding))
     all_values = wire.from_all(torch.nn.functional.pad(flat[positions], padding))
     return [Coordinates(all_positions[r, :count], all_values[r, :count]) for r, count in enumerate(counts)]
 

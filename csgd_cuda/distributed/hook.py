@@ -195,7 +195,7 @@ class CalibratedHookState:
         exchange, buffer = self._exchange_of(bucket), bucket.buffer()
         if buffer.is_cuda:
             return self._start_on_stream(exchange, buffer)
-        if "cpu:gloo" not in dist.get_backend_config(self.process_group):
+        if buffer.device.type != "cpu" or "cpu:gloo" not in dist.get_backend_config(self.process_group):
             return _completed(exchange(self.process_group))
         if self._own_group is None:
             self._own_group = private_gloo_group(self.process_group)
