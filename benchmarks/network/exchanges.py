@@ -16,20 +16,21 @@ from .powersgd import bucket_by_bucket
 
 PLAIN = "plain"
 ALONE = "no communication"  # a step without any exchange, where figures go by names of exchanges
-KINDS = "plain, fp16, bf16, powersgd-RANK, calibrated, calibrated-clipC"
+KINDS = "plain, fp16, bf16, powersgd-RANK, calibrated, calibrated-clipC, calibrated-blockN"
 POWERSGD_START = 2  # its first steps are plain all-reduces; warm start and error feedback need at least two
 _LABELS = {PLAIN: "plain DDP, float32", "fp16": "fp16 hook", "bf16": "bf16 hook"}
-_PARAMETER = re.compile(r"(powersgd)-([1-9]\d*)|(calibrated)(?:-clip(\d+(?:\.\d+)?))?")
+_PARAMETER = re.compile(r"(powersgd)-([1-9]\d*)|(calibrated)(?:-clip(\d+(?:\.\d+)?))?(?:-block([1-9]\d*))?")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """kind: plain, fp16, bf16, powersgd or calibrated; rank of PowerSGD; clip of the calibrated hook."""
+    """kind: plain, fp16, bf16, powersgd or calibrated; rank of PowerSGD; options of the calibrated hook."""
 
     name: str
     kind: str
     rank: int | None = None
     clip: float | None = None
+    block: int | None = None
 
     @classmethod
     def of(cls, name: str) -> Exchange:
@@ -41,7 +42,8 @@ class Exchange:
             raise ValueError(f"{name!r} is none of {KINDS}")
         if match[1]:
             return cls(name, "powersgd", rank=int(match[2]))
-        return cls(name, "calibrated", clip=float(match[4]) if match[4] else None)
+        clip, block = (float(match[4]) if match[4] else None), (int(match[5]) if match[5] else None)
+        return cls(name, "calibrated", clip=clip, block=block)
 
     @property
     def label(self) -> str:
@@ -49,7 +51,10 @@ class Exchange:
         if self.kind == "powersgd":
             return f"PowerSGD rank {self.rank}"
         if self.kind == "calibrated":
-            return "calibrated" if self.clip is None else f"calibrated, clip {self.clip:g}"
+            options = [
+                f", {name} {value:g}" for name in ("clip", "block") if (value := getattr(self, name)) is not None
+            ]
+            return "".join(["calibrated", *options])
         return _LABELS[self.kind]
 
     def register(self, model: DistributedDataParallel, seed: int = 0) -> CalibratedHookState | None:
@@ -62,7 +67,7 @@ class Exchange:
             state = PowerSGDState(None, self.rank, start_powerSGD_iter=POWERSGD_START, random_seed=seed)
             model.register_comm_hook(state, bucket_by_bucket)
         elif self.kind == "calibrated":
-            ours = CalibratedHookState(model, seed=seed, clip=self.clip)
+            ours = CalibratedHookState(model, seed=seed, clip=self.clip, block=self.block)
             model.register_comm_hook(ours, calibrated_hook)
             return ours
         return None

@@ -56,7 +56,7 @@ def payload(exchange: Exchange, workload: Workload, hosts: int) -> int | None:
         if exchange.kind == "powersgd":
             total += _powersgd_bytes(shapes, exchange.rank, hosts)
         elif exchange.kind == "calibrated":
-            total += _calibrated_bytes([math.prod(shape) for shape in shapes], hosts)
+            total += _calibrated_bytes([math.prod(shape) for shape in shapes], hosts, exchange.block)
         else:
             total += ring_bytes(sum(map(math.prod, shapes)), _FLOAT // 2 if exchange.kind in _HALF else _FLOAT, hosts)
     return total
@@ -66,8 +66,9 @@ def messages(exchange: Exchange, workload: Workload, hosts: int) -> int:
     """Messages that wait for one another: 2 (W - 1) in a ring all-reduce."""
     ring = 2 * (hosts - 1)
     # PowerSGD: three all-reduces, of what it does not compress, of P and of Q. Ours: the all-reduce of the bounds,
-    # an all-to-all, which sends to everyone at once, and an all-gather, half an all-reduce.
-    of_bucket = {"powersgd": 3 * ring, "calibrated": ring + min(1, ring) + ring // 2}.get(exchange.kind, ring)
+    # one of the blocks, an all-to-all, which sends to everyone at once, and an all-gather, half an all-reduce.
+    calibrated = (1 if exchange.block is None else 2) * ring + min(1, ring) + ring // 2
+    of_bucket = {"powersgd": 3 * ring, "calibrated": calibrated}.get(exchange.kind, ring)
     return len(workload.buckets) * of_bucket
 
 
@@ -97,12 +98,14 @@ def faster_between(
     return (0.0, equal) if saved > 0 else (equal, math.inf)
 
 
-def _calibrated_bytes(sizes: list[int], hosts: int) -> int:
-    """The codes of all shards but the own one, the sums of the own shard to all others, a bound per parameter."""
+def _calibrated_bytes(sizes: list[int], hosts: int, block: int | None) -> int:
+    """The codes of all shards but the own one, the sums of the own shard to all others, a bound per parameter, a byte
+    per block."""
     per_word = digits_per_word(CODES)
     shard = -(-sum(sizes) // (hosts * per_word)) * per_word
     words = shard // per_word + words_for(shard, 2 * hosts + 1)
-    return (hosts - 1) * words * BYTES_PER_WORD + ring_bytes(len(sizes), _FLOAT, hosts)
+    blocks = 0 if block is None else sum(-(-size // block) for size in sizes)
+    return (hosts - 1) * words * BYTES_PER_WORD + ring_bytes(len(sizes), _FLOAT, hosts) + ring_bytes(blocks, 1, hosts)
 
 
 def _powersgd_bytes(shapes: list[list[int]], rank: int, hosts: int) -> int:

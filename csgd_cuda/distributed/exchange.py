@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .blocks import block_exponents, scale_blocks
 from .codes import unit_of
 from .coding import Coding
 
@@ -32,7 +33,14 @@ class Wire:
 
     def largest(self, values: Tensor) -> Tensor:
         """The maximum over the ranks, in place."""
-        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return self._all_reduce(values, dist.ReduceOp.MAX)
+
+    def smallest(self, values: Tensor) -> Tensor:
+        """The minimum over the ranks, in place."""
+        return self._all_reduce(values, dist.ReduceOp.MIN)
+
+    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        dist.all_reduce(values, operation, group=self.group)
         self.bytes_sent += ring_bytes(values.numel(), values.element_size(), self.world_size)
         return values
 
@@ -58,21 +66,23 @@ def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
 
 @dataclass
 class Coordinates:
-    """Coordinates beyond the bound, of one rank: positions (int32 where that holds them) and values in the gradients' dtype, shape (count,)."""
+    """Coordinates beyond the bound, of one rank: positions (int32 where that does) and values, shape (count,)."""
 
     positions: Tensor
     values: Tensor
 
 
 def average_as_codes(
-    wire: Wire, coding: Coding, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None
-) -> None:
+    wire: Wire, coding: Coding, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None,
+    block: int | None,
+) -> None:  # fmt: skip
     """Replaces gradients by unbiased estimates of their mean over the ranks.
 
     Args:
         grads: contiguous, not empty, of one dtype and device; the same shapes on all ranks.
         indices: 0 ... 2^16 - 1, which parameter each belongs to.
         clip: None, or the bound in units of the RMS of a gradient (of the rank where that is largest).
+        block: None, or how many consecutive coordinates are scaled together.
     """
     sizes = wire.largest(torch.stack([_size(grad, clip) for grad in grads]))
     units = unit_of(sizes, wire.world_size, grads[0].dtype)
@@ -83,8 +93,19 @@ def average_as_codes(
         clipped = _from_all(wire, torch.cat(grads), torch.cat(beyond))
         for grad, mask in zip(grads, beyond, strict=True):
             grad.masked_fill_(mask, 0)
+    exponents: list[Tensor] = []
+    if block is not None:
+        each = zip(grads, sizes, units, strict=True)
+        exponents = [block_exponents(grad, block, size, unit, wire.world_size) for grad, size, unit in each]
+        shared = wire.smallest(torch.cat(exponents))
+        exponents = list(torch.split_with_sizes(shared, [len(of_grad) for of_grad in exponents]))
+        for grad, of_grad in zip(grads, exponents, strict=True):
+            scale_blocks(grad, block, of_grad, 1)
     codes = coding.encode(grads, bounds, [index + (wire.rank << 16) for index in indices], seed=seed, step=step)
     coding.decode(wire.reduce_shards(coding.pack(codes, wire.world_size), coding.add), units, grads)
+    if block is not None:
+        for grad, of_grad in zip(grads, exponents, strict=True):
+            scale_blocks(grad, block, of_grad, -1)
     if clipped:
         _add_mean(grads, clipped)
 

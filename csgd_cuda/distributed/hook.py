@@ -19,7 +19,8 @@ from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
 from .in_order import InOrder, private_gloo_group
 
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
-_SAVED = ("step", "seed", "clip", "skip_below", "skip", "bytes_sent", "bytes_plain")
+_OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
+_SAVED = ("step", *_OPTIONS, "bytes_sent", "bytes_plain")
 
 
 class CalibratedHookState:
@@ -33,6 +34,9 @@ class CalibratedHookState:
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
             clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
             coordinate beyond the bound is sent as it is, in 8 bytes.
+        block: a number of consecutive coordinates of a parameter, which are then coded under a bound of their own, that
+            of the parameter divided by a power of two: much less variance, for one byte a block. None: under the
+            bound of the parameter.
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
             "module." of DistributedDataParallel.
@@ -56,6 +60,7 @@ class CalibratedHookState:
         *,
         seed: int = 0,
         clip: float | None = None,
+        block: int | None = None,
         skip_below: int = 0,
         skip: Sequence[str] = (),
         fused: bool | None = None,
@@ -67,7 +72,7 @@ class CalibratedHookState:
         self._named = list(module.named_parameters())
         if len(self._named) > _MOST:
             raise ValueError(f"the module has {len(self._named)} parameters, calibrated_hook numbers at most {_MOST}")
-        self._set_options(seed=seed, clip=clip, skip_below=skip_below, skip=skip)
+        self._set_options(seed=seed, clip=clip, block=block, skip_below=skip_below, skip=skip)
         self.step = 0
         self.bytes_sent = 0
         self.bytes_plain = 0
@@ -90,11 +95,15 @@ class CalibratedHookState:
         self.__dict__.update(state)
         self._begin()
 
-    def _set_options(self, *, seed: int, clip: float | None, skip_below: int, skip: Sequence[str]) -> None:
+    def _set_options(
+        self, *, seed: int, clip: float | None, block: int | None, skip_below: int, skip: Sequence[str]
+    ) -> None:
         if not 0 <= operator.index(seed) < 2**64:
             raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip must be None or a finite number > 0, got {clip}")
+        if block is not None and operator.index(block) < 1:
+            raise ValueError(f"block must be None or a number of coordinates >= 1, got {block}")
         if operator.index(skip_below) < 0:
             raise ValueError(f"skip_below must be >= 0, got {skip_below}")
         if isinstance(skip, str):
@@ -104,6 +113,7 @@ class CalibratedHookState:
             raise ValueError(f"skip names {unknown[0]!r}, which is not a parameter of the module")
         self.seed = seed
         self.clip = None if clip is None else float(clip)
+        self.block = block
         self.skip_below = skip_below
         self.skip = sorted(skip)
 
@@ -123,13 +133,13 @@ class CalibratedHookState:
         missing = [name for name in _SAVED if name not in state]
         if missing:
             raise ValueError(f"the loaded state has no entry {missing[0]!r}; is it that of a CalibratedHookState?")
-        self._set_options(**{name: state[name] for name in ("seed", "clip", "skip_below", "skip")})
+        self._set_options(**{name: state[name] for name in _OPTIONS})
         self.step, self.bytes_sent, self.bytes_plain = (int(state[k]) for k in ("step", "bytes_sent", "bytes_plain"))
         self._agreed = False
 
     def _check_agreement(self) -> None:
         """At the first bucket of the first step, before anything whose size depends on the parameters is sent."""
-        options = {name: getattr(self, name) for name in ("seed", "clip", "skip_below", "skip", "step")}
+        options = {name: getattr(self, name) for name in (*_OPTIONS, "step")}
         trained = [(name, param) for name, param in self._named if param.requires_grad]
         agree({**options, "the number of parameters": len(trained), **parameter_list(trained)}, self.process_group)
         world_size = dist.get_world_size(self.process_group)
@@ -172,7 +182,7 @@ class CalibratedHookState:
             elif param.numel():
                 coded.append(grad)
                 indices.append(number)
-        seed, step, clip = self.seed, self.step, self.clip
+        seed, step, clip, block = self.seed, self.step, self.clip, self.block
         self.step += int(bucket.is_last())
 
         @torch.no_grad()
@@ -181,7 +191,7 @@ class CalibratedHookState:
             if plain:
                 average_plainly(wire, plain)
             if coded:
-                average_as_codes(wire, coding, coded, indices, seed=seed, step=step, clip=clip)
+                average_as_codes(wire, coding, coded, indices, seed=seed, step=step, clip=clip, block=block)
             self.bytes_sent += wire.bytes_sent
             self.bytes_plain += ring_bytes(buffer.numel(), 4, wire.world_size)
             return buffer

@@ -53,6 +53,11 @@ def outputs_of_all_kinds(rank, dtype):
         "reference": outputs(rank, dtype, 3, 25, fused=False),
         "clipped": outputs(rank, dtype, 2, 25, clip=1.5),
         "clipped reference": outputs(rank, dtype, 2, 25, clip=1.5, fused=False),
+        "blocks": outputs(rank, dtype, 3, 25, block=32),
+        "blocks, small buckets": outputs(rank, dtype, 3, 0.001, block=32),
+        "blocks reference": outputs(rank, dtype, 3, 25, block=32, fused=False),
+        "blocks, clipped": outputs(rank, dtype, 2, 25, block=7, clip=1.5),
+        "blocks and resumed": outputs(rank, dtype, 3, 0.001, break_after=2, block=32),
         "clipped and resumed": outputs(rank, dtype, 2, 0.001, break_after=1, clip=1.5),
     }
 
@@ -82,12 +87,13 @@ def test_all_ranks_get_the_same_bits(got):
 
 def test_buckets_do_not_matter(got):
     """DistributedDataParallel itself orders them anew after its first step."""
-    assert_same_outputs(got[2][0]["plain"], got[2][0]["small buckets"], "small buckets")
+    for kind, small in (("plain", "small buckets"), ("blocks", "blocks, small buckets")):
+        assert_same_outputs(got[2][0][kind], got[2][0][small], small)
 
 
 def test_kernels_and_reference_exchange_the_same_bits(got):
     need_kernel(torch.device("cpu"))
-    for kind, reference in (("plain", "reference"), ("clipped", "clipped reference")):
+    for kind, reference in (("plain", "reference"), ("clipped", "clipped reference"), ("blocks", "blocks reference")):
         assert_same_outputs(got[2][0][kind], got[2][0][reference], reference)
 
 
@@ -97,6 +103,7 @@ def test_resumed_exchange_gives_the_same_bits(got):
     assert first["plain"]["state"] == first["resumed"]["state"]
     assert first["plain"]["state"]["step"] == 3
     assert_same_outputs(first["clipped"], first["clipped and resumed"], "clipped and resumed")
+    assert_same_outputs(first["blocks"], first["blocks and resumed"], "blocks and resumed")
 
 
 def coded_by_hand(world_size, dtype, step, parameter, clip=None):
@@ -190,8 +197,8 @@ def test_model_with_the_hook_can_be_copied():
 BIG = (1000, 1000)
 
 
-def bytes_of_a_big_gradient(rank):
-    model, state = with_hook([BIG])
+def bytes_of_a_big_gradient(rank, block):
+    model, state = with_hook([BIG], block=block)
     exchanged(model, [torch.full(BIG, 0.1)])
     sent = []
     for name in ("all_to_all_single", "all_gather", "all_reduce"):
@@ -217,9 +224,10 @@ def counted(collective, name, sent):
     return call
 
 
+@pytest.mark.parametrize("block", [None, 64])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_a_twelfth_of_the_bytes_is_sent(world_size):
-    for rank in run(world_size, bytes_of_a_big_gradient):
+def test_a_twelfth_of_the_bytes_is_sent(world_size, block):
+    for rank in run(world_size, bytes_of_a_big_gradient, block):
         assert rank["step"] == rank["payload"]
         ring = 2 * (world_size - 1) / world_size * 4 * 10**6
         assert abs(rank["plain"] - ring) < 100
@@ -282,6 +290,8 @@ def test_gradient_that_is_not_finite_is_so_on_all_ranks(value):
     ("options", "message"),
     [
         ({"seed": -1}, "seed must be in"),
+        ({"block": 0}, "block must be None or a number of coordinates >= 1, got 0"),
+        ({"block": 2.5}, "integer"),
         ({"clip": 0.0}, "clip must be None or a finite number > 0"),
         ({"clip": float("nan")}, "clip must be None or a finite number > 0"),
         ({"skip_below": -1}, "skip_below must be"),
