@@ -3,7 +3,7 @@
 
 ``CSGD`` is the optimizer, ``csgd_`` the same step as a function. ``GradientCalibration`` is the layer,
 ``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into a model, ``uncalibrate(model)`` takes
-it out.
+it out. ``hard_threshold_`` keeps the k largest elements or filters of tensors.
 ``show_config()`` says what was built.
 """
 
@@ -13,6 +13,7 @@ from .config import show_config
 from .functional import csgd_
 from .gradient import calibrate_grad
 from .optimizer import CSGD
+from .thresholding import hard_threshold_
 
 __all__ = [
     "CSGD",
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "calibrate_grad",
     "csgd_",
+    "hard_threshold_",
     "number_layers",
     "show_config",
     "uncalibrate",

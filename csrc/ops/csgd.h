@@ -47,6 +47,9 @@ void check_not_negative(double value, const char* name);
 
 DType dtype_of(const at::Tensor& t);
 
+// True where no two elements can share memory.
+bool separate_elements(const at::Tensor& t);
+
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
 void check_csgd_args(const CsgdArgs& args);
 
