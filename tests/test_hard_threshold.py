@@ -2,6 +2,7 @@
 """hard_threshold_: exactly k survivors, ties by index, the same bits on every backend, errors that change nothing."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -51,8 +52,7 @@ def on_every_backend(params, keeps, momentum_buffers=(), masks=(), **options):
     for backend, other in zip(BACKENDS[1:], results[1:], strict=True):
         for a, b in zip(results[0], other, strict=True):
             for k, (x, y) in enumerate(zip(a, b, strict=True)):
-                assert_same_bits(x.to(torch.uint8) if x.dtype is torch.bool else x,
-                                 y.to(torch.uint8) if y.dtype is torch.bool else y, f"{backend}, tensor {k}")  # fmt: skip
+                assert_same_bits(x, y, f"{backend}, tensor {k}")
     return [[t.cpu() for t in tensors] for tensors in results[0]]
 
 
@@ -79,15 +79,15 @@ def test_exactly_the_largest_survive(case):
         flat = [t.double().tolist() for t in tensors]
         alive = [m.tolist() for m in masks] if masks else [[True] * len(row) for row in flat]
         if across:
-            expected = expected_survivors(sum(flat, []), keep, sum(alive, []))
+            expected = expected_survivors([*chain(*flat)], keep, [*chain(*alive)])
         else:
-            expected = sum((expected_survivors(row, keep, m) for row, m in zip(flat, alive, strict=True)), [])
+            expected = [*chain(*(expected_survivors(row, keep, m) for row, m in zip(flat, alive, strict=True)))]
         for new, old in zip(params, thresholded(tensors, expected), strict=True):
             assert_same_bits(new, old)
         for new, old in zip(buffers, thresholded(momentum, expected), strict=True):
             assert_same_bits(new, old)
         if masks:
-            assert sum((m.tolist() for m in new_masks), []) == expected
+            assert [*chain(*(m.tolist() for m in new_masks))] == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -118,7 +118,7 @@ def test_ties_across_tensors_go_to_the_first():
 
 @pytest.mark.parametrize("structure", ["element", "filter", "2:4"])
 def test_tensors_that_are_not_dense_are_thresholded_alone(structure):
-    base = heavy_tailed((6, 16, 3), torch.Generator().manual_seed(0))
+    base = torch.randn(6, 16, 3, generator=torch.Generator().manual_seed(0))
     results = []
     for device, fused in BACKENDS:
         copy, momentum = base.to(device, copy=True), torch.ones(16, 6, device=device).t()
@@ -248,7 +248,7 @@ ERRORS = {
     "across": ([W, W], [3, 3], {"across": True}, "keeps must have 1 entries, got 2"),
     "2:4 takes no k": ([W], [3], {"structure": "2:4"}, "keeps must have 0 entries, got 1"),
     "no masks": ([W], None, {}, "keeps must be given where there are no masks"),
-    "filter of a vector": ([W, torch.ones(5)], [3, 3], {"structure": "filter"}, r"parameter 1 has shape \[5\]: .*filter"),
+    "filter of a vector": ([W, W[0]], [3, 3], {"structure": "filter"}, r"parameter 1 has shape \[8\]: .*filter"),
     "2:4 of 6": ([torch.ones(4, 6)], [], {"structure": "2:4"}, r"parameter 0 has shape \[4, 6\]: .*divisible by 4"),
     "2:4 of a vector": ([torch.ones(8)], [], {"structure": "2:4"}, "parameter 0 has shape .*dimension 1"),
     "integers": ([W.long()], [3], {}, "parameter 0 has dtype .*supports float32"),
