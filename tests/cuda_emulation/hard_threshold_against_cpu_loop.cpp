@@ -199,6 +199,8 @@ std::vector<Case> select_cases() {
   all.push_back({.name = "tensors of several launches", .sizes = many, .keep = 9, .values = Values::kTies});
   all.push_back({.name = "across launches", .sizes = many, .keep = 700, .values = Values::kTies, .across = true});
   all.push_back({.name = "across", .sizes = {5000, 0, 1200, 3}, .keep = 1100, .across = true});
+  all.push_back(
+      {.name = "across, zeros", .sizes = {2001, 1203, 3}, .keep = 2500, .values = Values::kZeros, .across = true});
   all.push_back({.name = "across dtypes",
                  .sizes = {600, 1, 1200, 900},
                  .keep = 800,
