@@ -90,9 +90,9 @@ void check_hard_threshold(const HardThresholdArgs& a) {
                      a.params[i].scalar_type(), " and parameter 0 ", a.params[0].scalar_type(),
                      ": across tensors all must be float64 or none");
   }
-  TORCH_CHECK_VALUE(
-      !a.found_inf || fits(*a.found_inf, a.params[0], a.found_inf->sizes(), at::kFloat) && a.found_inf->numel() == 1,
-      "found_inf must be one Float on ", a.params[0].device(), ", the device of the parameters");
+  if (!a.found_inf) return;
+  TORCH_CHECK_VALUE(fits(*a.found_inf, a.params[0], a.found_inf->sizes(), at::kFloat) && a.found_inf->numel() == 1,
+                    "found_inf must be one Float on ", a.params[0].device(), ", the device of the parameters");
 }
 
 }  // namespace csgd

@@ -37,8 +37,11 @@ class PackedThreshold {
  private:
   void pack(size_t i) {
     const at::Tensor& param = args_.params[i];
-    const std::vector<int64_t> order =
-        param.is_non_overlapping_and_dense() ? param.strides().vec() : c10::contiguous_strides(param.sizes());
+    std::vector<int64_t> order = param.strides().vec();
+    if (!param.is_non_overlapping_and_dense()) {  // counted in row-major order
+      const auto row_major = c10::contiguous_strides(param.sizes());
+      order.assign(row_major.begin(), row_major.end());
+    }
     ThresholdTensor t{};
     t.dtype = dtype_of(param);
     t.data = in_order(param, order).data_ptr();
