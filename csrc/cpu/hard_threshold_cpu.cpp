@@ -53,8 +53,10 @@ struct Counts {
 template <class S>
 void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
                   int64_t begin, int64_t end, uint32_t* rows) {
+  const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
+  const Selection found = selection;
   for (int64_t i = begin; i < end; ++i) {
-    const int digit = digit_of(selection, pass, key_at(data, tensor.mask, i), from_end(tensor, i));
+    const int digit = digit_of(found, own_pass, key_at(data, tensor.mask, i), from_end(tensor, i));
     if (digit >= 0) ++rows[(i & 1) * kBins + digit];
   }
 }
@@ -89,6 +91,23 @@ void pick_digit(const DigitPass& pass, int64_t keep, SelectionScratch& scratch) 
   }
 }
 
+template <class S>
+void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* data, int64_t begin, int64_t end) {
+  using Key = decltype(key_at(data, nullptr, 0));
+  if (tensor.mask == nullptr && tensor.momentum_buffer == nullptr && !is_trivial(tensor) && selection.from_end == 0) {
+    const Key last = static_cast<Key>(selection.key);
+    for (int64_t i = begin; i < end; ++i)
+      data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};  // without branches
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const Key key = key_at(data, tensor.mask, i);
+    if (key != 0 && survives(tensor, selection, key, from_end(tensor, i))) continue;
+    drop(tensor, data, i);
+    if (tensor.mask != nullptr) tensor.mask[i] = false;
+  }
+}
+
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
   SelectionScratch scratch{};
   if (!is_trivial(tensors[0])) {
@@ -98,18 +117,9 @@ void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& 
       pick_digit(pass, tensors[0].keep, scratch);
     }
   }
-  const Selection& selection = scratch.state;
   for_each_range(tensors, parallel_for, kGrain, numel_of,
                  [&](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
-                   with_data(tensor, [&](auto* data) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       const bool alive = tensor.mask == nullptr || tensor.mask[i];
-                       if (alive && survives(tensor, selection, key_at(data, tensor.mask, i), from_end(tensor, i)))
-                         continue;
-                       drop(tensor, data, i);
-                       if (tensor.mask != nullptr) tensor.mask[i] = false;
-                     }
-                   });
+                   with_data(tensor, [&](auto* data) { drop_others(tensor, scratch.state, data, begin, end); });
                  });
 }
 
