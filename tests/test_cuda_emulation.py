@@ -75,7 +75,7 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("hard_threshold", 159)])
+@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("hard_threshold", 108)])
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
     done = run(build(kernel, flags, cpu_loops(flags), tmp_path))

@@ -169,26 +169,24 @@ std::vector<Case> select_cases() {
   constexpr DType kAll[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
   std::vector<Case> all;
   // Around a thread's eight, the warp's, the block's pass, and many blocks.
-  for (const int64_t numel : {0, 1, 7, 8, 9, 255, 257, 511, 512, 513, 2049, 9000}) {
-    for (const int64_t keep : {int64_t{0}, int64_t{1}, numel / 3, numel - 1, numel, numel + 1}) {
-      if (keep < 0 || (numel > 9 && keep != numel / 3 && keep != numel - 1)) continue;
-      all.push_back({.name = "sizes", .sizes = {numel}, .keep = keep});
-    }
+  for (const int64_t numel : {0, 1, 7, 8, 9, 257, 511, 513, 2049}) {
+    all.push_back({.name = "sizes", .sizes = {numel}, .keep = numel / 3});
+    if (numel > 1) all.push_back({.name = "sizes", .sizes = {numel}, .keep = numel - 1});
   }
   for (const DType dtype : kAll) {
     for (const Values values : {Values::kHeavyTailed, Values::kTies, Values::kZeros, Values::kSpecials}) {
-      all.push_back({.name = "dtypes", .sizes = {1300}, .keep = 501, .dtypes = {dtype}, .values = values});
+      all.push_back({.name = "dtypes", .sizes = {700}, .keep = 251, .dtypes = {dtype}, .values = values});
     }
-    all.push_back({.name = "specials", .sizes = {900}, .keep = 60, .dtypes = {dtype}, .values = Values::kSpecials});
+    all.push_back({.name = "specials", .sizes = {500}, .keep = 40, .dtypes = {dtype}, .values = Values::kSpecials});
     all.push_back({.name = "masks",
-                   .sizes = {1300, 700},
-                   .keep = 300,
+                   .sizes = {700, 300},
+                   .keep = 150,
                    .dtypes = {dtype},
                    .values = Values::kTies,
                    .with_masks = true});
   }
-  all.push_back({.name = "all survive", .sizes = {4000}, .keep = 4000});
-  all.push_back({.name = "nothing survives", .sizes = {4000}, .keep = 0});
+  all.push_back({.name = "all survive", .sizes = {900}, .keep = 900});
+  all.push_back({.name = "nothing survives", .sizes = {900}, .keep = 0});
   all.push_back({.name = "more than are alive", .sizes = {1000}, .keep = 900, .with_masks = true});
   all.push_back({.name = "misaligned", .sizes = {3000}, .keep = 100, .offset = 1});
   all.push_back({.name = "misaligned", .sizes = {3000}, .keep = 100, .dtypes = {DType::kBFloat16}, .offset = 3});
@@ -217,7 +215,7 @@ std::vector<Case> select_cases() {
 bool run_others() {
   bool good = true;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    for (const Values values : {Values::kHeavyTailed, Values::kTies, Values::kSpecials}) {
+    for (const Values values : {Values::kTies, Values::kSpecials}) {
       for (const int64_t inner : {1, 9}) {
         const Case four{.name = "channels",
                         .sizes = {12 * 9 * inner, 12 * inner, 0},
