@@ -152,7 +152,7 @@ FAULTS = {
             "  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {\n    if",
         )
     ],
-    ("hard_threshold", "the first block finds the digit"): [("1ULL) == last;", "1ULL) == 0;")],
+    ("hard_threshold", "no block is the last"): [("tensor.selection_blocks - 1)", "tensor.selection_blocks)")],
     ("hard_threshold", "counts are not zero for the next pass"): [
         ("atomicExch(&scratch.bins[first + b], 0ULL);", "scratch.bins[first + b];")
     ],
