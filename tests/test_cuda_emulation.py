@@ -75,7 +75,9 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("hard_threshold", 108)])
+@pytest.mark.parametrize(
+    ("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 108)]
+)
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
     done = run(build(kernel, flags, cpu_loops(flags), tmp_path))
@@ -183,6 +185,17 @@ FAULTS = {
             "load8(data + i, count, count == kPerThread, values)",
         )
     ],
+    ("exchange", "what float32 does not decide is left at that"): [
+        ("    if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);\n", "")
+    ],
+    ("exchange", "codes where there is no bound"): [("above && !zero", "above")],
+    ("exchange", "all of a block take its first draw"): [("draw = draw_lane(bits, k);", "draw = draw_lane(bits, 0);")],
+    ("exchange", "codes beyond the end are written"): [("if (k < count) call.codes", "call.codes")],
+    ("exchange", "wide access at any address"): [("aligned && count == kPerThread", "count == kPerThread")],
+    ("exchange", "a row's absent codes are read"): [("at < available ? digits[at] : 0u", "digits[at]")],
+    ("exchange", "a thread for a word too many"): [("number >= call.rows * call.words_per_row", "number < 0")],
+    ("exchange", "each rank adds its own codes only"): [("rank * call.code_words + position", "position")],
+    ("exchange", "each gradient takes the first sums"): [("call.first + i);", "i);")],
 }
 SANITIZED = {
     "no barrier before thread 0 adds up": THREAD,
@@ -192,6 +205,9 @@ SANITIZED = {
     "wide access at any address": ADDRESS,
     "one channel too many": ADDRESS,
     "no barrier before the counts are told": THREAD,
+    "codes beyond the end are written": ADDRESS,
+    "a row's absent codes are read": ADDRESS,
+    "a thread for a word too many": ADDRESS,
 }
 
 

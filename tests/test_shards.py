@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the elements of a shard lie in the whole parameter, and that a step of it draws there."""
 
-import random
-
 import pytest
 import torch
 from hypothesis import given
@@ -59,74 +57,74 @@ LAYOUTS = {
 }
 
 
-def stepped(params, grads, shards, fused):
+def stepped(params, grads, shards, fused, device="cpu"):
     """What three steps make of parameters with index 3, bounds fixed: [(parameter, momentum buffer)]."""
-    state = [[torch.zeros_like(p) for p in params], [torch.zeros((), dtype=torch.int64) for _ in params], []]
+    params, grads = (
+        [tensor.clone(memory_format=torch.contiguous_format).to(device) for tensor in tensors]
+        for tensors in (params, grads)
+    )
+    steps = [torch.zeros((), dtype=torch.int64, device=device) for _ in params]
+    state = ([torch.zeros_like(p) for p in params], steps, [])
     options = {"lr": 0.1, "momentum": 0.9, "lipschitz": 0.5, "seed": 7, "indices": [3] * len(params)}
     for _ in range(3):
         csgd_(params, grads, *state, shards=shards, fused=fused, **options)
     return list(zip(params, state[0], strict=True))
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def isa(request, compiled):
-    """The instruction set of the CPU kernel."""
-    usual = compiled.build_info()["cpu_isa"]
-    if not compiled.set_cpu_isa(request.param):
-        pytest.skip(f"no {request.param} here")
-    yield request.param
-    compiled.set_cpu_isa(usual)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_step_of_a_shard_is_that_part_of_the_step_of_the_whole(name, dtype, isa):
+def assert_step_of_a_shard_is_a_part(name, dtype, fused, device):
     sizes, offsets, whole = LAYOUTS[name]
     generator = torch.Generator().manual_seed(1)
     param, grad = (heavy_tailed(whole, generator, dtype) for _ in range(2))
     layout = layout_of_block(sizes, offsets, whole)
-    shard = lambda tensor: cut(tensor, sizes, offsets).clone(memory_format=torch.contiguous_format)  # noqa: E731
-    parts = {fused: stepped([shard(param)], [shard(grad)], [layout], fused)[0] for fused in (True, False)}
-    expected = stepped([param.clone()], [grad], None, True)[0]
-    for fused, part in parts.items():
-        for got, of_whole in zip(part, expected, strict=True):
-            assert_same_bits(got, shard(of_whole), f"fused={fused}")
+    part = stepped([cut(param, sizes, offsets)], [cut(grad, sizes, offsets)], [layout], fused, device)[0]
+    for got, of_whole in zip(part, stepped([param], [grad], None, False)[0], strict=True):
+        assert_same_bits(got, cut(of_whole, sizes, offsets))
 
 
-def test_positions_beyond_2_to_the_35(fused):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_step_of_a_shard_is_that_part_of_the_step_of_the_whole(name, dtype, fused, device):
+    assert_step_of_a_shard_is_a_part(name, dtype, fused, device)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_instruction_set_steps_shards_alike(name, dtype, isa, compiled):
+    usual = compiled.build_info()["cpu_isa"]
+    if not compiled.set_cpu_isa(isa):
+        pytest.skip(f"no {isa} here")
+    try:
+        assert_step_of_a_shard_is_a_part(name, dtype, True, "cpu")
+    finally:
+        compiled.set_cpu_isa(usual)
+
+
+def test_positions_beyond_2_to_the_35(fused, device):
     """There the number of the Philox call takes more than 32 bits, in the middle of this shard."""
     begin = 2**35 - 100
     generator = torch.Generator().manual_seed(2)
     param, grad = (heavy_tailed((300,), generator) for _ in range(2))
-    whole = stepped([param.clone()], [grad], [ShardLayout(begin, 300, 300, 1, 300)], True)[0]
+    whole = stepped([param], [grad], [ShardLayout(begin, 300, 300, 1, 300)], False)[0]
     for first, last in ((0, 107), (107, 300)):
         layout = ShardLayout(begin + first, last - first, 300, 1, 300)
-        part = stepped([param[first:last].clone()], [grad[first:last]], [layout], fused)[0]
+        part = stepped([param[first:last]], [grad[first:last]], [layout], fused, device)[0]
         for got, of_whole in zip(part, whole, strict=True):
             assert_same_bits(got, of_whole[first:last])
 
 
-def test_whole_tensors_and_shards_of_several_lengths_go_in_one_call(fused):
-    shuffled = random.Random(3).sample(range(6), 6)
+def test_whole_tensors_and_shards_of_several_lengths_go_in_one_call(fused, device):
     whole = [8, 24]
     generator = torch.Generator().manual_seed(3)
     param, grad = (heavy_tailed(whole, generator) for _ in range(2))
     kinds = [
-        ([8, 24], [0, 0]),
-        ([3, 24], [0, 0]),
-        ([5, 24], [3, 0]),
-        ([8, 7], [0, 0]),
-        ([8, 17], [0, 7]),
+        ([3, 24], [0, 0]), ([8, 24], [0, 0]), ([5, 24], [3, 0]), ([8, 7], [0, 0]), ([8, 24], [0, 0]), ([8, 17], [0, 7]),
         ([3, 24], [5, 0]),
-    ]
-    kinds = [kinds[k] for k in shuffled]
+    ]  # fmt: skip
     layouts = [WHOLE if sizes == whole else layout_of_block(sizes, offsets, whole) for sizes, offsets in kinds]
-    copies = [
-        [cut(tensor, *kind).clone(memory_format=torch.contiguous_format) for kind in kinds] for tensor in (param, grad)
-    ]
-    params, grads = copies
-    results = stepped(params, grads, layouts, fused)
-    expected = stepped([param.clone()], [grad], None, True)[0]
+    params, grads = ([cut(tensor, *kind) for kind in kinds] for tensor in (param, grad))
+    results = stepped(params, grads, layouts, fused, device)
+    expected = stepped([param], [grad], None, False)[0]
     for kind, result in zip(kinds, results, strict=True):
         for got, of_whole in zip(result, expected, strict=True):
             assert_same_bits(got, cut(of_whole, *kind), str(kind))

@@ -43,8 +43,10 @@ def parts(args):
     """(name, command) of each part, in order."""
     python = sys.executable
     yield "build", [python, "setup.py", "build_ext", "--inplace"]
-    # The emulation and the examples' tests are about the CPU.
-    skipped = ["--ignore=tests/test_cuda_emulation.py", "--ignore-glob=tests/test_example*"]
+    # What is about the CPU: the emulation, the programs that train, several processes with gloo.
+    cpu_only = ["test_cuda_emulation", "test_example", "test_train", "test_network"]
+    cpu_only += [f"distributed/test_{name}" for name in ("sharded", "checkpoints", "overlap", "hook", "replicas")]
+    skipped = [f"--ignore-glob=tests/{name}*" for name in cpu_only]
     yield "tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *skipped]
     sanitizer = shutil.which("compute-sanitizer")
     for tool in SANITIZERS:

@@ -8,7 +8,9 @@ path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from csgd_cuda import CSGD, calibrate_grad
+from csgd_cuda import CSGD, calibrate_grad, csgd_
+from csgd_cuda.distributed.coding import choose_coding
+from csgd_cuda.shards import ShardLayout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -43,12 +45,40 @@ def calibrations(device):
                     calibrate_grad(grad, **state, **bound, fused=True)
 
 
+def shards(device):
+    for dtype in DTYPES:
+        params = [torch.zeros(n, dtype=dtype, device=device) for n in (0, 1, 9, 2049, 70000)]
+        for layout in (
+            ShardLayout(1003, 70000, 70000, 1, 70000),
+            ShardLayout(5, 3, 10, 7, 70),
+            ShardLayout(2, 1, 7, 9, 63),
+        ):
+            csgd_(
+                params, [torch.full_like(p, 0.5) for p in params], [torch.zeros_like(p) for p in params],
+                [torch.tensor(0, device=device) for _ in params], [], lr=0.1, momentum=0.9, lipschitz=1.0,
+                shards=[layout] * len(params), fused=True,
+            )  # fmt: skip
+
+
+def exchanges(device):
+    coding = choose_coding(device, fused=True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        grads = [torch.full((n,), 0.25, dtype=dtype, device=device) for n in (1, 9, 2049, 70000)]
+        for ranks in (1, 3):
+            bounds = torch.full((len(grads),), 0.75, dtype=torch.float64, device=device)
+            codes = coding.encode(grads, bounds, range(len(grads)), seed=1, step=0)
+            words = coding.pack(codes, ranks)
+            coding.decode(coding.add(words).expand(ranks, -1).contiguous(), bounds / ranks, grads)
+
+
 def main():
     device = torch.device("cuda")
     steps(device)
+    shards(device)
     calibrations(device)
+    exchanges(device)
     torch.cuda.synchronize()
-    print("steps and calibrations made")
+    print("steps, calibrations and exchanges made")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .codes import CODES, ZERO_CODE, encode, unit_of
-from .packing import digits_per_word, pack, unpack
+from .codes import unit_of
+from .coding import Coding
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Coordinates:
 
 
 def average_as_codes(
-    wire: Wire, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None
+    wire: Wire, coding: Coding, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None
 ) -> None:
     """Replaces gradients by unbiased estimates of their mean over the ranks.
 
@@ -83,19 +83,10 @@ def average_as_codes(
         clipped = _from_all(wire, torch.cat(grads), torch.cat(beyond))
         for grad, mask in zip(grads, beyond, strict=True):
             grad.masked_fill_(mask, 0)
-    step_tensor = torch.tensor(step, device=grads[0].device)
-    codes = [
-        encode(grad, bound, seed=seed, index=index + (wire.rank << 16), step=step_tensor)
-        for grad, bound, index in zip(grads, bounds, indices, strict=True)
-    ]
-    means = _sum_codes(wire, torch.cat(codes))
-    parts = torch.split_with_sizes(means, [grad.numel() for grad in grads])
-    for part, unit in zip(parts, units, strict=True):
-        part *= unit
+    codes = coding.encode(grads, bounds, [index + (wire.rank << 16) for index in indices], seed=seed, step=step)
+    coding.decode(wire.reduce_shards(coding.pack(codes, wire.world_size), coding.add), units, grads)
     if clipped:
-        _add_mean(means, clipped)
-    for grad, part in zip(grads, parts, strict=True):
-        grad.copy_(part)
+        _add_mean(grads, clipped)
 
 
 def average_plainly(wire: Wire, grads: list[Tensor]) -> None:
@@ -111,26 +102,12 @@ def average_plainly(wire: Wire, grads: list[Tensor]) -> None:
 
 def _size(grad: Tensor, clip: float | None) -> Tensor:
     """What this rank wants as T, float32; Inf where the gradient is not finite. MAX may drop a NaN, but not an Inf."""
-    size = grad.abs().amax().to(torch.float32)
+    low, high = torch.aminmax(grad)  # one pass, where abs() and amax() take three
+    size = torch.maximum(-low, high).abs().to(torch.float32)
     if clip is not None:
         norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
         size = torch.minimum(size, (norm * (clip / grad.numel() ** 0.5)).to(torch.float32))
     return size.nan_to_num_(nan=torch.inf, posinf=torch.inf)
-
-
-def _sum_codes(wire: Wire, digits: Tensor) -> Tensor:
-    """The sums in -W ... W of all ranks' codes (given plus 1), float64 of shape (n,)."""
-    world_size, count = wire.world_size, digits.numel()
-    per_word = digits_per_word(CODES)
-    shard = -(-count // (world_size * per_word)) * per_word
-    padded = torch.nn.functional.pad(digits, (0, world_size * shard - count))
-
-    def add(words: Tensor) -> Tensor:
-        return pack(unpack(words, CODES, shard).sum(0, keepdim=True, dtype=torch.int64), 2 * world_size + 1)[0]
-
-    packed = wire.reduce_shards(pack(padded.view(world_size, shard), CODES), add)
-    sums = unpack(packed, 2 * world_size + 1, shard).flatten()[:count]
-    return sums.to(torch.float64).sub_(world_size * ZERO_CODE)
 
 
 def _from_all(wire: Wire, flat: Tensor, chosen: Tensor) -> list[Coordinates]:
@@ -146,9 +123,12 @@ def _from_all(wire: Wire, flat: Tensor, chosen: Tensor) -> list[Coordinates]:
     return [Coordinates(all_positions[r, :count], all_values[r, :count]) for r, count in enumerate(counts)]
 
 
-def _add_mean(means: Tensor, clipped: list[Coordinates]) -> None:
+def _add_mean(grads: list[Tensor], clipped: list[Coordinates]) -> None:
     """Adds the mean of what was not coded, in float64 and in the order of the ranks."""
-    extra = torch.zeros_like(means)
+    sizes = [grad.numel() for grad in grads]
+    extra = torch.zeros(sum(sizes), dtype=torch.float64, device=grads[0].device)
     for of_rank in clipped:
         extra[of_rank.positions.to(torch.int64)] += of_rank.values.to(torch.float64)  # no position occurs twice
-    means += extra.div_(len(clipped))
+    extra /= len(clipped)
+    for grad, part in zip(grads, torch.split_with_sizes(extra, sizes), strict=True):
+        grad.copy_(part.add_(grad))

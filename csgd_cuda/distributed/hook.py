@@ -3,9 +3,10 @@
 
 # No "from __future__ import annotations": DistributedDataParallel compares the hook's annotations with the types.
 
+import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ import torch.distributed as dist
 
 from .agreement import agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
+from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
+from .in_order import InOrder, private_gloo_group
 
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _SAVED = ("step", "seed", "clip", "skip_below", "skip", "bytes_sent", "bytes_plain")
@@ -32,6 +35,8 @@ class CalibratedHookState:
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
             "module." of DistributedDataParallel.
+        fused: None takes the kernels where there are any for the gradients' device, else pure PyTorch; True demands
+            them, False takes the latter. The bits are the same.
 
     Attributes:
         step: how many backward passes were exchanged.
@@ -52,6 +57,7 @@ class CalibratedHookState:
         clip: float | None = None,
         skip_below: int = 0,
         skip: Sequence[str] = (),
+        fused: bool | None = None,
     ) -> None:
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             module = module.module
@@ -64,7 +70,11 @@ class CalibratedHookState:
         self.step = 0
         self.bytes_sent = 0
         self.bytes_plain = 0
+        self._fused = fused
         self._agreed = False
+        self._own_group: dist.ProcessGroup | None = None  # for the thread below, of the same ranks
+        self._thread = InOrder()
+        self._stream: torch.cuda.Stream | None = None
 
     def _set_options(self, *, seed: int, clip: float | None, skip_below: int, skip: Sequence[str]) -> None:
         if not 0 <= operator.index(seed) < 2**64:
@@ -127,17 +137,16 @@ class CalibratedHookState:
     def _is_skipped(self, name: str, numel: int) -> bool:
         return numel < self.skip_below or name in self.skip
 
-    def _average(self, bucket: dist.GradBucket) -> None:  # type: ignore[name-defined]
-        """Replaces the bucket's gradients by estimates of their means."""
-        if not self._agreed:
-            self._check_agreement()
-        wire = Wire(self.process_group)
+    def _exchange_of(self, bucket: dist.GradBucket) -> Callable[[dist.ProcessGroup | None], torch.Tensor]:  # type: ignore[name-defined]
+        """Checks a bucket; returns what replaces its gradients by estimates of their means, over a process group."""
         coded: list[torch.Tensor] = []
         indices: list[int] = []
         plain: list[torch.Tensor] = []
-        begin, buffer = 0, bucket.buffer()
+        buffer: torch.Tensor = bucket.buffer()
+        begin = 0
         if buffer.layout is not torch.strided:
             raise TypeError(f"a gradient is sparse ({buffer.layout}), calibrated_hook needs dense ones")
+        coding = choose_coding(buffer.device, self._fused)
         for param in bucket.parameters():
             number = self._numbers.get(id(param))
             if number is None:
@@ -149,13 +158,52 @@ class CalibratedHookState:
             elif param.numel():
                 coded.append(grad)
                 indices.append(number)
-        if plain:
-            average_plainly(wire, plain)
-        if coded:
-            average_as_codes(wire, coded, indices, seed=self.seed, step=self.step, clip=self.clip)
-        self.bytes_sent += wire.bytes_sent
-        self.bytes_plain += ring_bytes(buffer.numel(), 4, wire.world_size)
+        seed, step, clip = self.seed, self.step, self.clip
         self.step += int(bucket.is_last())
+
+        @torch.no_grad()
+        def exchange(group: dist.ProcessGroup | None) -> torch.Tensor:
+            wire = Wire(group)
+            if plain:
+                average_plainly(wire, plain)
+            if coded:
+                average_as_codes(wire, coding, coded, indices, seed=seed, step=step, clip=clip)
+            self.bytes_sent += wire.bytes_sent
+            self.bytes_plain += ring_bytes(buffer.numel(), 4, wire.world_size)
+            return buffer
+
+        return exchange
+
+    def _start(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+        """Exchanges a bucket beside the backward pass, where that can be done in the same order on all ranks."""
+        if not self._agreed:
+            self._check_agreement()
+        exchange, buffer = self._exchange_of(bucket), bucket.buffer()
+        if buffer.is_cuda:
+            return self._start_on_stream(exchange, buffer)
+        if "cpu:gloo" not in dist.get_backend_config(self.process_group):
+            return _completed(exchange(self.process_group))
+        if self._own_group is None:
+            self._own_group = private_gloo_group(self.process_group)
+        return self._thread.submit(functools.partial(exchange, self._own_group))
+
+    def _start_on_stream(
+        self, exchange: Callable[[dist.ProcessGroup | None], torch.Tensor], buffer: torch.Tensor
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Launches all at once, from backward's own thread, on a stream beside that of the backward pass."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(buffer.device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(buffer.device))
+        with torch.cuda.stream(self._stream):
+            return _completed(exchange(self.process_group))
+
+
+def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(
+        devices=[buffer.device] if buffer.is_cuda else None
+    )
+    future.set_result(buffer)
+    return future
 
 
 @torch.no_grad()
@@ -181,7 +229,8 @@ def calibrated_hook(
         bucket: gradients in float32, bfloat16 or float16.
 
     Returns:
-        A completed future with the bucket's buffer.
+        A future of the bucket's buffer, whose exchange goes on beside the backward pass: on CPUs, over gloo, in a
+        thread and a process group of the state's own, on GPUs in a stream.
 
     Raises:
         ValueError, TypeError: at the first step: the ranks disagree, or a parameter cannot be coded; the message names
@@ -189,10 +238,4 @@ def calibrated_hook(
 
     Source: docs/scaling.md.
     """
-    state._average(bucket)
-    buffer = bucket.buffer()
-    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(
-        devices=[buffer.device] if buffer.is_cuda else None
-    )
-    future.set_result(buffer)
-    return future
+    return state._start(bucket)

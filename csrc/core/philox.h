@@ -25,6 +25,7 @@ enum Stream : uint32_t {
   kMomentumStream = 2,      // stochastic rounding of the momentum buffer
   kGradStream = 3,          // a layer's calibration of a gradient: is this coordinate passed on?
   kGradRoundingStream = 4,  // stochastic rounding of a calibrated gradient
+  kExchangeStream = 5,      // the code of a gradient that goes to other processes
 };
 
 constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call

@@ -18,5 +18,6 @@ CSGD_PUSH_TARGET("avx2")
 // Words come first.
 #include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
+#include "exchange_tile.h"
 CSGD_POP_TARGET
 #endif

@@ -28,5 +28,6 @@ CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
 // Words come first.
 #include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
+#include "exchange_tile.h"
 CSGD_POP_TARGET
 #endif

@@ -6,3 +6,4 @@
 // Words come first.
 #include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
+#include "exchange_tile.h"

@@ -14,6 +14,10 @@ namespace CSGD_ISA {
 template <int kBytes>
 struct MaskLane;
 template <>
+struct MaskLane<1> {
+  using Type = int8_t;
+};
+template <>
 struct MaskLane<2> {
   using Type = int16_t;
 };

@@ -45,8 +45,6 @@ struct CsgdArgs {
 
 void check_not_negative(double value, const char* name);
 
-DType dtype_of(const at::Tensor& t);
-
 // True where no two elements can share memory.
 bool separate_elements(const at::Tensor& t);
 

@@ -9,6 +9,7 @@
 #include <c10/util/strides.h>
 
 #include "csgd.h"
+#include "dtype.h"
 
 namespace csgd {
 namespace {

@@ -6,6 +6,7 @@
 
 #include "calibrate_grad.h"
 #include "csgd.h"
+#include "exchange.h"
 #include "hard_threshold.h"
 
 namespace {
@@ -39,6 +40,12 @@ TORCH_LIBRARY(csgd_cuda, m) {
       "hard_threshold_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masks, int[]? keeps, *, "
       "str structure, bool across, Tensor? found_inf) -> ()",
       {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+  // csgd_cuda/distributed/coding.py documents these.
+  m.def("encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def("pack_codes(Tensor codes, int rows) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("add_codes(Tensor words) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("decode_sums(Tensor words, Tensor units, Tensor(a!)[] grads) -> ()", {at::Tag::pt2_compliant_tag});
 }
 
 namespace csgd {
@@ -54,6 +61,7 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("check_csgd", csgd_<nullptr>);
   m.impl("calibrate_grad", calibrate_grad<calibrate_grad_nowhere>);
   m.impl("hard_threshold_", hard_threshold_<hard_threshold_nowhere>);
+  add_exchange<kExchangeNowhere>(m);
 }
 
 }  // namespace csgd

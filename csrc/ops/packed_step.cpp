@@ -4,6 +4,7 @@
 #include <c10/util/strides.h>
 
 #include "csgd.h"
+#include "dtype.h"
 
 namespace csgd {
 namespace {
@@ -59,15 +60,6 @@ ShardLayout layout_of(const CsgdArgs& args, size_t i) {
 }
 
 }  // namespace
-
-DType dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble: return DType::kFloat64;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kFloat16;
-    default: return DType::kFloat32;
-  }
-}
 
 // `tensor` itself where it lies in memory as `like` does, else a copy that does.
 at::Tensor PackedStep::dense(const at::Tensor& tensor, const at::Tensor& like, bool changed) {

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from csgd_cuda.distributed import CalibratedHookState, codes
 
+from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
 from .launch import Given, exchanged, run, with_hook
 
@@ -45,7 +46,9 @@ def outputs_of_all_kinds(rank, dtype):
         "small buckets": outputs(rank, dtype, 3, 0.001),
         "resumed": outputs(rank, dtype, 3, 25, break_after=2),
         "skipped": outputs(rank, dtype, 2, 25, skip=names, skip_below=16),
+        "reference": outputs(rank, dtype, 3, 25, fused=False),
         "clipped": outputs(rank, dtype, 2, 25, clip=1.5),
+        "clipped reference": outputs(rank, dtype, 2, 25, clip=1.5, fused=False),
         "clipped and resumed": outputs(rank, dtype, 2, 0.001, break_after=1, clip=1.5),
     }
 
@@ -76,6 +79,12 @@ def test_all_ranks_get_the_same_bits(got):
 def test_buckets_do_not_matter(got):
     """DistributedDataParallel itself orders them anew after its first step."""
     assert_same_outputs(got[2][0]["plain"], got[2][0]["small buckets"], "small buckets")
+
+
+def test_kernels_and_reference_exchange_the_same_bits(got):
+    need_kernel(torch.device("cpu"))
+    for kind, reference in (("plain", "reference"), ("clipped", "clipped reference")):
+        assert_same_outputs(got[2][0][kind], got[2][0][reference], reference)
 
 
 def test_resumed_exchange_gives_the_same_bits(got):
@@ -192,7 +201,7 @@ def mean_over_all_draws(rank, sixteenths):
         return place * (2**16 // PLACES)
 
     codes.draws = enumerated
-    model, _ = with_hook([(combinations + 1,)] * len(sixteenths))
+    model, _ = with_hook([(combinations + 1,)] * len(sixteenths), fused=False)
     grads = []
     for of_ranks in sixteenths:
         grad = torch.full((combinations + 1,), 0.75 * of_ranks[rank] / 16)

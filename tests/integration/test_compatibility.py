@@ -42,9 +42,9 @@ def test_versions_of_the_table_are_the_pinned_ones():
 
 
 def test_table_names_every_file_and_no_other():
-    named = {cell.strip("`") for row in TABLE for cell in row[3:]}
-    there = {path.name for path in HERE.glob("test_*.py")} - {Path(__file__).name}
-    assert named == there
+    named = {(HERE / cell.strip("`")).resolve() for row in TABLE for cell in row[3:]}
+    assert all(path.is_file() for path in named)
+    assert {path for path in named if path.parent == HERE} == {*HERE.glob("test_*.py")} - {Path(__file__)}
 
 
 @pytest.mark.parametrize("name", sorted(pins()))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what a rank computes for an exchange of gradients as codes: encode, pack, add, decode, and the whole.
+
+    python benchmarks/bench_exchange.py --threads 1
+    python benchmarks/bench_exchange.py --device cuda --numel 100000000
+
+Nothing is sent: the words that other ranks would send are this rank's own. All in one interleaved run; prints a table
+and writes exchange-DEVICE.md into --out. A ratio is to a copy of the gradient in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# An installed csgd_cuda comes first; without one, the package next to this directory.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.step_bench import machine, progress, timing
+from csgd_cuda.distributed.codes import unit_of
+from csgd_cuda.distributed.coding import choose_coding
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    p.add_argument("--numel", type=int, default=10_000_000, help="coordinates (default: %(default)s)")
+    p.add_argument("--ranks", type=int, default=4, help="default: %(default)s")
+    p.add_argument("--threads", type=int, help="of the CPU (default: as torch has it)")
+    p.add_argument("--repeat", type=int, default=15, help="rounds (default: %(default)s)")
+    p.add_argument("--reference", action="store_true", help="the pure-PyTorch reference instead of the kernels")
+    p.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="default: benchmarks/results")
+    return p
+
+
+def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """{what: a call that does it for ``numel`` coordinates}"""
+    device = torch.device(args.device)
+    coding = choose_coding(device, False if args.reference else None)
+    grad = torch.randn(args.numel, generator=torch.Generator().manual_seed(0)).to(device)
+    copy, out = torch.empty_like(grad), torch.empty_like(grad)
+
+    def size() -> torch.Tensor:
+        low, high = torch.aminmax(grad)
+        return torch.maximum(-low, high).abs().unsqueeze(0)
+
+    units = unit_of(size(), args.ranks, grad.dtype)
+
+    def encode() -> torch.Tensor:
+        return coding.encode([grad], units * args.ranks, [0], seed=0, step=0)
+
+    codes = encode()
+    words = coding.pack(codes, args.ranks)
+    sums = coding.add(words).expand(args.ranks, -1).contiguous()
+
+    def whole() -> None:
+        unit = unit_of(size(), args.ranks, grad.dtype)
+        packed = coding.pack(coding.encode([grad], unit * args.ranks, [0], seed=0, step=0), args.ranks)
+        coding.decode(coding.add(packed).expand(args.ranks, -1).contiguous(), unit, [out])
+
+    return {
+        "copy of the gradient": lambda: copy.copy_(grad),
+        "largest magnitude": size,
+        "encode": encode,
+        "pack": lambda: coding.pack(codes, args.ranks),
+        "add (unpack, add, pack)": lambda: coding.add(words),
+        "decode (unpack, multiply)": lambda: coding.decode(sums, units, [out]),
+        "all of it": whole,
+    }
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """A row for each operation: nanoseconds per coordinate, the ratio to the copy."""
+    timer = timing.make_timer(torch.device(args.device))
+    calls = {}
+    for name, call in operations(args).items():
+        host_ms = timer.prepare(call)
+        calls[name] = lambda call=call, host_ms=host_ms: timer.sample(call, host_ms)
+    with progress.bar(args.repeat, f"{args.numel} coordinates, {args.device}") as bar:
+        measured = timing.interleave(calls, dict.fromkeys(calls, args.repeat), args.repeat, bar.update)
+    (_, copies), *_ = measured.items()
+    rows = []
+    for name, samples in measured.items():
+        ratios = [ms / copies[turn] for turn, ms in samples.items()]
+        ns = [ms * 1e6 / args.numel for ms in samples.values()]
+        rows.append({"name": name, "ns": statistics.median(ns), "least": min(ns), "ratio": statistics.median(ratios)})
+    return rows
+
+
+def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], others: float | None) -> str:
+    """The report."""
+    which = "pure PyTorch" if args.reference else "kernels"
+    lines = [f"# What a rank computes for an exchange of codes, {args.device}, {which}", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines += [
+        f"- {args.numel:,} coordinates in float32, {args.ranks} ranks, {torch.get_num_threads()} threads, "
+        f"{args.repeat} rounds",
+    ]
+    if others is not None:
+        lines.append(f"- other processes used {others:.0%} of the CPU meanwhile")
+    lines += [
+        "",
+        "| | ns per coordinate | the least | ratio to the copy |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [f"| {row['name']} | {row['ns']:.2f} | {row['least']:.2f} | {row['ratio']:.2f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0; 2 where an option is wrong or the device is not there."""
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(arguments)
+    if min(args.numel, args.ranks, args.repeat, 1 if args.threads is None else args.threads) < 1:
+        print("--numel, --ranks, --threads and --repeat must be 1 or more.", file=sys.stderr)
+        return 2
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    command = ["python", "benchmarks/bench_exchange.py", *machine.without_out(arguments)]
+    about = machine.describe(torch.device(args.device), command)
+    others = machine.OtherProcesses()
+    text = markdown(args, measure(args), about, others.share())
+    print(text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"exchange-{args.device}{'-reference' if args.reference else ''}.md"
+    path.write_text(text, encoding="utf-8")
+    print("Written:", path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

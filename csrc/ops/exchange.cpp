@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// The checks and the packing of the operators of the gradient exchange.
+#include "exchange.h"
+
+#include <ATen/ops/empty.h>
+
+#include "dtype.h"
+
+namespace csgd {
+namespace {
+
+constexpr int64_t kMostExchangeRanks = 1 << 16;
+
+// The largest k with radix^k <= 2^32.
+int digits_per_word(int64_t radix) {
+  int count = 0;
+  for (uint64_t power = radix; power <= uint64_t{1} << 32; power *= radix) ++count;
+  return count;
+}
+
+int64_t words_for(int64_t count, int64_t radix) {
+  const int64_t places = digits_per_word(radix);
+  return (count + places - 1) / places;
+}
+
+// Digits of a rank's shard of the codes, a multiple of what a word holds.
+int64_t code_words_of_shard(int64_t count, int64_t ranks) {
+  return (count + ranks * kCodesPerWord - 1) / (ranks * kCodesPerWord);
+}
+
+int64_t sum_radix(int64_t ranks) { return 2 * ranks + 1; }
+
+void check_grads(at::TensorList grads, c10::Device device) {
+  for (size_t k = 0; k < grads.size(); ++k) {
+    const at::Tensor& grad = grads[k];
+    TORCH_CHECK_TYPE(grad.layout() == at::kStrided, "grads[", k, "] is sparse (", grad.layout(),
+                     "), codes need dense gradients");
+    const auto dtype = grad.scalar_type();
+    TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "grads[", k, "] has dtype ",
+                     dtype, "; codes stand for float32, bfloat16 and float16");
+    TORCH_CHECK_VALUE(dtype == grads[0].scalar_type() && grad.device() == device && grad.is_contiguous(), "grads[", k,
+                      "] must be a contiguous ", grads[0].scalar_type(), " tensor on ", device, ", got ", dtype, " on ",
+                      grad.device());
+    TORCH_CHECK_VALUE(grad.numel() <= int64_t{1} << kDigitPositionShift, "grads[", k, "] has ", grad.numel(),
+                      " elements, 2^40 at most can be encoded");
+  }
+}
+
+void check_per_grad(const at::Tensor& t, at::TensorList grads, const char* name) {
+  TORCH_CHECK_VALUE(t.scalar_type() == at::kDouble && t.is_contiguous() && t.numel() == int64_t(grads.size()), name,
+                    " must be a contiguous float64 tensor with an entry for each of the ", grads.size(),
+                    " gradients, got ", t.scalar_type(), " of shape ", t.sizes());
+}
+
+// Rows of words, one for each rank.
+void check_words(const at::Tensor& words) {
+  TORCH_CHECK_VALUE(words.scalar_type() == at::kInt && words.dim() == 2 && words.is_contiguous(),
+                    "words must be a contiguous int32 tensor of shape (ranks, words), got ", words.scalar_type(),
+                    " of shape ", words.sizes());
+  TORCH_CHECK_VALUE(words.size(0) >= 1 && words.size(0) <= kMostExchangeRanks, "words must have 1 ... ",
+                    kMostExchangeRanks, " rows, got ", words.size(0));
+}
+
+uint32_t* data_of(const at::Tensor& words) { return reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()); }
+
+const uint32_t* const_data_of(const at::Tensor& words) {
+  return reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>());
+}
+
+}  // namespace
+
+at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
+                            int64_t step, const ExchangeDevice& device) {
+  check_grads(grads, bounds.device());
+  check_per_grad(bounds, grads, "bounds");
+  TORCH_CHECK_VALUE(indices.size() == grads.size(), "indices must have an entry for each of the ", grads.size(),
+                    " gradients, got ", indices.size());
+  int64_t numel = 0;
+  for (size_t k = 0; k < grads.size(); ++k) {
+    TORCH_CHECK_VALUE(indices[k] >= 0 && indices[k] <= 0xFFFFFFFF, "indices must be in 0 ... 2^32-1, got ", indices[k]);
+    numel += grads[k].numel();
+  }
+  at::Tensor codes = at::empty({numel}, bounds.options().dtype(at::kByte));
+  auto* to = codes.data_ptr<uint8_t>();
+  std::vector<EncodeCall> calls;
+  for (size_t k = 0; k < grads.size(); ++k) {
+    EncodeCall call{};
+    call.grad = grads[k].const_data_ptr();
+    call.codes = to;
+    call.bound = bounds.const_data_ptr<double>() + k;
+    call.numel = grads[k].numel();
+    call.seed = static_cast<uint64_t>(seed);
+    call.index = static_cast<uint32_t>(indices[k]);
+    call.step = static_cast<uint32_t>(step);
+    if (call.numel > 0) calls.push_back(call);
+    to += call.numel;
+  }
+  if (!calls.empty()) device.encode(dtype_of(grads[0]), calls, bounds.device());
+  return codes;
+}
+
+at::Tensor run_pack_codes(const at::Tensor& codes, int64_t rows, const ExchangeDevice& device) {
+  TORCH_CHECK_VALUE(codes.scalar_type() == at::kByte && codes.dim() == 1 && codes.is_contiguous(),
+                    "codes must be a contiguous uint8 tensor of shape (count,), got ", codes.scalar_type(),
+                    " of shape ", codes.sizes());
+  TORCH_CHECK_VALUE(rows >= 1 && rows <= kMostExchangeRanks, "rows must be in 1 ... ", kMostExchangeRanks, ", got ",
+                    rows);
+  PackCall call{};
+  call.numel = codes.numel();
+  call.rows = rows;
+  call.words_per_row = code_words_of_shard(call.numel, rows);
+  call.row = call.words_per_row * kCodesPerWord;
+  call.radix = kCodeRadix;
+  call.places = kCodesPerWord;
+  at::Tensor words = at::empty({rows, call.words_per_row}, codes.options().dtype(at::kInt));
+  call.digits = codes.const_data_ptr<uint8_t>();
+  call.words = data_of(words);
+  if (words.numel() > 0) device.pack(call, codes.device());
+  return words;
+}
+
+at::Tensor run_add_codes(const at::Tensor& words, const ExchangeDevice& device) {
+  check_words(words);
+  AddCall call{};
+  call.codes = const_data_of(words);
+  call.ranks = words.size(0);
+  call.code_words = words.size(1);
+  PackCall& sums = call.sums;
+  sums.row = sums.numel = call.code_words * kCodesPerWord;
+  sums.rows = 1;
+  sums.radix = static_cast<uint32_t>(sum_radix(call.ranks));
+  sums.places = digits_per_word(sums.radix);
+  sums.words_per_row = words_for(sums.row, sums.radix);
+  at::Tensor out = at::empty({sums.words_per_row}, words.options());
+  sums.words = data_of(out);
+  if (out.numel() > 0) device.add(call, words.device());
+  return out;
+}
+
+void run_decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorList grads,
+                     const ExchangeDevice& device) {
+  check_words(words);
+  check_grads(grads, words.device());
+  check_per_grad(units, grads, "units");
+  TORCH_CHECK_VALUE(units.device() == words.device(), "units must be on ", words.device(), ", as words are, got ",
+                    units.device());
+  int64_t numel = 0;
+  for (const at::Tensor& grad : grads) numel += grad.numel();
+  const int64_t ranks = words.size(0), shard = code_words_of_shard(numel, ranks) * kCodesPerWord;
+  TORCH_CHECK_VALUE(words.size(1) == words_for(shard, sum_radix(ranks)), "words must have ",
+                    words_for(shard, sum_radix(ranks)), " columns, for the sums of ", numel, " codes of ", ranks,
+                    " ranks, got ", words.size(1));
+  std::vector<DecodeCall> calls;
+  int64_t first = 0;
+  for (size_t k = 0; k < grads.size(); ++k) {
+    DecodeCall call{};
+    call.words = const_data_of(words);
+    call.unit = units.const_data_ptr<double>() + k;
+    call.grad = grads[k].data_ptr();
+    call.numel = grads[k].numel();
+    call.first = first;
+    call.shard = shard;
+    call.words_per_shard = words.size(1);
+    call.ranks = ranks;
+    call.radix = static_cast<uint32_t>(sum_radix(ranks));
+    if (call.numel > 0) calls.push_back(call);
+    first += call.numel;
+  }
+  if (!calls.empty()) device.decode(dtype_of(grads[0]), calls, words.device());
+  for (const at::Tensor& grad : grads) {
+    if (!grad.is_inference()) grad.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+namespace {
+
+[[noreturn]] void no_kernel(c10::Device device) {
+  TORCH_CHECK(false, "codes have no kernel for tensors on ", device, " in this build; see csgd_cuda.show_config()");
+}
+
+}  // namespace
+
+const ExchangeDevice kExchangeNowhere = {
+    [](DType, const std::vector<EncodeCall>&, c10::Device device) { no_kernel(device); },
+    [](const PackCall&, c10::Device device) { no_kernel(device); },
+    [](const AddCall&, c10::Device device) { no_kernel(device); },
+    [](DType, const std::vector<DecodeCall>&, c10::Device device) { no_kernel(device); },
+};
+
+}  // namespace csgd
