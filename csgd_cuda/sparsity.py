@@ -94,6 +94,27 @@ def _keeps(params: list[Tensor], sparsity: float, group: Group) -> list[int]:
     return [_survivors(count, sparsity) for count in counts]
 
 
+def drop_gradients(group: Group, state: State, shared: SharedArguments) -> None:
+    """Before the step of a checked group: sets the gradients of what is dropped for good to zero.
+
+    Such gradients can be far larger than all others (a filter of zeros before batch normalization has them divided by
+    the square root of its eps), and the bound on ``|d|`` is one for the whole parameter.
+    """
+    if group["regrow"]:
+        return
+    params = [p for p in _thresholded(group) if p.grad is not None and (state.get(p) or {}).get("mask") is not None]
+    for device in dict.fromkeys(param.device for param in params):
+        here = [param for param in params if param.device == device]
+        hard_threshold_(
+            [param.grad for param in here if param.grad is not None],
+            None,
+            masks=[state[param]["mask"] for param in here],
+            structure=group["structure"],
+            found_inf=shared(device, 0)["found_inf"],
+            fused=group["fused"],
+        )
+
+
 def threshold_group(group: Group, state: State, shared: SharedArguments, *, due: bool) -> None:
     """H_k of the parameters of a checked group where it is due, else what is dropped for good alone.
 

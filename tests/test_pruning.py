@@ -112,6 +112,19 @@ def test_dropped_entries_come_back_or_stay_zero(device, fused):
         assert torch.equal(params[0] == 0, dropped) != regrow
 
 
+def test_gradients_of_what_is_dropped_for_good_do_not_raise_the_bound(device, fused):
+    """A filter of zeros before batch normalization gets gradients 1 / sqrt(eps) times too large."""
+    params = make_params([(10, 100)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, bound_decay=0.0, sparsity=0.5, structure="filter", regrow=False, fused=fused)
+    for _ in range(2):
+        dropped = params[0] == 0
+        params[0].grad = torch.where(dropped, 1000.0, 0.5)
+        optimizer.step()
+    assert int(dropped.sum()) == 500
+    assert torch.equal(params[0].grad == 0, dropped)
+    assert optimizer.lipschitz_bounds() == [0.5]
+
+
 @pytest.mark.parametrize("structure", ["element", "filter", "2:4"])
 @pytest.mark.parametrize("regrow", [True, False])
 def test_momentum_of_dropped_entries_is_kept_or_cleared(structure, regrow, device, fused):

@@ -4,10 +4,10 @@
     python -m benchmarks.prune --out out/prune
     python -m benchmarks.prune --data fashion-mnist --data-dir DIR --limit 10000 --epochs 8 --out out/prune-fashion
 
-A chain of three convolutions is trained by CSGD, in every method for the same number of steps, the first half of them
-dense. In the second half either hard thresholding takes the sparsity up along a cubic ramp, until three quarters of the
-steps are made, or torch.nn.utils.prune drops the weights at once and the others are trained on. Writes runs.csv (runs
-that are there already are not made again), table.md and accuracy.png.
+A chain of three convolutions is trained by CSGD. When half of the steps are made it is as sparse as it gets, and the
+other half is for fine-tuning: hard thresholding takes the sparsity there along a cubic ramp, from a quarter of the steps
+on; one-shot pruning (torch.nn.utils.prune) trains a dense network until then and drops its weights at once. Writes
+runs.csv (runs that are there already are not made again), table.md and accuracy.png.
 """
 
 from __future__ import annotations

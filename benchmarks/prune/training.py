@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training with pruning: a chain of convolutions, half of the steps dense, half for the pruning."""
+"""One training with pruning: a chain of convolutions, as sparse as it gets when half of the steps are made."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _optimizer(model: nn.Sequential, run: Run, steps: int) -> CSGD:
     pruned: dict[str, Any] = {"params": convolutions}
     options = METHODS[run.method]
     if options is not None and run.sparsity > 0:
-        ramp = ("cubic", steps // 2, steps * 3 // 4)
+        ramp = ("cubic", steps // 4, steps // 2)
         pruned |= {"sparsity": run.sparsity, "sparsity_schedule": ramp, "structure": run.structure, **options}
     groups = [pruned, {"params": others}]
     return CSGD(groups, lr=run.lr, momentum=0.9, weight_decay=5e-4, calibration=run.calibration, seed=run.seed)
