@@ -5,9 +5,9 @@
     python -m benchmarks.prune --data fashion-mnist --data-dir DIR --limit 10000 --epochs 8 --out out/prune-fashion
 
 A chain of three convolutions is trained by CSGD. When half of the steps are made it is as sparse as it gets, and the
-other half is for fine-tuning: hard thresholding takes the sparsity there along a cubic ramp, from a quarter of the steps
-on; one-shot pruning (torch.nn.utils.prune) trains a dense network until then and drops its weights at once. Writes
-runs.csv (runs that are there already are not made again), table.md and accuracy.png.
+other half is for fine-tuning: hard thresholding takes the sparsity there along a cubic ramp, from a quarter of the
+steps on; one-shot pruning (torch.nn.utils.prune) trains a dense network until then and drops its weights at once.
+Writes runs.csv (runs that are there already are not made again), table.md and accuracy.png.
 """
 
 from __future__ import annotations
