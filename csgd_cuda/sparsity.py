@@ -126,12 +126,10 @@ def threshold_group(group: Group, state: State, shared: SharedArguments, *, due:
     selects = due and sparsity > 0
     params = _thresholded(group)
     if not group["regrow"]:
-        if selects:
-            for param in params:
-                if state[param].get("mask") is None:
-                    state[param]["mask"] = new_mask(param, _mask_shape(param, group))
-        else:
-            params = [param for param in params if (state.get(param) or {}).get("mask") is not None]
+        # From the first step on, where nothing is dropped yet: checkpoints are loaded into what state there is.
+        for param in params:
+            if state[param].get("mask") is None:
+                state[param]["mask"] = new_mask(param, _mask_shape(param, group))
     elif not selects:
         return
     for device in dict.fromkeys(param.device for param in params):

@@ -6,6 +6,8 @@ import io
 
 import pytest
 import torch
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from csgd_cuda import CSGD, hard_threshold_
 from csgd_cuda.pruning_options import scheduled_sparsity
@@ -293,3 +295,32 @@ def test_masks_of_another_structure_are_refused(device, fused):
     with pytest.raises(ValueError, match=r"parameter 0: mask has shape \[4, 8\], expected \[4\] for"):
         optimizer.step()
     assert_same_bits(params[0], before)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_distributed_checkpoints_restore_masks_and_the_count(tmp_path, device, fused):
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8).to(device)
+        ramp = {"sparsity": 0.5, "sparsity_schedule": ("cubic", 1, 6), "threshold_every": 2, "regrow": False}
+        return model, CSGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused, **ramp)
+
+    model, optimizer = make()
+    for step in range(8):
+        if step == 4:
+            saved = {"optimizer": get_optimizer_state_dict(model, optimizer), "model": model.state_dict()}
+            checkpoint.save(saved, checkpoint_id=tmp_path)
+            resumed, other = make()
+            loaded = {"optimizer": get_optimizer_state_dict(resumed, other), "model": resumed.state_dict()}
+            checkpoint.load(loaded, checkpoint_id=tmp_path)
+            resumed.load_state_dict(loaded["model"])
+            set_optimizer_state_dict(resumed, other, loaded["optimizer"])
+            assert other.param_groups[0]["threshold_step"] == 4
+            mask = other.state[resumed.weight]["mask"]
+            assert mask.dtype == torch.bool
+            assert int((~mask).sum()) == zeros(model.weight) > 0
+        for each, steps in ((model, optimizer), *([(resumed, other)] if step >= 4 else [])):
+            set_grads(list(each.parameters()), seed=step)
+            steps.step()
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert_same_bits(a, b)
