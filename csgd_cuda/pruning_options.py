@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, Any] = {
     "structure": "element",
     "threshold_scope": "layer",
     "regrow": True,
-    "dropped_momentum": "keep",
+    "dropped_momentum": "clear",
 }
 
 

@@ -18,9 +18,9 @@ from csgd_cuda import CSGD, export_pruned
 
 # name: options of CSGD. one-shot: none, the weights of least magnitude are dropped at once by torch.nn.utils.prune.
 METHODS: dict[str, dict[str, Any] | None] = {
-    "threshold": {},
+    "threshold": {"dropped_momentum": "keep"},
     "threshold, momentum cleared": {"dropped_momentum": "clear"},
-    "threshold, frozen": {"regrow": False},
+    "threshold, frozen": {"dropped_momentum": "keep", "regrow": False},
     "one-shot": None,
 }
 

@@ -94,10 +94,13 @@ void pick_digit(const DigitPass& pass, int64_t keep, SelectionScratch& scratch) 
 template <class S>
 void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* data, int64_t begin, int64_t end) {
   using Key = decltype(key_at(data, nullptr, 0));
-  if (tensor.mask == nullptr && tensor.momentum_buffer == nullptr && !is_trivial(tensor) && selection.from_end == 0) {
+  if (tensor.mask == nullptr && !is_trivial(tensor) && selection.from_end == 0) {  // without branches
     const Key last = static_cast<Key>(selection.key);
-    for (int64_t i = begin; i < end; ++i)
-      data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};  // without branches
+    S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+    for (int64_t i = begin; momentum_buffer != nullptr && i < end; ++i) {
+      momentum_buffer[i] = key_at(data, nullptr, i) >= last ? momentum_buffer[i] : S{};
+    }
+    for (int64_t i = begin; i < end; ++i) data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};
     return;
   }
   for (int64_t i = begin; i < end; ++i) {
