@@ -50,6 +50,16 @@ else:
 
     torch.library.register_fake("csgd_cuda::calibrate_grad", _fake_calibrate_grad)
 
+    def _fake_hard_threshold(
+        params: Tensors, momentum_buffers: Tensors, masks: Tensors, keeps: Sequence[int] | None, *, structure: str,
+        across: bool, found_inf: Tensor | None,
+    ) -> None:  # fmt: skip
+        others = [*params, *momentum_buffers, *masks, *([] if found_inf is None else [found_inf])]
+        if any(tensor.device != params[0].device for tensor in others):
+            raise ValueError(f"hard_threshold_ needs all tensors on {params[0].device}, the device of the first")
+
+    torch.library.register_fake("csgd_cuda::hard_threshold_", _fake_hard_threshold)
+
 
 def build_info() -> dict[str, Any] | None:
     """What the extension was built with (torch, cuda, cuda_architectures, compiler, cpu_isa), or None."""

@@ -11,20 +11,23 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack  # of torch's own dependencies
 
 from .aliases import Group
 from .checks import check_dtype, check_plain
 from .diagnostics import Diagnostics
 from .functional import choose_backend
 from .options import check_new_group, complete_group, index_ranges
+from .pruning_options import PruningOptions, pruning_defaults
 from .sharded import Sharded
+from .sparsity import Pruned, check_thresholding
 from .state import restore_state
 from .step_plan import StepPlan
 
 _Loss = TypeVar("_Loss")
 
 
-class CSGD(Diagnostics, Sharded, Optimizer):
+class CSGD(Diagnostics, Pruned, Sharded, Optimizer):
     """Calibrated Stochastic Gradient Descent: torch.optim.SGD whose update is a random, unbiased, sparse one.
 
     A coordinate with SGD direction d moves with probability ``p = min(1, |d| / (c * l))``, rounded up to a multiple
@@ -51,6 +54,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process)
             where the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling
             and skipping to it, as in torch.optim.SGD; False takes pure PyTorch.
+        pruning: ``sparsity`` > 0 keeps that share of the weights zero; the options of ``PruningOptions``.
 
     State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
     steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),
@@ -88,6 +92,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         first_index: int | None = None,
+        **pruning: Unpack[PruningOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -106,6 +111,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
             "fused": fused,
             "capturable": capturable,
             "first_index": first_index,
+            **pruning_defaults(pruning),
         }
         check_new_group(defaults)
         self._tallies_on = {}
@@ -171,6 +177,7 @@ class CSGD(Diagnostics, Sharded, Optimizer):
 
     def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
+        check_thresholding(group, {}, first)
         seen = set()
         for index, param in enumerate(group["params"], start=first):
             if param in seen:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .aliases import Group
+from .pruning_options import check_sparsity
 
 _OPTION_NAMES = (
     "lr", "momentum", "dampening", "weight_decay", "calibration", "lipschitz", "bound_decay", "rounding", "seed",
@@ -122,6 +123,7 @@ def check_group(group: Group) -> None:
     if isinstance(group["weight_decay"], torch.Tensor):
         group["weight_decay"] = group["weight_decay"].item()
     check_options(**{name: group[name] for name in _OPTION_NAMES})
+    check_sparsity(group)
     if group["differentiable"]:
         raise ValueError("differentiable=True is not supported: CSGD steps in place, outside autograd")
     if group["fused"] and group["foreach"]:

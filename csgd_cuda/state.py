@@ -12,6 +12,7 @@ from torch import Tensor
 from .aliases import Group, State
 from .checks import opmath_dtype
 from .shards import is_dtensor
+from .sparsity import new_mask
 
 
 def new_momentum_buffer(param: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_cast
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
-    own = ("step", "momentum_buffer", "lipschitz_bound")
+    own = ("step", "momentum_buffer", "lipschitz_bound", "mask")
     state = {key: _copy_of(value) for key, value in as_torch_casts.items() if key not in own}
     momentum_buffer = saved.get("momentum_buffer")
     if momentum_buffer is not None:
@@ -68,6 +69,11 @@ def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_cast
         state["step"] = _one(1, torch.int64, param.device)
     if saved.get("lipschitz_bound") is not None:
         state["lipschitz_bound"] = _one(saved["lipschitz_bound"], opmath_dtype(param.dtype), param.device)
+    mask = saved.get("mask")
+    if mask is not None:
+        if mask.shape not in (param.shape, param.shape[:1]):
+            raise ValueError(f"parameter {index}: the loaded mask has shape {list(mask.shape)}, which does not fit it")
+        state["mask"] = new_mask(param, mask.shape).copy_(mask)
     # In the checkpoint's order: saved again, it is the same file.
     return {key: state[key] for key in [*saved, *state] if key in state}
 
@@ -79,7 +85,7 @@ def restore_state(checkpoint: dict[str, Any], param_groups: list[Group], as_torc
         as_torch_casts: the ``state`` that torch.optim.Optimizer.load_state_dict has made of the same checkpoint.
 
     Raises:
-        ValueError: a momentum buffer does not have its parameter's shape.
+        ValueError: a momentum buffer or a mask does not fit its parameter's shape.
     """
     params = [param for group in param_groups for param in group["params"]]
     saved_ids = [saved_id for group in checkpoint["param_groups"] for saved_id in group["params"]]

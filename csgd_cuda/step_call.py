@@ -50,9 +50,13 @@ class StepCall:
         check_group(self._group)  # schedulers, users and checkpoints change the options after the constructor
         self._backend = choose_backend(self._device, self._group["fused"])
         self._options = operator_options(self._group, self._device)
-        self._option_values = list(self._group.values())
+        self.keep_option_values()
         self._has_momentum = self._group["momentum"] != 0
         self._has_bound = self._group["lipschitz"] is None
+
+    def keep_option_values(self) -> None:
+        """The group's values are those that it was made for; the optimizer itself has changed what it counts there."""
+        self._option_values = list(self._group.values())
 
     def _forget(self) -> None:
         self._grads: list[Tensor | None] = []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
 from .options import index_ranges
+from .sparsity import check_all_thresholding, drop_gradients, threshold_group
 from .step_call import StepCall, same
 
 
@@ -67,9 +68,22 @@ class StepPlan:
         Raises:
             ValueError, TypeError: something is wrong with a tensor or an option; nothing was changed.
         """
-        if len(self._calls) > 1:  # a later call must not find an error after an earlier one has stepped
+        sparse = [group for group in self._groups if group["sparsity"]]
+        if sparse:
+            check_all_thresholding(self._groups, state)
+        freezes = any(not group["regrow"] for group in sparse)
+        # A later call must not find an error after an earlier one has stepped, nor any after gradients were dropped.
+        if len(self._calls) > 1 or freezes:
             for call in self._calls:
                 call.check(shared)
+        for group in sparse:
+            drop_gradients(group, state, shared)
         for call in self._calls:
             for param, new in call.run(shared):
                 state[param].update(new)
+        for group in sparse:
+            group["threshold_step"] += 1
+            threshold_group(group, state, shared, due=group["threshold_step"] % group["threshold_every"] == 0)
+        if sparse:
+            for call in self._calls:
+                call.keep_option_values()

@@ -75,7 +75,9 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("exchange", 34)])
+@pytest.mark.parametrize(
+    ("kernel", "cases"), [("csgd", 21), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 108)]
+)
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
     done = run(build(kernel, flags, cpu_loops(flags), tmp_path))
@@ -145,6 +147,44 @@ FAULTS = {
         ("aligned16(call.grad) && aligned16(call.out)", "aligned16(call.grad)")
     ],
     ("calibrate_grad", "rounding by the draws that decide"): [("kGradRoundingStream", "kGradStream")],
+    ("hard_threshold", "counts of the block before"): [("b += kThreads) bins[b] = 0;", "b += kThreads) bins[b] += 0;")],
+    ("hard_threshold", "no barrier before the counts are told"): [
+        (
+            "  __syncthreads();\n  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {\n    if",
+            "  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {\n    if",
+        )
+    ],
+    ("hard_threshold", "no block is the last"): [("tensor.selection_blocks - 1)", "tensor.selection_blocks)")],
+    ("hard_threshold", "counts are not zero for the next pass"): [
+        ("atomicExch(&scratch.bins[first + b], 0ULL);", "scratch.bins[first + b];")
+    ],
+    ("hard_threshold", "the blocks' meeting is not reset"): [("atomicExch(&scratch.blocks_done, 0ULL)", "(void)0")],
+    ("hard_threshold", "elements beyond the end are counted"): [
+        ("      if (k >= count) continue;\n      const int digit", "      const int digit")
+    ],
+    ("hard_threshold", "the last survivor is sought one digit too low"): [("more >= missing ||", "more > missing ||")],
+    ("hard_threshold", "NaN is no larger than Inf in 16 bits"): [
+        ("Bits::kInfinity | Bits::kInfinity >> 1", "Bits::kInfinity + 1")
+    ],
+    ("hard_threshold", "ties go to the higher index"): [
+        ("tensor.total - 1 - tensor.first - position", "tensor.first + position")
+    ],
+    ("hard_threshold", "places begin anew in each tensor"): [(" - tensor.first - position", " - position")],
+    ("hard_threshold", "what was dropped for good is chosen"): [("tensor.mask == nullptr || tensor.mask[i]", "true")],
+    ("hard_threshold", "squares are added in another order"): [
+        ("half = kNormLanes / 2; half > 0; half /= 2", "half = 1; half < kNormLanes; half *= 2")
+    ],
+    ("hard_threshold", "ties of four go to the last"): [("other < j)", "other > j)")],
+    ("hard_threshold", "an overflow is not looked at"): [("*launch.header.found_inf != 0.0f", "false")],
+    ("hard_threshold", "the momentum is left"): [
+        ("if ((dropped >> k & 1u) != 0) values[k] = S{};", "if (dropped == 0) values[k] = S{};")
+    ],
+    ("hard_threshold", "wide access at any address"): [
+        (
+            "load8(data + i, count, aligned && count == kPerThread, values)",
+            "load8(data + i, count, count == kPerThread, values)",
+        )
+    ],
     ("exchange", "what float32 does not decide is left at that"): [
         ("    if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);\n", "")
     ],
@@ -164,6 +204,7 @@ SANITIZED = {
     "a maximum is raised without an atomic": THREAD,
     "wide access at any address": ADDRESS,
     "one channel too many": ADDRESS,
+    "no barrier before the counts are told": THREAD,
     "codes beyond the end are written": ADDRESS,
     "a row's absent codes are read": ADDRESS,
     "a thread for a word too many": ADDRESS,
@@ -177,7 +218,8 @@ def test_a_broken_kernel_is_found_out(kernel, fault, cpu_loops, tmp_path):
     shutil.copytree(HERE / "cuda_emulation", tmp_path / "tests" / "cuda_emulation")
     for right, wrong in FAULTS[kernel, fault]:
         changed = 0
-        for name in (f"cuda/{kernel}_cuda.cu", "cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h"):
+        own = sorted(f"cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob(f"{kernel}_*.cu*"))
+        for name in (*own, "cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h", "core/hard_threshold.h"):
             path = tmp_path / "csrc" / name
             text = path.read_text()
             changed += text.count(right)

@@ -43,6 +43,21 @@ inline cudaError_t choose_chunk(int64_t elements, int64_t* chunk) {
   return error;
 }
 
+// The tensor that this block works on: the last one whose first block is not beyond it.
+template <class L>
+__device__ __forceinline__ int find_tensor(const L& launch) {
+  int low = 0, high = static_cast<int>(launch.header.count) - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (launch.tensors[middle].first_block <= blockIdx.x) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 // What a thread, a warp, a block contributes to its tensor.
 template <class T>
 struct Partial {

@@ -46,21 +46,6 @@ __device__ __forceinline__ void finish_tensor(const CsgdOptions& options, const 
   advance(options, tensor, bit_cast<T>(largest_bits), moved);
 }
 
-// The tensor that this block works on: the last one whose first block is not beyond it.
-template <class L>
-__device__ __forceinline__ int find_tensor(const L& launch) {
-  int low = 0, high = static_cast<int>(launch.header.count) - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (launch.tensors[middle].first_block <= blockIdx.x) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
 template <class S, class L>
 __global__ void __launch_bounds__(kThreads) csgd_kernel(const __grid_constant__ L launch) {
   using T = typename Storage<S>::Opmath;

@@ -42,22 +42,6 @@ void check_list_lengths(const CsgdArgs& a) {
   length(a.indices.size(), true, "indices", "");
 }
 
-// True where no two elements can share memory: sorted by stride, each dimension steps over all smaller ones.
-bool separate_elements(const at::Tensor& t) {
-  if (t.is_non_overlapping_and_dense()) return true;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t k = 0; k < t.dim(); ++k) {
-    if (t.size(k) > 1) dims.emplace_back(t.stride(k), t.size(k));
-  }
-  std::sort(dims.begin(), dims.end());
-  int64_t extent = 0;
-  for (const auto& [stride, size] : dims) {
-    if (stride <= extent) return false;
-    extent += stride * (size - 1);
-  }
-  return true;
-}
-
 // One strided tensor that belongs to the whole call.
 void check_usable(const at::Tensor& t, const char* name) {
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
@@ -186,6 +170,22 @@ void check_shards(const CsgdArgs& a) {
 }
 
 }  // namespace
+
+// Sorted by stride, each dimension steps over all smaller ones.
+bool separate_elements(const at::Tensor& t) {
+  if (t.is_non_overlapping_and_dense()) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t k = 0; k < t.dim(); ++k) {
+    if (t.size(k) > 1) dims.emplace_back(t.stride(k), t.size(k));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t extent = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= extent) return false;
+    extent += stride * (size - 1);
+  }
+  return true;
+}
 
 void check_not_negative(double value, const char* name) {
   TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);

@@ -45,6 +45,9 @@ struct CsgdArgs {
 
 void check_not_negative(double value, const char* name);
 
+// True where no two elements can share memory.
+bool separate_elements(const at::Tensor& t);
+
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
 void check_csgd_args(const CsgdArgs& args);
 

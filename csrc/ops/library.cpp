@@ -7,6 +7,7 @@
 #include "calibrate_grad.h"
 #include "csgd.h"
 #include "exchange.h"
+#include "hard_threshold.h"
 
 namespace {
 
@@ -34,6 +35,11 @@ TORCH_LIBRARY(csgd_cuda, m) {
       "int channel_dim, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, int rank) -> "
       "Tensor",
       {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+  // csgd_cuda.hard_threshold_ documents it.
+  m.def(
+      "hard_threshold_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masks, int[]? keeps, *, "
+      "str structure, bool across, Tensor? found_inf) -> ()",
+      {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
   // csgd_cuda/distributed/coding.py documents these.
   m.def("encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step) -> Tensor",
         {at::Tag::pt2_compliant_tag});
@@ -54,6 +60,7 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("csgd_", csgd_<run_nowhere>);
   m.impl("check_csgd", csgd_<nullptr>);
   m.impl("calibrate_grad", calibrate_grad<calibrate_grad_nowhere>);
+  m.impl("hard_threshold_", hard_threshold_<hard_threshold_nowhere>);
   add_exchange<kExchangeNowhere>(m);
 }
 

@@ -54,7 +54,7 @@ class Barrier {
 
 // The threads that run one block after another together.
 struct Team {
-  explicit Team(unsigned threads) : barrier(threads), slots(threads), shared(4096) {
+  explicit Team(unsigned threads) : barrier(threads), slots(threads), shared(16384) {
     for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.push_back(new Barrier(kWarp));
   }
   ~Team() {

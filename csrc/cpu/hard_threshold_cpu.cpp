@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hard_threshold_cpu.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace csgd {
+namespace {
+
+constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
+
+// Calls f with a pointer to the tensor's elements, of their own type.
+template <class F>
+void with_data(const ThresholdTensor& tensor, F f) {
+  switch (tensor.dtype) {
+    case DType::kFloat32: return f(static_cast<float*>(tensor.data));
+    case DType::kFloat64: return f(static_cast<double*>(tensor.data));
+    case DType::kBFloat16: return f(static_cast<BFloat16*>(tensor.data));
+    case DType::kFloat16: return f(static_cast<Float16*>(tensor.data));
+  }
+}
+
+template <class S>
+auto key_at(const S* data, const bool* mask, int64_t i) {
+  return key_of(Storage<S>::load(data[i]), mask == nullptr || mask[i]);
+}
+
+template <class S>
+void drop(const ThresholdTensor& tensor, S* data, int64_t i) {
+  data[i] = S{};
+  if (tensor.momentum_buffer != nullptr) static_cast<S*>(tensor.momentum_buffer)[i] = S{};
+}
+
+// Shares `count(tensor)` items out, kGrain at a time at least.
+template <class Count, class Work>
+void for_each_range(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for, int64_t grain,
+                    Count count, Work work) {
+  for (const ThresholdTensor& tensor : tensors) {
+    const int64_t items = count(tensor);
+    parallel_for((items + grain - 1) / grain,
+                 [&](int64_t first, int64_t last) { work(tensor, first * grain, std::min(last * grain, items)); });
+  }
+}
+
+int64_t numel_of(const ThresholdTensor& tensor) { return tensor.numel; }
+
+// Elements of equal digits follow each other often; two rows of counters, taken in turns, spare the one the wait for
+// what it has just written.
+struct Counts {
+  std::vector<uint32_t> rows = std::vector<uint32_t>(2 * kBins, 0);
+};
+
+template <class S>
+void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
+                  int64_t begin, int64_t end, uint32_t* rows) {
+  const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
+  const Selection found = selection;
+  for (int64_t i = begin; i < end; ++i) {
+    const int digit = digit_of(found, own_pass, key_at(data, tensor.mask, i), from_end(tensor, i));
+    if (digit >= 0) ++rows[(i & 1) * kBins + digit];
+  }
+}
+
+void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for, const DigitPass& pass,
+               SelectionScratch& scratch) {
+  std::mutex merging;
+  std::fill_n(scratch.bins, kBins, 0ULL);
+  for_each_range(tensors, parallel_for, kGrain, numel_of,
+                 [&](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
+                   Counts counts;
+                   // Ranges may be longer than a counter counts.
+                   for (int64_t from = begin; from < end; from += int64_t{1} << 31) {
+                     std::fill(counts.rows.begin(), counts.rows.end(), 0u);
+                     const int64_t to = std::min(end, from + (int64_t{1} << 31));
+                     with_data(tensor, [&](const auto* data) {
+                       count_digits(tensor, scratch.state, pass, data, from, to, counts.rows.data());
+                     });
+                     const std::lock_guard<std::mutex> lock(merging);
+                     for (int b = 0; b < kBins; ++b)
+                       scratch.bins[b] += uint64_t{counts.rows[b]} + counts.rows[kBins + b];
+                   }
+                 });
+}
+
+void pick_digit(const DigitPass& pass, int64_t keep, SelectionScratch& scratch) {
+  int64_t more = 0;
+  for (int digit = (1 << pass.bits) - 1; digit >= 0; --digit) {
+    const auto own = static_cast<int64_t>(scratch.bins[digit]);
+    if (scratch.state.taken + more + own >= keep) return take_digit(scratch.state, pass, digit, more, own, keep);
+    more += own;
+  }
+}
+
+template <class S>
+void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* data, int64_t begin, int64_t end) {
+  using Key = decltype(key_at(data, nullptr, 0));
+  if (tensor.mask == nullptr && !is_trivial(tensor) && selection.from_end == 0) {  // without branches
+    const Key last = static_cast<Key>(selection.key);
+    S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+    for (int64_t i = begin; momentum_buffer != nullptr && i < end; ++i) {
+      momentum_buffer[i] = key_at(data, nullptr, i) >= last ? momentum_buffer[i] : S{};
+    }
+    for (int64_t i = begin; i < end; ++i) data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const Key key = key_at(data, tensor.mask, i);
+    if (key != 0 && survives(tensor, selection, key, from_end(tensor, i))) continue;
+    drop(tensor, data, i);
+    if (tensor.mask != nullptr) tensor.mask[i] = false;
+  }
+}
+
+void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
+  SelectionScratch scratch{};
+  if (!is_trivial(tensors[0])) {
+    for (const DigitPass& pass : digit_passes(tensors)) {
+      if (scratch.state.done != 0) break;
+      histogram(tensors, parallel_for, pass, scratch);
+      pick_digit(pass, tensors[0].keep, scratch);
+    }
+  }
+  for_each_range(tensors, parallel_for, kGrain, numel_of,
+                 [&](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
+                   with_data(tensor, [&](auto* data) { drop_others(tensor, scratch.state, data, begin, end); });
+                 });
+}
+
+template <class S>
+double squared_norm(const ThresholdTensor& tensor, const S* data, int64_t channel) {
+  const int64_t size = tensor.numel / tensor.channels;
+  double lanes[kNormLanes] = {};
+  for (int64_t k = 0; k < size; ++k) {
+    const auto value = static_cast<double>(Storage<S>::load(data[position_in_channel(tensor, channel, k)]));
+    lanes[k % kNormLanes] += value * value;
+  }
+  for (int half = kNormLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+}  // namespace
+
+void hard_threshold_select_cpu(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
+  for (size_t i = 0; i < tensors.size();) {
+    std::vector<ThresholdTensor> together;
+    for (const int64_t selection = tensors[i].selection; i < tensors.size() && tensors[i].selection == selection; ++i) {
+      together.push_back(tensors[i]);
+    }
+    select_one(together, parallel_for);
+  }
+}
+
+void hard_threshold_norms_cpu(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
+  const auto channels = [](const ThresholdTensor& tensor) { return tensor.channels; };
+  for (const ThresholdTensor& tensor : tensors) {
+    const int64_t grain = std::max<int64_t>(1, kGrain * tensor.channels / std::max<int64_t>(1, tensor.numel));
+    for_each_range({tensor}, parallel_for, grain, channels, [](const ThresholdTensor& t, int64_t begin, int64_t end) {
+      with_data(t, [&](const auto* data) {
+        for (int64_t c = begin; c < end; ++c) t.norms[c] = squared_norm(t, data, c);
+      });
+    });
+  }
+}
+
+void hard_threshold_masks_cpu(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
+  for_each_range(tensors, parallel_for, kGrain, numel_of,
+                 [](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
+                   with_data(tensor, [&](auto* data) {
+                     for (int64_t i = begin; i < end;) {
+                       const int64_t run_end = std::min(end, i - i % tensor.inner + tensor.inner);
+                       if (tensor.mask[i / tensor.inner % tensor.channels]) {
+                         i = run_end;
+                         continue;
+                       }
+                       for (; i < run_end; ++i) drop(tensor, data, i);
+                     }
+                   });
+                 });
+}
+
+void hard_threshold_two_of_four_cpu(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
+  const auto fours = [](const ThresholdTensor& tensor) { return tensor.numel / 4; };
+  for_each_range(tensors, parallel_for, kGrain / 4, fours,
+                 [](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
+                   with_data(tensor, [&](auto* data) {
+                     using Key = decltype(key_at(data, nullptr, 0));
+                     for (int64_t four = begin; four < end; ++four) {
+                       const int64_t first = position_of_four(tensor, four);
+                       Key keys[4];
+                       for (int j = 0; j < 4; ++j) keys[j] = key_at(data, tensor.mask, first + j * tensor.inner);
+                       const unsigned kept = two_of_four(keys);
+                       for (int j = 0; j < 4; ++j) {
+                         if (((kept >> j) & 1u) != 0 && keys[j] != 0) continue;
+                         drop(tensor, data, first + j * tensor.inner);
+                         if (tensor.mask != nullptr) tensor.mask[first + j * tensor.inner] = false;
+                       }
+                     }
+                   });
+                 });
+}
+
+}  // namespace csgd

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CSGD with sparsity: when and how much is dropped, what stays zero, checkpoints, overflow, errors."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from csgd_cuda import CSGD, hard_threshold_
+from csgd_cuda.pruning_options import scheduled_sparsity
+
+from .helpers import DTYPES, assert_same_bits, make_params, run_steps, set_grads
+from .test_backends_agree import BACKENDS
+
+SHAPES = [(6, 8), (4, 8, 3, 3), (5,), (1, 4)]
+
+
+def zeros(param):
+    return int((param == 0).sum())
+
+
+def steps_with_zeros(params, steps, **options):
+    """The zeros of each parameter after each step."""
+    optimizer = CSGD(params, **{"lr": 0.1, "momentum": 0.9, **options})
+    counts = []
+    for step in range(steps):
+        set_grads(params, seed=step)
+        optimizer.step()
+        counts.append([zeros(param) for param in params])
+    return optimizer, counts
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_backend_prunes_to_the_same_bits(dtype):
+    for options in (
+        {"sparsity": 0.7}, {"sparsity": 0.5, "structure": "filter", "dropped_momentum": "clear"},
+        {"sparsity": 0.5, "structure": "2:4", "regrow": False}, {"sparsity": 0.8, "threshold_scope": "group"},
+        {"sparsity": 0.8, "regrow": False, "threshold_every": 2, "sparsity_schedule": ("cubic", 0, 6)},
+    ):  # fmt: skip
+        results = []
+        for device, fused in BACKENDS:
+            params = make_params(SHAPES, dtype, device)
+            optimizer = run_steps(params, steps=5, fused=fused, **options)
+            results.append([*params, *(optimizer.state[p]["momentum_buffer"] for p in params)])
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                assert_same_bits(a, b, str(options))
+
+
+def test_a_step_is_the_step_and_then_the_threshold(device, fused):
+    params, others = make_params(SHAPES, torch.float32, device), make_params(SHAPES, torch.float32, device)
+    optimizers = [CSGD(params, lr=0.1, sparsity=0.75, fused=fused), CSGD(others, lr=0.1, fused=fused)]
+    for step in range(3):
+        for tensors, optimizer in zip((params, others), optimizers, strict=True):
+            set_grads(tensors, seed=step)
+            optimizer.step()
+        hard_threshold_([p.detach() for p in others if p.dim() >= 2], [12, 72, 1], fused=fused)
+        for param, other in zip(params, others, strict=True):
+            assert_same_bits(param, other)
+    assert [zeros(p) for p in params] == [36, 216, 0, 3]
+
+
+def test_sparsity_is_of_each_layer_or_of_the_group(device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    with torch.no_grad():
+        params[0] *= 100  # of the group's, all of these survive
+    _, counts = steps_with_zeros(params, 1, sparsity=0.5, fused=fused)
+    assert counts == [[24, 144, 0, 2]]
+    params = make_params(SHAPES, torch.float32, device)
+    with torch.no_grad():
+        params[0] *= 100
+    _, ((first, second, vector, third),) = steps_with_zeros(
+        params, 1, sparsity=0.5, threshold_scope="group", fused=fused
+    )
+    assert first <= 1
+    assert vector == 0
+    assert first + second + third == 170
+
+
+def test_at_least_one_survives(device, fused):
+    params = make_params([(1, 3), (2, 2, 2)], torch.float32, device)
+    _, counts = steps_with_zeros(params, 2, sparsity=0.999, fused=fused)
+    assert counts[-1] == [2, 7]
+
+
+def test_the_ramp_is_cubic():
+    group = {"sparsity": 0.8, "sparsity_schedule": ("cubic", 10, 30)}
+    shares = [scheduled_sparsity(group, step) for step in (0, 10, 15, 20, 30, 1000)]
+    assert shares == pytest.approx([0, 0, 0.8 * (1 - 0.75**3), 0.8 * (1 - 0.5**3), 0.8, 0.8])
+
+
+def test_thresholds_are_due_every_few_steps_along_the_ramp(device, fused):
+    params = make_params([(10, 100)], torch.float32, device)
+    _, counts = steps_with_zeros(
+        params, 9, sparsity=0.9, sparsity_schedule=("cubic", 2, 6), threshold_every=2, regrow=False, fused=fused
+    )
+    at_4 = round(1000 * 0.9 * (1 - 0.5**3))
+    assert [row[0] for row in counts] == [0, 0, 0, at_4, at_4, 900, 900, 900, 900]
+
+
+def test_dropped_entries_come_back_or_stay_zero(device, fused):
+    for regrow in (True, False):
+        params = make_params([(10, 100)], torch.float32, device)
+        optimizer, _ = steps_with_zeros(params, 1, sparsity=0.5, regrow=regrow, fused=fused)
+        dropped = params[0] == 0
+        for step in range(30):
+            params[0].grad = torch.where(dropped, 1.0, 0.0)  # pushes what was dropped alone
+            set_grads([], step)
+            optimizer.step()
+        assert zeros(params[0]) == 500
+        assert torch.equal(params[0] == 0, dropped) != regrow
+
+
+def test_gradients_of_what_is_dropped_for_good_do_not_raise_the_bound(device, fused):
+    """A filter of zeros before batch normalization gets gradients 1 / sqrt(eps) times too large."""
+    params = make_params([(10, 100)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, bound_decay=0.0, sparsity=0.5, structure="filter", regrow=False, fused=fused)
+    for _ in range(2):
+        dropped = params[0] == 0
+        params[0].grad = torch.where(dropped, 1000.0, 0.5)
+        optimizer.step()
+    assert int(dropped.sum()) == 500
+    assert torch.equal(params[0].grad == 0, dropped)
+    assert optimizer.lipschitz_bounds() == [0.5]
+
+
+@pytest.mark.parametrize("structure", ["element", "filter", "2:4"])
+@pytest.mark.parametrize("regrow", [True, False])
+def test_momentum_of_dropped_entries_is_kept_or_cleared(structure, regrow, device, fused):
+    for choice in ("keep", "clear"):
+        params = make_params([(8, 16)], torch.float32, device)
+        optimizer = CSGD(
+            params, lr=0.1, momentum=0.9, sparsity=0.5, structure=structure, regrow=regrow, dropped_momentum=choice,
+            fused=fused,
+        )  # fmt: skip
+        for _ in range(3):
+            params[0].grad = torch.ones_like(params[0])
+            optimizer.step()
+        cleared = optimizer.state[params[0]]["momentum_buffer"] == 0
+        assert torch.equal(cleared, (params[0] == 0) & (choice == "clear"))
+
+
+def test_sparsity_can_begin_and_end_later(device, fused):
+    params = make_params([(10, 100)], torch.float32, device)
+    optimizer, counts = steps_with_zeros(params, 2, fused=fused)
+    assert counts == [[0], [0]]
+    seen = []
+    for sparsity in (0.5, 0.9, 0.0):
+        optimizer.param_groups[0]["sparsity"] = sparsity
+        set_grads(params, seed=9)
+        optimizer.step()
+        seen.append(zeros(params[0]))
+    assert seen[:2] == [500, 900]
+    assert seen[2] < 900
+    assert optimizer.param_groups[0]["threshold_step"] == 2
+
+
+def test_threshold_makes_weights_sparse_between_steps(device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer, counts = steps_with_zeros(params, 3, sparsity=0.5, threshold_every=100, fused=fused)
+    assert counts[-1] == [0, 0, 0, 0]
+    optimizer.threshold()
+    assert [zeros(p) for p in params] == [24, 144, 0, 2]
+    assert optimizer.param_groups[0]["threshold_step"] == 3
+
+
+@pytest.mark.parametrize("options", [
+    {"regrow": False}, {"structure": "filter", "regrow": False}, {"structure": "2:4", "sparsity": 0.5, "regrow": False},
+    {"sparsity_schedule": ("cubic", 1, 6), "threshold_every": 2}, {"dropped_momentum": "clear"},
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_makes_the_bits_of_one_that_was_not(options, dtype, device, fused):
+    if options.get("sparsity_schedule") and options.get("structure") == "2:4":
+        pytest.skip("2:4 has no schedule")
+    options = {"lr": 0.1, "momentum": 0.9, "sparsity": 0.75, "fused": fused, **options}
+    params = make_params(SHAPES, dtype, device)
+    optimizer = CSGD(params, **options)
+    for step in range(8):
+        if step == 3:
+            file = io.BytesIO()
+            torch.save([optimizer.state_dict(), params], file)
+            file.seek(0)
+            saved, saved_params = torch.load(file)
+            resumed_params = [p.detach().clone().requires_grad_() for p in saved_params]
+            resumed = CSGD(resumed_params, lr=0.5, fused=fused)
+            resumed.load_state_dict(saved)
+            again = resumed.state_dict()
+            for key, state in saved["state"].items():
+                for name, value in state.items():
+                    assert again["state"][key][name].dtype == value.dtype
+                    assert_same_bits(again["state"][key][name], value, name)
+        set_grads(params, seed=step)
+        optimizer.step()
+        if step >= 3:
+            set_grads(resumed_params, seed=step)
+            resumed.step()
+            for a, b in zip(params, resumed_params, strict=True):
+                assert_same_bits(a, b, f"step {step}")
+
+
+def test_copies_go_on_alike(device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer, _ = steps_with_zeros(params, 3, sparsity=0.5, regrow=False, fused=fused)
+    twin_params, twin = copy.deepcopy((params, optimizer))
+    for tensors, each in ((params, optimizer), (twin_params, twin)):
+        set_grads(tensors, seed=5)
+        each.step()
+    for a, b in zip(params, twin_params, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+def test_an_overflow_step_changes_nothing(regrow, device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer, _ = steps_with_zeros(
+        params, 1, sparsity=0.5, regrow=regrow, dropped_momentum="clear", threshold_every=3, fused=fused
+    )
+    before = [p.detach().clone() for p in params]
+    buffers = [optimizer.state[p]["momentum_buffer"].clone() for p in params]
+    optimizer.found_inf = torch.ones((), device=device)
+    for step in range(2):
+        set_grads(params, seed=step)
+        optimizer.step()
+    for param, old, buffer in zip(params, before, buffers, strict=True):
+        assert_same_bits(param, old)
+        assert_same_bits(optimizer.state[param]["momentum_buffer"], buffer)
+        assert bool(optimizer.state[param].get("mask", torch.ones(())).all())
+
+
+def test_without_sparsity_the_plan_is_kept_and_no_work_is_added(monkeypatch, device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = run_steps(params, steps=3, fused=fused)
+    monkeypatch.setattr("csgd_cuda.step_plan.threshold_group", None)
+    monkeypatch.setattr("csgd_cuda.step_plan.check_all_thresholding", None)
+    plan = optimizer._plan
+    optimizer.step()
+    assert optimizer._plan is plan
+
+
+def test_counting_steps_does_not_make_the_options_be_read_again(monkeypatch, device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = run_steps(params, steps=3, sparsity=0.5, threshold_every=1000, fused=fused)
+    optimizer.param_groups[0]["threshold_step"] = 1000
+    optimizer.step()
+    monkeypatch.setattr("csgd_cuda.step_call.check_group", None)
+    optimizer.step()
+    assert optimizer.param_groups[0]["threshold_step"] == 1002
+
+
+ERRORS = {
+    "sparsity of 1": ({"sparsity": 1.0}, SHAPES, r"sparsity must be in \[0, 1\), got 1.0"),
+    "below 0": ({"sparsity": -0.1}, SHAPES, r"sparsity must be in \[0, 1\), got -0.1"),
+    "NaN": ({"sparsity": float("nan")}, SHAPES, r"sparsity must be in \[0, 1\), got nan"),
+    "every": ({"threshold_every": 0}, SHAPES, "threshold_every must be 1 step or more, got 0"),
+    "every half": ({"threshold_every": 0.5}, SHAPES, "float"),
+    "structure": ({"structure": "row"}, SHAPES, "structure must be one of 'element', 'filter', '2:4', got 'row'"),
+    "scope": ({"threshold_scope": "model"}, SHAPES, "threshold_scope must be one of 'layer', 'group', got 'model'"),
+    "momentum": ({"dropped_momentum": "drop"}, SHAPES, "dropped_momentum must be one of"),
+    "schedule": ({"sparsity_schedule": ("linear", 0, 5)}, SHAPES, "sparsity_schedule must be None or .'cubic'"),
+    "backwards": ({"sparsity_schedule": ("cubic", 5, 5)}, SHAPES, "steps 0 <= begin < end"),
+    "2:4 of 80 %": ({"sparsity": 0.8, "structure": "2:4"}, SHAPES, "'2:4' has sparsity 0.5"),
+    "2:4 of 6": ({"sparsity": 0.5, "structure": "2:4"}, [(4, 8), (4, 6)], "parameter 1 has shape .*divisible by 4"),
+    "filter of vectors": ({"sparsity": 0.5, "structure": "filter"}, [(4,), (5,)], "parameters 0 ... 1 cannot"),
+    "unknown": ({"sparsety": 0.5}, SHAPES, "unexpected keyword argument 'sparsety'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_option_or_the_parameter(case):
+    options, shapes, message = ERRORS[case]
+    params = make_params(shapes, torch.float32)
+    with pytest.raises((ValueError, TypeError), match=message):
+        CSGD(params, lr=0.1, **options)
+    if case == "unknown":
+        return
+    optimizer = CSGD(params, lr=0.1)  # as if a schedule had set it: the step says so, and changes nothing
+    optimizer.param_groups[0].update(options)
+    before = [p.detach().clone() for p in params]
+    set_grads(params, seed=0)
+    with pytest.raises((ValueError, TypeError), match=message):
+        optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        assert_same_bits(param, old)
+    assert not optimizer.state
+
+
+def test_masks_of_another_structure_are_refused(device, fused):
+    params = make_params([(4, 8)], torch.float32, device)
+    optimizer, _ = steps_with_zeros(params, 1, sparsity=0.5, regrow=False, fused=fused)
+    optimizer.param_groups[0]["structure"] = "filter"
+    before = params[0].detach().clone()
+    with pytest.raises(ValueError, match=r"parameter 0: mask has shape \[4, 8\], expected \[4\] for"):
+        optimizer.step()
+    assert_same_bits(params[0], before)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_distributed_checkpoints_restore_masks_and_the_count(tmp_path, device, fused):
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8).to(device)
+        ramp = {"sparsity": 0.5, "sparsity_schedule": ("cubic", 1, 6), "threshold_every": 2, "regrow": False}
+        return model, CSGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused, **ramp)
+
+    model, optimizer = make()
+    for step in range(8):
+        if step == 4:
+            saved = {"optimizer": get_optimizer_state_dict(model, optimizer), "model": model.state_dict()}
+            checkpoint.save(saved, checkpoint_id=tmp_path)
+            resumed, other = make()
+            loaded = {"optimizer": get_optimizer_state_dict(resumed, other), "model": resumed.state_dict()}
+            checkpoint.load(loaded, checkpoint_id=tmp_path)
+            resumed.load_state_dict(loaded["model"])
+            set_optimizer_state_dict(resumed, other, loaded["optimizer"])
+            assert other.param_groups[0]["threshold_step"] == 4
+            mask = other.state[resumed.weight]["mask"]
+            assert mask.dtype == torch.bool
+            assert int((~mask).sum()) == zeros(model.weight) > 0
+        for each, steps in ((model, optimizer), *([(resumed, other)] if step >= 4 else [])):
+            set_grads(list(each.parameters()), seed=step)
+            steps.step()
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert_same_bits(a, b)
