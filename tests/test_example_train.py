@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from csgd_cuda import extension
 
@@ -222,11 +223,13 @@ def test_resume_with_nothing_left_reports_again(arguments, saved, tmp_path):
 def test_damaged_checkpoint_is_refused(arguments, saved, tmp_path, capsys):
     content = saved.read_bytes()
     middle = len(content) // 2
+    weights = next(leaf for leaf in tree_leaves(load(saved)) if isinstance(leaf, torch.Tensor) and leaf.numel() > 8)
+    inside = content.index(weights.numpy().tobytes())  # elsewhere it may be padding
     damages = {
         "cut": content[:middle],
         "empty": b"",
         "garbage": bytes(range(256)) * 40,
-        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "flipped": content[:inside] + bytes([content[inside] ^ 1]) + content[inside + 1 :],
     }
     path = tmp_path / "damaged.pt"
     for damaged in damages.values():

@@ -93,7 +93,7 @@ def instructions_per_element(built, isa, dtype, options):
 
 
 def narrow_multiplications(built, isa, dtype):
-    """The multiplications in the functions of ``dtype`` that are scalar or use part of a register only.
+    """The multiplications in the step's functions of ``dtype`` that are scalar or use part of a register only.
 
     A few are right: the scalars of a step, once for each combination of momentum, Nesterov and weight decay.
     """
@@ -104,7 +104,7 @@ def narrow_multiplications(built, isa, dtype):
     inside = False
     for line in text.splitlines():
         if line.endswith(">:"):
-            inside = re.search(rf"csgd::{isa}::\w+<{name}[,>]", line) is not None
+            inside = re.search(rf"csgd::{isa}::step_\w+<{name}[,>]", line) is not None
         elif inside and (multiplication := re.search(r"\tv?mul([ps])[sd]\s+(.*)", line)):
             found[multiplication[1] == "p" and register in multiplication[2]] += 1
     # Without a wide one the loops are scalar, or their names are no longer those looked for.
