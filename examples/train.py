@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
 from training import checkpoint, data, device, figure, loop, model, report
-from training.errors import UserError
+from training.errors import UserError, exit_status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,15 +170,9 @@ def write(results: report.Results, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
-    try:
-        run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; --resume goes on from the last epoch that --save wrote.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        "train.py", "--resume goes on from the last epoch that --save wrote.", lambda: run(parser().parse_args(argv))
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from examples.training.errors import UserError
+from examples.training.errors import UserError, exit_status
 
 from . import accuracy, options, report
 
@@ -60,16 +60,12 @@ def _report(args: argparse.Namespace, _: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def execute() -> None:
         args = parser().parse_args(arguments)
         args.command(args, arguments)
-    except UserError as error:
-        print(f"benchmarks.network: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmarks.network: interrupted; the network is taken down.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status("benchmarks.network", "the network is taken down.", execute)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks.train.data import ImageSet, Split, load
 from benchmarks.train.run_log import without_places, write_atomically
 from benchmarks.train.tasks import DataOptions
 from examples.training.device import choose
-from examples.training.errors import UserError
+from examples.training.errors import UserError, exit_status
 from examples.training.loop import deterministic
 from examples.training.report import prepare
 
@@ -134,15 +134,10 @@ def write_report(logs: list[log.Log], out: Path, test: Split, mixture: Mixture) 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        run(options.parser(__doc__).parse_args(arguments), arguments)
-    except UserError as error:
-        print(f"examples.degraded: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("examples.degraded: interrupted; the same command goes on after the last finished run.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        "examples.degraded", "the same command goes on after the last finished run.",
+        lambda: run(options.parser(__doc__).parse_args(arguments), arguments),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
