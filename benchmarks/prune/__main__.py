@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.step_bench.machine import without_out
 from benchmarks.train import tasks
 from examples.training.errors import UserError
 from examples.training.report import prepare
@@ -182,8 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(args)
         prepare(args.out)
-        shown = [a for k, a in enumerate(arguments) if "--out" not in (a, *arguments[max(0, k - 1) : k])]
-        run_all(args, " ".join(["python -m benchmarks.prune", *shown]))
+        run_all(args, " ".join(["python -m benchmarks.prune", *without_out(arguments)]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
