@@ -93,7 +93,9 @@ def average_as_codes(
         exponents = _shared_exponents(wire, grads, sizes, units, block)
         for grad, of_grad in zip(grads, exponents, strict=True):
             scale_blocks(grad, block, of_grad, 1)
-    codes = coding.encode(grads, bounds, [index + (wire.rank << 16) for index in indices], seed=seed, step=step)
+    pair, second = divmod(wire.rank, 2)
+    own = [index + (pair << 16) for index in indices]
+    codes = coding.encode(grads, bounds, own, seed=seed, step=step, antithetic=bool(second))
     coding.decode(wire.reduce_shards(coding.pack(codes, wire.world_size), coding.add), units, grads)
     if block is not None:
         for grad, of_grad in zip(grads, exponents, strict=True):

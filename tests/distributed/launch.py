@@ -81,3 +81,8 @@ def exchanged(model, grads):
     model.zero_grad()
     model(grads).backward()
     return [param.grad.clone() for param in model.module.of]
+
+
+def draws_of(rank, parameter=0):
+    """The arguments of an encode that tell a rank's draws from those of others: a pair of ranks shares them."""
+    return {"index": parameter + (rank // 2 << 16), "antithetic": rank % 2 == 1}

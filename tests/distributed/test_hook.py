@@ -16,7 +16,7 @@ from csgd_cuda.distributed import CalibratedHookState, calibrated_hook, codes
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
-from .launch import Given, exchanged, run, with_hook
+from .launch import Given, draws_of, exchanged, run, with_hook
 
 SHAPES = [(1,), (7,), (3, 5), (1001,), (40, 21), (0,), (64, 65)]
 NUMELS = [torch.Size(shape).numel() for shape in SHAPES]
@@ -117,7 +117,7 @@ def coded_by_hand(world_size, dtype, step, parameter, clip=None):
     total, clipped = torch.zeros(2, grads[0].numel(), dtype=torch.float64)
     for rank, grad in enumerate(grads):
         beyond = grad.to(torch.float64).abs() > unit * world_size
-        which = {"seed": SEED, "index": parameter + (rank << 16), "step": torch.tensor(step)}
+        which = {"seed": SEED, "step": torch.tensor(step), **draws_of(rank, parameter)}
         total += codes.encode(grad * ~beyond, unit * world_size, **which).to(torch.float64) - 1
         clipped += grad * beyond
     return unit, total, clipped
@@ -239,19 +239,23 @@ def test_a_twelfth_of_the_bytes_is_sent(world_size, options):
             assert rank["step"] <= ring / 12
 
 
-PLACES = 16  # draws that are enumerated for each rank
+PLACES = 16  # draws that are enumerated for each pair of ranks
+
+
+def pairs_of(world_size):
+    return -(-world_size // 2)
 
 
 def mean_over_all_draws(rank, sixteenths):
-    """Sums over all combinations of the ranks' draws, a coordinate for each.
+    """Sums over all combinations of the draws of pairs of ranks, a coordinate for each.
 
     The draws are multiples of 2^12, and so are the thresholds: |g| is a multiple of T / 16.
     """
-    world_size = dist.get_world_size()
-    combinations = PLACES**world_size
+    pair, combinations = rank // 2, PLACES ** pairs_of(dist.get_world_size())
 
-    def enumerated(begin, end, **_):
-        place = torch.arange(begin, end) // PLACES**rank % PLACES
+    def enumerated(begin, end, *, index, **_):
+        assert index >> 16 == pair
+        place = torch.arange(begin, end) // PLACES**pair % PLACES
         return place * (2**16 // PLACES)
 
     codes.draws = enumerated
@@ -264,15 +268,15 @@ def mean_over_all_draws(rank, sixteenths):
     return [out[:combinations] for out in exchanged(model, grads)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_mean_over_all_draws_of_all_ranks_is_the_mean_gradient(world_size):
     """The theorem, through the whole exchange: exact fractions, no luck of a sample."""
-    sixteenths = [(16, -16, 5), (1, 2, 3), (-7, 7, 0), (15, 16, -1), (0, 0, 0), (-9, -10, -16)]
+    sixteenths = [(16, -16, 5, 7), (1, 2, 3, -4), (-7, 7, 0, 1), (15, 16, -1, -16), (0, 0, 0, 0), (-9, -10, -16, -3)]
     (first, *_) = run(world_size, mean_over_all_draws, sixteenths)
     for out, of_ranks in zip(first, sixteenths, strict=True):
         values, counts = (tensor.tolist() for tensor in torch.unique(out, return_counts=True))
         total = sum(Fraction(value) * count for value, count in zip(values, counts, strict=True))
-        assert total / PLACES**world_size == Fraction(3, 64) * sum(of_ranks[:world_size]) / world_size
+        assert total / PLACES ** pairs_of(world_size) == Fraction(3, 64) * sum(of_ranks[:world_size]) / world_size
 
 
 def gradient_with(rank, value):
