@@ -259,10 +259,10 @@ def mean_over_all_draws(rank, sixteenths):
     return [out[:combinations] for out in exchanged(model, grads)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_mean_over_all_draws_of_all_ranks_is_the_mean_gradient(world_size):
     """The theorem, through the whole exchange: exact fractions, no luck of a sample."""
-    sixteenths = [(16, -16, 5), (1, 2, 3), (-7, 7, 0), (15, 16, -1), (0, 0, 0), (-9, -10, -16)]
+    sixteenths = [(16, -16, 5, 1), (1, 2, 3, 4), (-7, 7, 0, 3), (15, 16, -1, -8), (0, 0, 0, 0), (-9, -10, -16, -15)]
     (first, *_) = run(world_size, mean_over_all_draws, sixteenths)
     for out, of_ranks in zip(first, sixteenths, strict=True):
         values, counts = (tensor.tolist() for tensor in torch.unique(out, return_counts=True))

@@ -53,7 +53,7 @@ def sum_of_parts(rank, step):
 
 
 def unused(rank, step, instead=None):
-    """Parameter 1 is not used by rank 1 in step 1, parameter 3 by no rank in step 2, all but one by rank 0 in step 3."""
+    """Not used: parameter 1 by rank 1 in step 1, parameter 3 by all in step 2, all but one by rank 0 in step 3."""
     nothing = [None if instead is None else torch.zeros(shape) for shape in SHAPES]
     grads = gradients(rank, step)
     if (rank, step) == (1, 1):
