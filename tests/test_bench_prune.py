@@ -40,3 +40,13 @@ def test_errors_are_one_sentence(options, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.prune.__main__.train", interrupted)
+    assert main([*SHORT, "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "benchmarks.prune: interrupted; the same command goes on after the last finished run."
