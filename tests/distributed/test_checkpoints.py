@@ -132,18 +132,16 @@ def test_killed_worker_does_not_change_the_end(tmp_path):
 
 
 def test_job_goes_on_with_fewer_workers_after_one_was_killed(tmp_path):
-    """Of three, one is killed; two go on from the last checkpoint, until one of these is killed; the last one ends it.
+    """Of three, one is killed; two go on from the last checkpoint.
 
-    With the weights of a plain training, in one process, that nothing disturbed.
+    They end with the weights of a plain training, in one process, that nothing disturbed.
     """
     undisturbed = Training(None, torch.float32)
     undisturbed.run_given(STEPS)
-    for count, step in ((3, 4), (2, 7)):
-        done = torchrun(tmp_path, count, "--given", "--kill-rank=1", f"--kill-step={step}", restarts=0)
-        assert done.returncode != 0
-        assert "SIGKILL" in done.stderr
-        assert not (tmp_path / "weights.pt").exists()
-    assert "rank 0 goes on after step 3" in done.stdout
-    got, said = trained(tmp_path, 1, "--given")
-    assert "rank 0 goes on after step 6" in said
+    killed = torchrun(tmp_path, 3, "--given", "--kill-rank=1", "--kill-step=5", restarts=0)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr
+    assert not (tmp_path / "weights.pt").exists()
+    got, said = trained(tmp_path, 2, "--given")
+    assert {"0", "1"} <= set(re.findall(r"rank (\d) goes on after step 3", said))
     assert_same_weights([param.detach() for param in undisturbed.model.parameters()], got)
