@@ -4,7 +4,6 @@
 import copy
 import itertools
 import pickle
-from fractions import Fraction
 
 import pytest
 import torch
@@ -192,91 +191,6 @@ def test_model_with_the_hook_can_be_copied():
         assert_same_bits(expected[0], got[0])
         assert expected[0].any()
         assert step == 2
-
-
-BIG = (1000, 1000)
-
-
-def bytes_of_a_big_gradient(rank, options):
-    model, state = with_hook([BIG], **options)
-    grad = torch.full(BIG, 0.1)
-    grad.view(-1)[:: 200 + rank] = 1.0
-    exchanged(model, [grad])
-    sent = []
-    for name in ("all_to_all_single", "all_gather", "all_reduce"):
-        setattr(dist, name, counted(getattr(dist, name), name, sent))
-    before = state.bytes_sent
-    exchanged(model, [grad])
-    return {"step": state.bytes_sent - before, "plain": state.bytes_plain // 2, "payload": sum(sent)}
-
-
-def counted(collective, name, sent):
-    """The collective, which also notes what leaves this rank."""
-
-    def call(first, second=None, *args, **kwargs):
-        world_size = dist.get_world_size()
-        if name == "all_to_all_single":  # all but the part that stays here
-            own = args[1][dist.get_rank()] * second.element_size() if args else second.nbytes // world_size
-            sent.append(second.nbytes - own)
-        elif name == "all_gather":
-            sent.append(second.nbytes * (world_size - 1))
-        else:
-            sent.append(2 * (world_size - 1) * first.element_size() * -(-first.numel() // world_size))
-        return collective(first, second, *args, **kwargs)
-
-    return call
-
-
-@pytest.mark.parametrize("options", [{}, {"block": 32}, {"block": 32, "clip": 4.0}], ids=str)
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_a_twelfth_of_the_bytes_is_sent(world_size, options):
-    """With one coordinate in 200 beyond the clip, between two ranks only: each is sent to all."""
-    for rank in run(world_size, bytes_of_a_big_gradient, options):
-        assert rank["step"] == rank["payload"]
-        ring = 2 * (world_size - 1) / world_size * 4 * 10**6
-        assert abs(rank["plain"] - ring) < 100
-        if "clip" not in options or world_size == 2:
-            assert rank["step"] <= ring / 12
-
-
-PLACES = 16  # draws that are enumerated for each pair of ranks
-
-
-def pairs_of(world_size):
-    return -(-world_size // 2)
-
-
-def mean_over_all_draws(rank, sixteenths):
-    """Sums over all combinations of the draws of pairs of ranks, a coordinate for each.
-
-    The draws are multiples of 2^12, and so are the thresholds: |g| is a multiple of T / 16.
-    """
-    pair, combinations = rank // 2, PLACES ** pairs_of(dist.get_world_size())
-
-    def enumerated(begin, end, *, index, **_):
-        assert index >> 16 == pair
-        place = torch.arange(begin, end) // PLACES**pair % PLACES
-        return place * (2**16 // PLACES)
-
-    codes.draws = enumerated
-    model, _ = with_hook([(combinations + 1,)] * len(sixteenths), fused=False)
-    grads = []
-    for of_ranks in sixteenths:
-        grad = torch.full((combinations + 1,), 0.75 * of_ranks[rank] / 16)
-        grad[-1] = 0.75  # so that T is 0.75
-        grads.append(grad)
-    return [out[:combinations] for out in exchanged(model, grads)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_mean_over_all_draws_of_all_ranks_is_the_mean_gradient(world_size):
-    """The theorem, through the whole exchange: exact fractions, no luck of a sample."""
-    sixteenths = [(16, -16, 5, 7), (1, 2, 3, -4), (-7, 7, 0, 1), (15, 16, -1, -16), (0, 0, 0, 0), (-9, -10, -16, -3)]
-    (first, *_) = run(world_size, mean_over_all_draws, sixteenths)
-    for out, of_ranks in zip(first, sixteenths, strict=True):
-        values, counts = (tensor.tolist() for tensor in torch.unique(out, return_counts=True))
-        total = sum(Fraction(value) * count for value, count in zip(values, counts, strict=True))
-        assert total / PLACES ** pairs_of(world_size) == Fraction(3, 64) * sum(of_ranks[:world_size]) / world_size
 
 
 def gradient_with(rank, value):
