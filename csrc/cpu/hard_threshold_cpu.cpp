@@ -114,9 +114,15 @@ void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* d
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
   SelectionScratch scratch{};
   if (!is_trivial(tensors[0])) {
+    const int64_t* counted = tensors[0].histogram;  // of the first pass
     for (const DigitPass& pass : digit_passes(tensors)) {
       if (scratch.state.done != 0) break;
-      histogram(tensors, parallel_for, pass, scratch);
+      if (counted != nullptr) {
+        std::copy_n(counted, kBins, scratch.bins);
+        counted = nullptr;
+      } else {
+        histogram(tensors, parallel_for, pass, scratch);
+      }
       pick_digit(pass, tensors[0].keep, scratch);
     }
   }
