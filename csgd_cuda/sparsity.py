@@ -172,6 +172,9 @@ class Pruned:
     state: defaultdict[Tensor, Any]
     _shared_arguments: Callable[[torch.device, int], dict[str, Tensor | None]]
 
+    def _has_sparsity(self) -> bool:
+        return any(group["sparsity"] for group in self.param_groups)
+
     @torch.no_grad()
     def threshold(self) -> None:
         """Drops what the groups' sparsity now drops, as a step that is due: before a pruned model is saved or measured.

@@ -85,23 +85,29 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdPruned& tens
   const S* grad = static_cast<const S*>(tensor.grad);
   S* momentum_buffer = Parts::momentum ? static_cast<S*>(tensor.momentum_buffer) : param;
   const bool* mask = tensor.mask;
-  S masked[kTile];
+  S masked[kStretch];
   DigitCounts digits;
   if (tensor.histogram != nullptr) digits.clear();
   ChunkResult result;
   Totals<S> totals{0, 0};
-  int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) {
-    if (mask != nullptr) masked_grads(grad + i, mask + i, kTile, masked);
-    const S* grads = mask != nullptr ? masked : grad + i;
-    step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grads, momentum_buffer + i, &totals);
-    if (tensor.histogram != nullptr) digits.add_tile(param + i, mask != nullptr ? mask + i : nullptr, kTile);
+  const int64_t tiles_end = end - (end - begin) % kTile;
+  const int64_t stretch = mask != nullptr || tensor.histogram != nullptr ? kStretch : kCpuChunk;
+  for (int64_t from = begin; from < tiles_end; from += stretch) {
+    const int64_t to = from + stretch < tiles_end ? from + stretch : tiles_end;
+    const S* grads = grad + from;
+    if (mask != nullptr) grads = masked_grads(grads, mask + from, to - from, masked);
+    for (int64_t i = from; i < to; i += kTile) {
+      const S* grads_of_tile = grads + (i - from);
+      step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grads_of_tile, momentum_buffer + i,
+                                       &totals);
+    }
+    if (tensor.histogram != nullptr) digits.add(param + from, mask != nullptr ? mask + from : nullptr, to - from);
   }
   add_totals<S>(totals, end - begin, &result);
-  if (i < end) {
+  if (tiles_end < end) {
     // The elements that do not fill a tile go through the same code in padded copies. Where the padding moves (T = 0,
     // or a factor that makes all of d NaN), so does every element.
-    const int rest = static_cast<int>(end - i);
+    const int64_t i = tiles_end, rest = end - tiles_end;
     const size_t bytes = static_cast<size_t>(rest) * sizeof(S);
     S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
     memcpy(padded_param, param + i, bytes);
@@ -112,8 +118,8 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdPruned& tens
     step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, padded_param, padded_grad, padded_momentum, &tail);
     if (any(tail.moved)) memcpy(param + i, padded_param, bytes);
     if (Parts::momentum) memcpy(momentum_buffer + i, padded_momentum, bytes);
-    if (tensor.histogram != nullptr) digits.add_tile(padded_param, mask != nullptr ? mask + i : nullptr, rest);
-    add_totals<S>(tail, end - i, &result);
+    if (tensor.histogram != nullptr) digits.add(padded_param, mask != nullptr ? mask + i : nullptr, rest);
+    add_totals<S>(tail, rest, &result);
   }
   if (tensor.histogram != nullptr) digits.add_to(tensor.histogram);
   return result;

@@ -2,12 +2,14 @@
 #include "hard_threshold_cpu.h"
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 
 namespace csgd {
 namespace {
 
 constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
+constexpr int64_t kBlock = 256;    // elements that are looked through together
 
 // Calls f with a pointer to the tensor's elements, of their own type.
 template <class F>
@@ -51,13 +53,55 @@ struct Counts {
 };
 
 template <class S>
+void count_digit(const ThresholdTensor& tensor, const Selection& found, const DigitPass& pass, const S* data, int64_t i,
+                 uint32_t* row) {
+  const int digit = digit_of(found, pass, key_at(data, tensor.mask, i), from_end(tensor, i));
+  if (digit >= 0) ++row[digit];
+}
+
+// As bytes, which compilers know to read in vectors.
+void and_mask(const bool* mask, int64_t count, uint8_t* flags) {
+  const uint8_t* alive = reinterpret_cast<const uint8_t*>(mask);
+  for (int64_t k = 0; k < count; ++k) flags[k] &= alive[k];
+}
+
+// Which of the first digits of `count` keys, those before the bit `top`, are the wanted ones; what is alive alone.
+template <class S, class Key>
+void find_agreeing(const S* data, const bool* mask, int64_t count, int top, Key wanted, uint8_t* agrees) {
+  for (int64_t k = 0; k < count; ++k) agrees[k] = (key_at(data, nullptr, k) >> top) == wanted ? 1 : 0;
+  if (mask != nullptr) and_mask(mask, count, agrees);
+}
+
+template <class S>
 void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
                   int64_t begin, int64_t end, uint32_t* rows) {
+  using Key = decltype(key_at(data, nullptr, 0));
   const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
   const Selection found = selection;
-  for (int64_t i = begin; i < end; ++i) {
-    const int digit = digit_of(found, own_pass, key_at(data, tensor.mask, i), from_end(tensor, i));
-    if (digit >= 0) ++rows[(i & 1) * kBins + digit];
+  const int top = pass.of_place != 0 ? 0 : pass.shift + pass.bits;
+  const Key wanted = above(static_cast<Key>(found.key), top);
+  if (wanted == 0) {  // the first digit; or the threshold is among what was dropped for good
+    for (int64_t i = begin; i < end; ++i) count_digit(tensor, found, own_pass, data, i, rows + (i & 1) * kBins);
+    return;
+  }
+  // Few elements agree with the digits found so far: those are picked first, without a branch for each of the others.
+  for (int64_t from = begin; from < end; from += kBlock) {
+    const int64_t count = std::min(kBlock, end - from);
+    uint8_t agrees[kBlock] = {}, agreeing[kBlock + 8];
+    find_agreeing(data + from, tensor.mask != nullptr ? tensor.mask + from : nullptr, count, top, wanted, agrees);
+    int64_t candidates = 0;
+    for (int64_t k = 0; k < kBlock; k += 8) {
+      uint64_t any;
+      std::memcpy(&any, agrees + k, sizeof(any));
+      if (any == 0) continue;
+      for (int64_t j = k; j < k + 8; ++j) {
+        agreeing[candidates] = static_cast<uint8_t>(j);
+        candidates += agrees[j];
+      }
+    }
+    for (int64_t c = 0; c < candidates; ++c) {
+      count_digit(tensor, found, own_pass, data, from + agreeing[c], rows + (c & 1) * kBins);
+    }
   }
 }
 
@@ -91,24 +135,49 @@ void pick_digit(const DigitPass& pass, int64_t keep, SelectionScratch& scratch) 
   }
 }
 
+// Which of the `count` elements from `begin` on survive: 1 or 0 for each.
+template <class S>
+void find_survivors(const ThresholdTensor& tensor, const Selection& selection, const S* data, int64_t begin,
+                    int64_t count, uint8_t* survive) {
+  const auto last = static_cast<decltype(key_at(data, nullptr, 0))>(selection.key);
+  if (is_trivial(tensor)) {
+    std::memset(survive, tensor.keep > 0 ? 1 : 0, static_cast<size_t>(count));
+  } else if (selection.from_end == 0) {  // all ties do
+    for (int64_t k = 0; k < count; ++k) survive[k] = key_at(data, nullptr, begin + k) >= last ? 1 : 0;
+  } else {
+    for (int64_t k = 0; k < count; ++k) {
+      const auto key = key_at(data, tensor.mask, begin + k);
+      survive[k] = survives(tensor, selection, key, from_end(tensor, begin + k)) ? 1 : 0;
+    }
+  }
+  if (tensor.mask != nullptr) and_mask(tensor.mask + begin, count, survive);
+}
+
+template <class S>
+void drop_unless(const uint8_t* survive, int64_t count, S* values) {
+  for (int64_t k = 0; k < count; ++k) values[k] = choose_bits(survive[k], values[k], S{});
+}
+
 template <class S>
 void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* data, int64_t begin, int64_t end) {
-  using Key = decltype(key_at(data, nullptr, 0));
-  if (tensor.mask == nullptr && !is_trivial(tensor) && selection.from_end == 0) {  // without branches
-    const Key last = static_cast<Key>(selection.key);
-    S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
-    for (int64_t i = begin; momentum_buffer != nullptr && i < end; ++i) {
-      momentum_buffer[i] = key_at(data, nullptr, i) >= last ? momentum_buffer[i] : S{};
-    }
-    for (int64_t i = begin; i < end; ++i) data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};
-    return;
+  S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+  for (int64_t from = begin; from < end; from += kBlock) {
+    const int64_t count = std::min(kBlock, end - from);
+    uint8_t survive[kBlock];
+    find_survivors(tensor, selection, data, from, count, survive);
+    drop_unless(survive, count, data + from);
+    if (momentum_buffer != nullptr) drop_unless(survive, count, momentum_buffer + from);
+    if (tensor.mask != nullptr) std::memcpy(tensor.mask + from, survive, static_cast<size_t>(count));
   }
-  for (int64_t i = begin; i < end; ++i) {
-    const Key key = key_at(data, tensor.mask, i);
-    if (key != 0 && survives(tensor, selection, key, from_end(tensor, i))) continue;
-    drop(tensor, data, i);
-    if (tensor.mask != nullptr) tensor.mask[i] = false;
-  }
+}
+
+// Drops what a mask with an entry for each element says.
+template <class S>
+void drop_masked(const ThresholdTensor& tensor, S* data, int64_t begin, int64_t end) {
+  const uint8_t* alive = reinterpret_cast<const uint8_t*>(tensor.mask) + begin;
+  drop_unless(alive, end - begin, data + begin);
+  S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+  if (momentum_buffer != nullptr) drop_unless(alive, end - begin, momentum_buffer + begin);
 }
 
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
@@ -174,6 +243,7 @@ void hard_threshold_masks_cpu(const std::vector<ThresholdTensor>& tensors, const
   for_each_range(tensors, parallel_for, kGrain, numel_of,
                  [](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
                    with_data(tensor, [&](auto* data) {
+                     if (tensor.channels == tensor.numel) return drop_masked(tensor, data, begin, end);
                      for (int64_t i = begin; i < end;) {
                        const int64_t run_end = std::min(end, i - i % tensor.inner + tensor.inner);
                        if (tensor.mask[i / tensor.inner % tensor.channels]) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the step of a pruned parameter does beside the step itself, tile by tile, for the loops of one instruction set.
+// What the step of a pruned parameter does beside the step itself, for the loops of one instruction set.
 #pragma once
 
 #include "../core/magnitude_key.h"
@@ -9,10 +9,17 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// The gradients of a tile, 0 where the mask is false.
+// As compilers know to read it in vectors.
+static inline const uint8_t* bytes_of(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
+
+constexpr int64_t kStretch = 4 * kTile;  // elements that are stepped between two looks at masks and digits
+
+// Gradients, 0 where the mask is false: `masked`, which this fills.
 template <class S>
-static inline void masked_grads(const S* grad, const bool* mask, int count, S* masked) {
-  for (int k = 0; k < count; ++k) masked[k] = mask[k] ? grad[k] : S{};
+static inline const S* masked_grads(const S* grad, const bool* mask, int64_t count, S* masked) {
+  const uint8_t* alive = bytes_of(mask);
+  for (int64_t k = 0; k < count; ++k) masked[k] = choose_bits(alive[k], grad[k], S{});
+  return masked;
 }
 
 // The first digits of the keys of one chunk. Most are one of a few: rows taken in turns spare each the wait for what
@@ -25,16 +32,18 @@ struct DigitCounts {
 
   void clear() { memset(rows, 0, sizeof(rows)); }
 
+  // Counts the digits of `count` elements, at most kStretch; there are as many as fill the last tile.
   template <class S>
-  void add_tile(const S* param, const bool* mask, int count) {
-    alignas(64) uint16_t digits[kTile];
-    for (int i = 0; i < kTile; i += kLanes<S>) {
+  void add(const S* param, const bool* mask, int64_t count) {
+    alignas(64) uint16_t digits[kStretch];
+    for (int64_t i = 0; i < count; i += kLanes<S>) {
       convert<uint16_t>(first_digit_below_half(load(param + i))).store(digits + i);
     }
     if (mask != nullptr) {
-      for (int k = 0; k < count; ++k) digits[k] = mask[k] ? digits[k] : static_cast<uint16_t>(kDead);
+      const uint8_t* alive = bytes_of(mask);
+      for (int64_t k = 0; k < count; ++k) digits[k] = choose_bits(alive[k], digits[k], static_cast<uint16_t>(kDead));
     }
-    for (int k = 0; k < count; ++k) ++rows[k % kRows][digits[k]];
+    for (int64_t k = 0; k < count; ++k) ++rows[k % kRows][digits[k]];
   }
 
   // Chunks of other threads may be adding theirs.
