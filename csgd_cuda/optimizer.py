@@ -226,8 +226,8 @@ class CSGD(Diagnostics, Pruned, Sharded, Optimizer):
         self._run_plan()
         self._start_bounds()
 
-    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph. Pruning counts its
-    # steps in Python: each would be compiled anew.
+    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph. Pruning counts
+    # its steps in Python: each would be compiled anew.
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
     def _run_plan(self) -> None:
