@@ -175,7 +175,7 @@ FAULTS = {
     ],
     ("hard_threshold", "no block is the last"): [("tensor.selection_blocks - 1)", "tensor.selection_blocks)")],
     ("hard_threshold", "counts are not zero for the next pass"): [
-        ("atomicExch(&scratch.bins[first + b], 0ULL);", "scratch.bins[first + b];")
+        ("atomicExch(&scratch.bins[b], 0ULL)", "scratch.bins[b]")
     ],
     ("hard_threshold", "the blocks' meeting is not reset"): [("atomicExch(&scratch.blocks_done, 0ULL)", "(void)0")],
     ("hard_threshold", "elements beyond the end are counted"): [
