@@ -23,14 +23,14 @@ CSGD_HOST_DEVICE Philox4x32 draw_eight(uint64_t seed, Stream stream, const CsgdP
 __device__ __forceinline__ uint32_t alive8(const bool* mask, int64_t position, int count) {
   if (mask == nullptr) return 0xFFu;
   struct alignas(kPerThread) Eight {
-    bool value[kPerThread];
+    uint8_t value[kPerThread];
   };
   const bool* from = mask + position;
   uint32_t alive = 0;
   if (count == kPerThread && reinterpret_cast<uintptr_t>(from) % sizeof(Eight) == 0) {
     const Eight eight = *reinterpret_cast<const Eight*>(from);
 #pragma unroll
-    for (int k = 0; k < kPerThread; ++k) alive |= (eight.value[k] ? 1u : 0u) << k;
+    for (int k = 0; k < kPerThread; ++k) alive |= uint32_t{eight.value[k]} << k;  // a bool is 0 or 1
   } else {
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) alive |= (k < count && from[k] ? 1u : 0u) << k;
