@@ -5,11 +5,12 @@
 #include <cstring>
 #include <mutex>
 
+#include "hard_threshold_digits.h"
+
 namespace csgd {
 namespace {
 
 constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
-constexpr int64_t kBlock = 256;    // elements that are looked through together
 
 // Calls f with a pointer to the tensor's elements, of their own type.
 template <class F>
@@ -20,11 +21,6 @@ void with_data(const ThresholdTensor& tensor, F f) {
     case DType::kBFloat16: return f(static_cast<BFloat16*>(tensor.data));
     case DType::kFloat16: return f(static_cast<Float16*>(tensor.data));
   }
-}
-
-template <class S>
-auto key_at(const S* data, const bool* mask, int64_t i) {
-  return key_of(Storage<S>::load(data[i]), mask == nullptr || mask[i]);
 }
 
 template <class S>
@@ -46,65 +42,6 @@ void for_each_range(const std::vector<ThresholdTensor>& tensors, const ParallelF
 
 int64_t numel_of(const ThresholdTensor& tensor) { return tensor.numel; }
 
-// Elements of equal digits follow each other often; two rows of counters, taken in turns, spare the one the wait for
-// what it has just written.
-struct Counts {
-  std::vector<uint32_t> rows = std::vector<uint32_t>(2 * kBins, 0);
-};
-
-template <class S>
-void count_digit(const ThresholdTensor& tensor, const Selection& found, const DigitPass& pass, const S* data, int64_t i,
-                 uint32_t* row) {
-  const int digit = digit_of(found, pass, key_at(data, tensor.mask, i), from_end(tensor, i));
-  if (digit >= 0) ++row[digit];
-}
-
-// As bytes, which compilers know to read in vectors.
-void and_mask(const bool* mask, int64_t count, uint8_t* flags) {
-  const uint8_t* alive = reinterpret_cast<const uint8_t*>(mask);
-  for (int64_t k = 0; k < count; ++k) flags[k] &= alive[k];
-}
-
-// Which of the first digits of `count` keys, those before the bit `top`, are the wanted ones; what is alive alone.
-template <class S, class Key>
-void find_agreeing(const S* data, const bool* mask, int64_t count, int top, Key wanted, uint8_t* agrees) {
-  for (int64_t k = 0; k < count; ++k) agrees[k] = (key_at(data, nullptr, k) >> top) == wanted ? 1 : 0;
-  if (mask != nullptr) and_mask(mask, count, agrees);
-}
-
-template <class S>
-void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
-                  int64_t begin, int64_t end, uint32_t* rows) {
-  using Key = decltype(key_at(data, nullptr, 0));
-  const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
-  const Selection found = selection;
-  const int top = pass.of_place != 0 ? 0 : pass.shift + pass.bits;
-  const Key wanted = above(static_cast<Key>(found.key), top);
-  if (wanted == 0) {  // the first digit; or the threshold is among what was dropped for good
-    for (int64_t i = begin; i < end; ++i) count_digit(tensor, found, own_pass, data, i, rows + (i & 1) * kBins);
-    return;
-  }
-  // Few elements agree with the digits found so far: those are picked first, without a branch for each of the others.
-  for (int64_t from = begin; from < end; from += kBlock) {
-    const int64_t count = std::min(kBlock, end - from);
-    uint8_t agrees[kBlock] = {}, agreeing[kBlock + 8];
-    find_agreeing(data + from, tensor.mask != nullptr ? tensor.mask + from : nullptr, count, top, wanted, agrees);
-    int64_t candidates = 0;
-    for (int64_t k = 0; k < kBlock; k += 8) {
-      uint64_t any;
-      std::memcpy(&any, agrees + k, sizeof(any));
-      if (any == 0) continue;
-      for (int64_t j = k; j < k + 8; ++j) {
-        agreeing[candidates] = static_cast<uint8_t>(j);
-        candidates += agrees[j];
-      }
-    }
-    for (int64_t c = 0; c < candidates; ++c) {
-      count_digit(tensor, found, own_pass, data, from + agreeing[c], rows + (c & 1) * kBins);
-    }
-  }
-}
-
 void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for, const DigitPass& pass,
                SelectionScratch& scratch) {
   std::mutex merging;
@@ -121,7 +58,7 @@ void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& p
                      });
                      const std::lock_guard<std::mutex> lock(merging);
                      for (int b = 0; b < kBins; ++b)
-                       scratch.bins[b] += uint64_t{counts.rows[b]} + counts.rows[kBins + b];
+                       for (int64_t row = 0; row < kRows; ++row) scratch.bins[b] += counts.rows[row * kBins + b];
                    }
                  });
 }
