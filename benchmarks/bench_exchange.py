@@ -21,9 +21,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.step_bench import machine, progress, timing
+from benchmarks.step_bench import page, progress, timing
 from csgd_cuda.distributed.codes import unit_of
 from csgd_cuda.distributed.coding import choose_coding
+from examples.training.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,48 +94,32 @@ def measure(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], others: float | None) -> str:
+def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     """The report."""
     which = "pure PyTorch" if args.reference else "kernels"
-    lines = [f"# What a rank computes for an exchange of codes, {args.device}, {which}", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines += [
-        f"- {args.numel:,} coordinates in float32, {args.ranks} ranks, {torch.get_num_threads()} threads, "
-        f"{args.repeat} rounds",
-    ]
-    if others is not None:
-        lines.append(f"- other processes used {others:.0%} of the CPU meanwhile")
-    lines += [
-        "",
-        "| | ns per coordinate | the least | ratio to the copy |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    what = (
+        f"{args.numel:,} coordinates in float32, {args.ranks} ranks, {torch.get_num_threads()} threads, "
+        f"{args.repeat} rounds"
+    )
+    lines = ["| | ns per coordinate | the least | ratio to the copy |", "| --- | ---: | ---: | ---: |"]
     lines += [f"| {row['name']} | {row['ns']:.2f} | {row['least']:.2f} | {row['ratio']:.2f} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return page.Page(f"What a rank computes for an exchange of codes, {args.device}, {which}", [what], lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 where an option is wrong or the device is not there."""
     arguments = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(arguments)
-    if min(args.numel, args.ranks, args.repeat, 1 if args.threads is None else args.threads) < 1:
-        print("--numel, --ranks, --threads and --repeat must be 1 or more.", file=sys.stderr)
-        return 2
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
-        return 2
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    command = ["python", "benchmarks/bench_exchange.py", *machine.without_out(arguments)]
-    about = machine.describe(torch.device(args.device), command)
-    others = machine.OtherProcesses()
-    text = markdown(args, measure(args), about, others.share())
-    print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"exchange-{args.device}{'-reference' if args.reference else ''}.md"
-    path.write_text(text, encoding="utf-8")
-    print("Written:", path)
-    return 0
+    if args.threads and args.threads > 0:
+        torch.set_num_threads(args.threads)  # before the page says how many there are
+
+    def measured() -> page.Page:
+        if min(args.numel, args.ranks, args.repeat, 1 if args.threads is None else args.threads) < 1:
+            raise UserError("--numel, --ranks, --threads and --repeat must be 1 or more.")
+        return page_of(args, measure(args))
+
+    stem = f"exchange-{args.device}{'-reference' if args.reference else ''}"
+    return page.run("bench_exchange", args, arguments, stem, measured)
 
 
 if __name__ == "__main__":

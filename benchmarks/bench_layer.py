@@ -22,9 +22,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.nn import functional as F
 
-from benchmarks.step_bench import machine, progress, timing
+from benchmarks.step_bench import page, progress, timing
 from benchmarks.train import models
 from csgd_cuda import GradientCalibration, calibrate
+from examples.training.errors import UserError
 
 _CLASSES = 10
 PLACES = {
@@ -98,15 +99,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], others: float | None) -> str:
+def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     """The report."""
-    lines = [f"# The layer in a training step of {args.model}, {args.device}", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines.append(f"- batch: {args.batch_size} images of {args.size} x {args.size}, {args.repeat} rounds")
-    if others is not None:
-        lines.append(f"- other processes used {others:.0%} of the CPU meanwhile")
-    lines += [
-        "",
+    lines = [
         "A step is forward, backward and `torch.optim.SGD` with momentum. ratio: to plain in the same round.",
         "",
         "| calibrated | ms | ratio | quartiles of ratio | layers | elements calibrated per step |",
@@ -116,26 +111,22 @@ def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], 
         low, high = row["quartiles"]
         figures = f"{row['ms']:.1f} | {row['ratio']:.3f} | {low:.3f} ... {high:.3f}"
         lines.append(f"| {row['place']} | {figures} | {row['layers']} | {row['elements']:,} |")
-    return "\n".join(lines) + "\n"
+    batch = f"batch: {args.batch_size} images of {args.size} x {args.size}, {args.repeat} rounds"
+    return page.Page(f"The layer in a training step of {args.model}, {args.device}", [batch], lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 where the device is not there."""
+    """Exit status: 0; 2 where an option is wrong or the device is not there."""
     arguments = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
-        return 2
-    command = ["python", "benchmarks/bench_layer.py", *machine.without_out(arguments)]
-    about = machine.describe(torch.device(args.device), command)
-    others = machine.OtherProcesses()
-    text = markdown(args, measure(args), about, others.share())
-    print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"layer-{args.device}-{args.model.replace(':', '-')}.md"
-    path.write_text(text, encoding="utf-8")
-    print("Written:", path)
-    return 0
+
+    def measured() -> page.Page:
+        if min(args.size, args.batch_size, args.repeat - 1) < 1:
+            raise UserError("--size and --batch-size must be 1 or more, --repeat 2 or more.")
+        return page_of(args, measure(args))
+
+    stem = f"layer-{args.device}-{args.model.replace(':', '-')}"
+    return page.run("bench_layer", args, arguments, stem, measured)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.step_bench import machine, progress, timing
+from benchmarks.step_bench import page, progress, timing
 from csgd_cuda import CSGD, hard_threshold_
+from examples.training.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -108,15 +109,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], others: float | None) -> str:
+def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     """The report."""
-    lines = [f"# Hard thresholding, {args.device}, {args.dtype}, sparsity {args.sparsity}", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines.append(f"- {args.repeat} rounds")
-    if others is not None:
-        lines.append(f"- other processes used {others:.0%} of the CPU meanwhile")
-    lines += [
-        "",
+    lines = [
         "Medians. ratio: to the call named last, in the same round.",
         "",
         "| elements | call | ms | ratio | quartiles of ratio | to |",
@@ -126,29 +121,21 @@ def markdown(args: argparse.Namespace, rows: list[dict], about: dict[str, str], 
         low, high = statistics.quantiles(row["ratios"], n=4)[::2]
         figures = f"{row['ms']:.3f} | {statistics.median(row['ratios']):.3f} | {low:.3f} ... {high:.3f}"
         lines.append(f"| {row['size']:,} | {row['name']} | {figures} | {row['base']} |")
-    return "\n".join(lines) + "\n"
+    title = f"Hard thresholding, {args.device}, {args.dtype}, sparsity {args.sparsity}"
+    return page.Page(title, [f"{args.repeat} rounds"], lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 where an argument is wrong or the device is not there."""
+    """Exit status: 0; 2 where an option is wrong or the device is not there."""
     arguments = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(arguments)
-    if not 0 < args.sparsity < 1 or min(args.sizes) < 1 or args.repeat < 2:
-        print("--sparsity must be between 0 and 1, --sizes at least 1, --repeat at least 2.", file=sys.stderr)
-        return 2
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
-        return 2
-    command = ["python", "benchmarks/bench_threshold.py", *machine.without_out(arguments)]
-    about = machine.describe(torch.device(args.device), command)
-    others = machine.OtherProcesses()
-    text = markdown(args, measure(args), about, others.share())
-    print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"threshold-{args.device}.md"
-    path.write_text(text, encoding="utf-8")
-    print("Written:", path)
-    return 0
+
+    def measured() -> page.Page:
+        if not 0 < args.sparsity < 1 or min(args.sizes) < 1 or args.repeat < 2:
+            raise UserError("--sparsity must be between 0 and 1, --sizes at least 1, --repeat at least 2.")
+        return page_of(args, measure(args))
+
+    return page.run("bench_threshold", args, arguments, f"threshold-{args.device}", measured)
 
 
 if __name__ == "__main__":

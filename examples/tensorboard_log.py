@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from training import data, model
-from training.errors import UserError
+from training.errors import UserError, exit_status
 
 from csgd_cuda import CSGD
 
@@ -79,13 +79,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 for something the user can put right, with one sentence on stderr."""
-    try:
-        train(parser().parse_args(argv))
-    except UserError as error:
-        print(f"tensorboard_log.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
+    args = parser().parse_args(argv)
+    return exit_status("tensorboard_log.py", f"what was logged is in {args.out}.", lambda: train(args))
 
 
 if __name__ == "__main__":

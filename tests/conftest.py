@@ -55,3 +55,12 @@ def compiled():
     """The module csgd_cuda._C, with its hooks into the compiled rule."""
     need_kernel(torch.device("cpu"))
     return extension._C
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other make small tensors and networks slow on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -90,15 +90,6 @@ def test_memory_decides_who_is_measured_with_whom():
     assert run.batches(peers, 100, 500, 0) is None
 
 
-@pytest.fixture
-def one_thread():
-    """Threads that wait for each other make so small a list slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_tiny_run_writes_figures_and_a_table(tmp_path, capsys):
     command = ["--lists", "flat,tiny161", "--scale", "0.001", "--repeat", "2", "--out", str(tmp_path / "results")]

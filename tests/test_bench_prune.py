@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks.prune and bench_threshold: what they write, what they skip, what they refuse."""
+"""benchmarks.prune: what it writes, what it skips, what it refuses."""
 
 import csv
 
 import pytest
-import torch
 
-from benchmarks import bench_threshold
 from benchmarks.prune.__main__ import main
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SHORT = ["--limit", "96", "--batch-size", "32", "--epochs", "2", "--seeds", "0", "1", "--sparsities", "0", "0.75"]
@@ -50,13 +42,11 @@ def test_errors_are_one_sentence(options, message, tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_threshold_benchmark_writes_a_table(tmp_path):
-    assert bench_threshold.main(["--sizes", "100", "400", "--repeat", "3", "--out", str(tmp_path)]) == 0
-    text = (tmp_path / "threshold-cpu.md").read_text(encoding="utf-8")
-    assert text.count("| hard_threshold_ |") == 2
-    assert "python benchmarks/bench_threshold.py --sizes 100 400 --repeat 3" in text
+def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
 
-
-def test_threshold_benchmark_refuses_what_it_cannot_measure(tmp_path, capsys):
-    assert bench_threshold.main(["--sparsity", "1", "--out", str(tmp_path)]) == 2
-    assert "--sparsity must be between 0 and 1" in capsys.readouterr().err
+    monkeypatch.setattr("benchmarks.prune.__main__.train", interrupted)
+    assert main([*SHORT, "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "benchmarks.prune: interrupted; the same command goes on after the last finished run."

@@ -4,96 +4,51 @@
 tests/cuda_emulation/ holds the emulation of CUDA and, for each kernel, the program that compares it with its CPU loop.
 """
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+from .cuda_emulation_programs import ADDRESS, PLAIN, QUICK, THREAD, Program, Programs
 
-# Two warps instead of eight, where the thousands of threads would take minutes under a sanitizer.
-SMALL_BLOCKS = "-DCSGD_CUDA_THREADS=64"
-# -O1: the reports name lines. An out-of-bounds access, undefined behaviour or a data race ends the program.
-VARIANTS = {
-    "plain": ["-O2"],
-    "address and undefined behaviour": [
-        *("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", SMALL_BLOCKS)
-    ],
-    "thread": ["-O1", "-g", "-fsanitize=thread", SMALL_BLOCKS],
-}
-QUICK = ["-O1", SMALL_BLOCKS]
-# A race need not show in the result, so it must end the program.
-ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+VARIANTS = {"plain": PLAIN, "address and undefined behaviour": ADDRESS, "thread": THREAD}
+OLD_DRIVER = Program("csgd", QUICK, ("old-driver",))
 
 
-def compiler():
-    found = shutil.which("g++") or shutil.which("c++")
-    if found is None:
-        pytest.skip("no C++ compiler")
-    return found
-
-
-def compile_with(flags, *arguments):
-    command = [compiler(), "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    done = subprocess.run([*command, *flags, *arguments], capture_output=True, text=True, check=False)
-    if "cannot find -l" in done.stderr or "cannot find lib" in done.stderr:
-        pytest.skip(f"the compiler has no runtime for {flags}")
-    assert done.returncode == 0, done.stderr
+def broken(kernel, fault):
+    return Program(kernel, SANITIZED.get(fault, QUICK), changes=tuple(FAULTS[kernel, fault]))
 
 
 @pytest.fixture(scope="module")
-def cpu_loops(tmp_path_factory):
-    """Compiles the CPU loops, once for all programs of the same flags."""
-    compiled = {}
-
-    def objects(flags):
-        key = tuple(flags)
-        if key not in compiled:
-            folder = tmp_path_factory.mktemp("cpu_loops")
-            compiled[key] = []
-            for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
-                compiled[key].append(folder / f"{source.stem}.o")
-                compile_with(flags, "-c", source, "-o", compiled[key][-1])
-        return compiled[key]
-
-    return objects
-
-
-def build(kernel, flags, objects, folder, root=ROOT):
-    """Compiles the comparison of a kernel in the source tree ``root``."""
-    program = folder / kernel
-    emulation = root / "tests" / "cuda_emulation"
-    source = emulation / f"{kernel}_against_cpu_loop.cpp"
-    compile_with(flags, f"-I{emulation}", source, *objects, "-pthread", "-o", program)
-    return program
-
-
-def run(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+def programs(request, tmp_path_factory):
+    """Those of the tests that were chosen have all been started."""
+    programs = Programs(tmp_path_factory.mktemp("cuda_emulation"))
+    for test in request.session.items:
+        if test.module is request.module:
+            given = test.callspec.params if hasattr(test, "callspec") else {}
+            if "flags" in given:
+                programs.start(Program(given["kernel"], given["flags"]))
+            else:
+                programs.start(broken(**given) if given else OLD_DRIVER)
+    yield programs
+    programs.stop()
 
 
 @pytest.mark.parametrize(
     ("kernel", "cases"), [("csgd", 34), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 163)]
 )
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
-def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, cpu_loops, tmp_path):
-    done = run(build(kernel, flags, cpu_loops(flags), tmp_path))
+def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):
+    done = programs.start(Program(kernel, flags)).result()
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("agree") >= cases
 
 
-def test_old_drivers_take_smaller_launches(cpu_loops, tmp_path):
+def test_old_drivers_take_smaller_launches(programs):
     """Before CUDA 12.1 a kernel's parameters are 4 KB at most: the same bits in more launches."""
-    done = run(build("csgd", QUICK, cpu_loops(QUICK), tmp_path), "old-driver")
+    done = programs.start(OLD_DRIVER).result()
     assert done.returncode == 0, done.stdout
     assert "old driver: 161 tensors agree" in done.stdout
 
 
 # Each breaks a kernel in one place; the comparison must notice, or it proves nothing. (kernel, what: changes)
-THREAD, ADDRESS = VARIANTS["thread"], VARIANTS["address and undefined behaviour"]
 FAULTS = {
     ("csgd", "no barrier before thread 0 adds up"): [
         ("  __syncthreads();\n  if (threadIdx.x == 0)", "  if (threadIdx.x == 0)")
@@ -239,23 +194,7 @@ SANITIZED = {
 
 
 @pytest.mark.parametrize(("kernel", "fault"), FAULTS)
-def test_a_broken_kernel_is_found_out(kernel, fault, cpu_loops, tmp_path):
-    for folder in ("core", "cpu", "cuda"):
-        shutil.copytree(ROOT / "csrc" / folder, tmp_path / "csrc" / folder)
-    shutil.copytree(HERE / "cuda_emulation", tmp_path / "tests" / "cuda_emulation")
-    for right, wrong in FAULTS[kernel, fault]:
-        changed = 0
-        own = sorted(f"cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob(f"{kernel}_*.cu*"))
-        if kernel == "csgd":
-            own.append("cuda/pruned.cuh")
-        shared = ("cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h", "core/hard_threshold.h", "core/magnitude_key.h")
-        for name in (*own, *shared):
-            path = tmp_path / "csrc" / name
-            text = path.read_text()
-            changed += text.count(right)
-            path.write_text(text.replace(right, wrong))
-        assert changed == 1, f"the kernel was changed: name another line to break than {right!r}"
-    flags = SANITIZED.get(fault, QUICK)
-    done = run(build(kernel, [*flags, "-Wno-error"], cpu_loops(flags), tmp_path, root=tmp_path))
+def test_a_broken_kernel_is_found_out(kernel, fault, programs):
+    done = programs.start(broken(kernel, fault)).result()
     assert done.returncode != 0
     assert any(sign in done.stdout + done.stderr for sign in ("differs", "Sanitizer", "runtime error"))

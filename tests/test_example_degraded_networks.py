@@ -21,13 +21,7 @@ RECIPE = Recipe(
 CPU = Place(torch.device("cpu"), 0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make so small a network slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,7 @@ ROOT = Path(__file__).parent.parent
 PLAIN, CODES, POWER = (Exchange.of(name) for name in ("plain", "calibrated", "powersgd-1"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

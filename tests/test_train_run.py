@@ -21,13 +21,7 @@ ROOT = Path(__file__).parent.parent
 TIMES = {"seconds"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make so small a network slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(out, *options):

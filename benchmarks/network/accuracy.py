@@ -35,7 +35,7 @@ from examples.training.report import prepare
 from . import options
 from .exchanges import PLAIN, Exchange
 
-EXCHANGES = (PLAIN, "powersgd-1", "calibrated", "calibrated-clip2.5", "calibrated-clip10")
+EXCHANGES = (PLAIN, "powersgd-1", "calibrated", "calibrated-clip2.5", "calibrated-clip4-block32")
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,10 @@ def payload(exchange: Exchange, workload: Workload, hosts: int) -> int | None:
 def messages(exchange: Exchange, workload: Workload, hosts: int) -> int:
     """Messages that wait for one another: 2 (W - 1) in a ring all-reduce."""
     ring = 2 * (hosts - 1)
-    # PowerSGD: three all-reduces, of what it does not compress, of P and of Q. Ours: the all-reduce of the bounds,
-    # one of the blocks, an all-to-all, which sends to everyone at once, and an all-gather, half an all-reduce.
-    calibrated = (1 if exchange.block is None else 2) * ring + min(1, ring) + ring // 2
+    # PowerSGD: three all-reduces, of what it does not compress, of P and of Q. Ours: the all-reduce of the bounds, and
+    # of the codes, as of the blocks, an all-to-all, which sends to everyone at once, and an all-gather, half a ring.
+    reduced = 1 if exchange.block is None else 2
+    calibrated = ring + reduced * (min(1, ring) + ring // 2)
     of_bucket = {"powersgd": 3 * ring, "calibrated": calibrated}.get(exchange.kind, ring)
     return len(workload.buckets) * of_bucket
 
@@ -99,13 +100,14 @@ def faster_between(
 
 
 def _calibrated_bytes(sizes: list[int], hosts: int, block: int | None) -> int:
-    """The codes of all shards but the own one, the sums of the own shard to all others, a bound per parameter, a byte
-    per block."""
+    """The codes of all shards but the own one, the sums of the own shard to all others, a bound per parameter; half a
+    byte per block, likewise there and back."""
     per_word = digits_per_word(CODES)
     shard = -(-sum(sizes) // (hosts * per_word)) * per_word
     words = shard // per_word + words_for(shard, 2 * hosts + 1)
     blocks = 0 if block is None else sum(-(-size // block) for size in sizes)
-    return (hosts - 1) * words * BYTES_PER_WORD + ring_bytes(len(sizes), _FLOAT, hosts) + ring_bytes(blocks, 1, hosts)
+    exponents = 2 * -(-blocks // (2 * hosts))
+    return (hosts - 1) * (words * BYTES_PER_WORD + exponents) + ring_bytes(len(sizes), _FLOAT, hosts)
 
 
 def _powersgd_bytes(shapes: list[list[int]], rank: int, hosts: int) -> int:

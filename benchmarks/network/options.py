@@ -10,7 +10,15 @@ from benchmarks.train.options import number
 from .cnn import HIDDEN
 from .exchanges import KINDS, PLAIN, Exchange
 
-EXCHANGES = (PLAIN, "fp16", "powersgd-1", "powersgd-4", "calibrated", "calibrated-clip2.5", "calibrated-clip10")
+EXCHANGES = (
+    PLAIN,
+    "fp16",
+    "powersgd-1",
+    "powersgd-4",
+    "calibrated",
+    "calibrated-clip4-block32",
+    "calibrated-clip10-block32",
+)
 RESULTS = "benchmarks/results"
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.step_bench.machine import without_out
 from benchmarks.train import tasks
-from examples.training.errors import UserError
+from examples.training.errors import UserError, exit_status
 from examples.training.report import prepare
 
 from .training import METHODS, Run, train
@@ -177,17 +177,16 @@ def run_all(args: argparse.Namespace, command: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 where the user can put something right."""
+    """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(arguments)
-    try:
+
+    def execute() -> None:
         check(args)
         prepare(args.out)
         run_all(args, " ".join(["python -m benchmarks.prune", *without_out(arguments)]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status("benchmarks.prune", "the same command goes on after the last finished run.", execute)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of a gradient brought up to the bound by powers of two: less variance, for one byte a block on the wire.
+"""Blocks of a gradient brought up to the bound by powers of two: less variance, for half a byte a block on the wire.
 
 A coordinate's code has the variance |g| (T - |g|), and most of a gradient is far below T, its largest magnitude. A
 block of consecutive coordinates whose own largest magnitude is below T / 2^k is multiplied by 2^k before it is coded
@@ -14,7 +14,7 @@ from torch import Tensor
 from .codes import SIGNIFICANT_BITS
 
 _IN_CACHE = 2**18  # elements
-_MOST = 15  # 2^15 is a number of every dtype, and so is 2^-15
+_MOST = 15  # four bits; and 2^15 is a number of every dtype, and so is 2^-15
 
 
 def block_sizes(grad: Tensor, block: int) -> Tensor:
@@ -69,3 +69,20 @@ def scale_blocks(grad: Tensor, block: int, exponents: Tensor, sign: int) -> None
     grad[:full].view(-1, block).mul_(factors[: full // block, None])
     if full < grad.numel():
         grad[full:].mul_(factors[-1])
+
+
+def pack_exponents(exponents: Tensor, rows: int) -> Tensor:
+    """Two exponents a byte: uint8 of shape (n,) to uint8 of shape (rows, bytes); absent ones are 0."""
+    row = -(-len(exponents) // (2 * rows))
+    pairs = torch.nn.functional.pad(exponents, (0, 2 * rows * row - len(exponents))).view(rows, row, 2)
+    return pairs[..., 0] << 4 | pairs[..., 1]
+
+
+def unpack_exponents(packed: Tensor) -> Tensor:
+    """What was packed, and what it was padded with: uint8 of any shape to uint8 of shape (n,)."""
+    return torch.stack([packed >> 4, packed & 15], dim=-1).flatten()
+
+
+def smallest_exponents(packed: Tensor) -> Tensor:
+    """The smallest over the rows, packed again: uint8 of shape (rows, bytes) to (bytes,)."""
+    return (packed >> 4).amin(0) << 4 | (packed & 15).amin(0)

@@ -25,19 +25,25 @@ class _Mesh:
 
     def __init__(self, groups: list[dist.ProcessGroup]) -> None:
         self._groups = groups
-        self.params: list[tuple[Tensor, Group]] = []
+        self.params: list[tuple[int, Tensor, Group]] = []
         self._work: Any = None
         self._largest = torch.empty(0)
+        self._indices: list[int] = []
         self._bounds: list[Any] = []
 
     def start(self, state: State) -> None:
         """Sends the bounds off. Every process has a place for each parameter, with a gradient or without."""
-        params = [param for param, group in self.params if group["lipschitz"] is None]
-        if not params:
+        sent = [(index, param) for index, param, group in self.params if group["lipschitz"] is None]
+        if not sent:
             return
-        self._bounds = [(state.get(param) or {}).get("lipschitz_bound") for param in params]
-        zero = torch.zeros(1, dtype=opmath_dtype(params[0].dtype), device=params[0].device)
-        self._largest = torch.cat([zero if bound is None else bound.reshape(1) for bound in self._bounds])
+        self._indices = [index for index, _ in sent]
+        self._bounds = [(state.get(param) or {}).get("lipschitz_bound") for _, param in sent]
+        zero = torch.zeros(1, dtype=opmath_dtype(sent[0][1].dtype), device=sent[0][1].device)
+        parts = [zero if bound is None else bound.reshape(1) for bound in self._bounds]
+        if zero.device.type == "cpu":  # what a GPU has got cannot be looked at without waiting for it
+            has_grad = torch.tensor([float(param.grad is not None) for _, param in sent], dtype=zero.dtype)
+            parts += [has_grad, -has_grad]
+        self._largest = torch.cat(parts)
         for group in self._groups[:-1]:
             dist.all_reduce(self._largest, dist.ReduceOp.MAX, group=group)
         self._work = dist.all_reduce(self._largest, dist.ReduceOp.MAX, group=self._groups[-1], async_op=True)
@@ -51,7 +57,21 @@ class _Mesh:
         if here:
             largest = self._largest.unbind()
             torch._foreach_copy_([self._bounds[k].view(()) for k in here], [largest[k] for k in here])
+        _, *has_grad = self._largest.split(len(self._bounds))  # type: ignore[no-untyped-call]
         self._bounds = []
+        if has_grad:
+            _check_all_had_gradients(self._indices, *has_grad)
+
+
+def _check_all_had_gradients(indices: list[int], on_some: Tensor, minus_on_all: Tensor) -> None:
+    """From the maximum over the processes of 1 where there was a gradient, else 0, and that of -1 and 0."""
+    differ = on_some != -minus_on_all
+    if differ.any():
+        index = indices[int(differ.nonzero()[0])]
+        raise ValueError(
+            f"parameter {index} had a gradient in the last step on some ranks, but none on others; its parts are now a "
+            "step apart: go on from a checkpoint, and give every rank a gradient, be it zeros"
+        )
 
 
 def _is_on(mesh: DeviceMesh, param: Tensor) -> bool:
@@ -69,10 +89,12 @@ class WholeBounds:
     """
 
     def __init__(self, param_groups: list[Group]) -> None:
+        index = -1  # over all groups
         meshes: dict[Any, _Mesh] = {}
         self._all_groups: dict[Any, list[dist.ProcessGroup]] = defaultdict(list)
         for group in param_groups:
             for param in group["params"]:
+                index += 1
                 if not is_dtensor(param):
                     continue
                 mesh = param.device_mesh
@@ -84,7 +106,7 @@ class WholeBounds:
                 key = (mesh, tuple(split), opmath_dtype(param.dtype))
                 if key not in meshes:
                     meshes[key] = _Mesh([mesh.get_group(k) for k in split])
-                meshes[key].params.append((param, group))
+                meshes[key].params.append((index, param, group))
         self._meshes = list(meshes.values())
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
@@ -100,6 +122,10 @@ class WholeBounds:
             mesh.start(state)
 
     def finish(self) -> None:
-        """Before the bounds are read; needs no other process to do the same."""
+        """Before the bounds are read; needs no other process to do the same.
+
+        Raises:
+            ValueError: in the last step a parameter had a gradient on some processes only (told on CPUs).
+        """
         for mesh in self._meshes:
             mesh.finish()

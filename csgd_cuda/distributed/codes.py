@@ -50,7 +50,9 @@ def unit_of(size: Tensor, world_size: int, dtype: torch.dtype) -> Tensor:
     return (t / smallest).ceil_().mul_(smallest)
 
 
-def encode(grad: Tensor, bound: Tensor, *, seed: int, index: int, step: Tensor) -> Tensor:
+def encode(
+    grad: Tensor, bound: Tensor, *, seed: int, index: int, step: Tensor, antithetic: bool = False
+) -> Tensor:  # fmt: skip
     """The codes of a gradient, plus 1: sign(g) with probability ``|g| / bound``, exactly, else 0.
 
     The result is defined by exact arithmetic; how it is computed cannot change it.
@@ -59,8 +61,10 @@ def encode(grad: Tensor, bound: Tensor, *, seed: int, index: int, step: Tensor) 
         grad: float32, bfloat16 or float16, contiguous, shape (n,), n <= 2^40, ``|g| <= bound``.
         bound: T, float64 with one element, of at most 24 significant bits.
         seed: 0 ... 2^64 - 1.
-        index: 0 ... 2^32 - 1, tells the draws of this gradient and process from those of others.
+        index: 0 ... 2^32 - 1, tells the draws of this gradient and pair of processes from those of others.
         step: int64 tensor with one element.
+        antithetic: takes 1 - U for U, as one process of each pair does. So does a negative coordinate: codes fall as U
+            grows, or rise, and the sum of one of each varies less than that of two with draws of their own.
 
     Returns:
         uint8 of shape (n,): 0, 1 or 2 for -1, 0, +1. All 1 where bound is 0; arbitrary where bound is not finite.
@@ -71,10 +75,12 @@ def encode(grad: Tensor, bound: Tensor, *, seed: int, index: int, step: Tensor) 
         part = grad[begin : begin + _CODED_AT_ONCE]
         end = begin + part.numel()
         digit, rest = _next_digit(part.abs().to(torch.float64), bound)
-        difference = digit - draws(begin, end, device=grad.device, **which)  # type: ignore[arg-type]
+        complement = part.signbit() != antithetic
+        drawn = draws(begin, end, device=grad.device, **which)  # type: ignore[arg-type]
+        difference = digit - _complemented(drawn, complement)
         tied = ((difference == 0) & (rest > 0)).nonzero().squeeze(1)
         moves = difference.clamp_(0, 1)
-        moves[tied] = _decided(rest[tied], bound, begin + tied, which)
+        moves[tied] = _decided(rest[tied], bound, begin + tied, complement[tied], which)
         out[begin:end] = torch.copysign(moves, part.to(torch.float64)).add_(ZERO_CODE)
     return out
 
@@ -90,7 +96,15 @@ def _next_digit(size: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     return digit, scaled - digit * bound
 
 
-def _decided(rest: Tensor, bound: Tensor, positions: Tensor, which: dict[str, object]) -> Tensor:
+def _complemented(digits: Tensor, where: Tensor) -> Tensor:
+    """Digits of U, or where it is said of 1 - U, as float64."""
+    digits = digits.to(torch.float64)
+    return torch.where(where, DRAW_RANGE - 1 - digits, digits)
+
+
+def _decided(
+    rest: Tensor, bound: Tensor, positions: Tensor, complement: Tensor, which: dict[str, object]
+) -> Tensor:  # fmt: skip
     """1.0 or 0.0 for the few coordinates (1 in 2^16) whose first digit was a tie: further digits decide."""
     moves = torch.zeros_like(rest)
     waiting = torch.arange(rest.numel(), device=rest.device)
@@ -98,7 +112,8 @@ def _decided(rest: Tensor, bound: Tensor, positions: Tensor, which: dict[str, ob
     while waiting.numel():
         level += 1
         digit, rest = _next_digit(rest, bound)
-        difference = digit - draws_at(positions[waiting] + (level << _DIGIT_SHIFT), **which)  # type: ignore[arg-type]
+        drawn = draws_at(positions[waiting] + (level << _DIGIT_SHIFT), **which)  # type: ignore[arg-type]
+        difference = digit - _complemented(drawn, complement[waiting])
         moves[waiting] = difference.clamp(0, 1)
         tied = (difference == 0) & (rest > 0)
         waiting, rest = waiting[tied], rest[tied]

@@ -22,16 +22,26 @@ from .packing import digits_per_word, pack, unpack, words_for
 class Coding(Protocol):
     """The four operations, of the kernels or of the reference."""
 
-    def encode(self, grads: list[Tensor], bounds: Tensor, indices: Sequence[int], *, seed: int, step: int) -> Tensor:
+    def encode(
+        self,
+        grads: list[Tensor],
+        bounds: Tensor,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        antithetic: bool = False,
+    ) -> Tensor:
         """The codes of several gradients, one after another, plus 1.
 
         Args:
             grads: contiguous, of one dtype (float32, bfloat16 or float16) and device; ``|g| <= bound`` for each.
             bounds: T of each gradient, float64 of shape (len(grads),), with at most 24 significant bits. Where it is
                 not finite the codes mean nothing.
-            indices: 0 ... 2^32 - 1 for each, telling the draws of this gradient and process from those of others.
+            indices: 0 ... 2^32 - 1 for each, telling the draws of this gradient and pair of ranks from those of others.
             seed: 0 ... 2^64 - 1.
             step: >= 0.
+            antithetic: to take 1 - U for the random number U, as one rank of each pair does.
 
         Returns:
             uint8 of shape (n,), for the n elements of all gradients.
@@ -59,10 +69,21 @@ def code_words(count: int, rows: int) -> int:
 
 
 class _Reference:
-    def encode(self, grads: list[Tensor], bounds: Tensor, indices: Sequence[int], *, seed: int, step: int) -> Tensor:
+    def encode(
+        self,
+        grads: list[Tensor],
+        bounds: Tensor,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        antithetic: bool = False,
+    ) -> Tensor:
         step_tensor = torch.tensor(step, device=bounds.device)
         each = zip(grads, bounds, indices, strict=True)
-        return torch.cat([encode(g, bound, seed=seed, index=index, step=step_tensor) for g, bound, index in each])
+        return torch.cat(
+            [encode(g, t, seed=seed, index=k, step=step_tensor, antithetic=antithetic) for g, t, k in each]
+        )
 
     def pack(self, codes: Tensor, rows: int) -> Tensor:
         shard = code_words(codes.numel(), rows) * digits_per_word(CODES)
@@ -81,9 +102,20 @@ class _Reference:
 
 
 class _Kernels:
-    def encode(self, grads: list[Tensor], bounds: Tensor, indices: Sequence[int], *, seed: int, step: int) -> Tensor:
+    def encode(
+        self,
+        grads: list[Tensor],
+        bounds: Tensor,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        antithetic: bool = False,
+    ) -> Tensor:
         signed = seed - 2**64 if seed >= 2**63 else seed  # the operator's integers are signed
-        out: Tensor = torch.ops.csgd_cuda.encode_codes(grads, bounds, indices, seed=signed, step=step)
+        out: Tensor = torch.ops.csgd_cuda.encode_codes(
+            grads, bounds, indices, seed=signed, step=step, antithetic=antithetic
+        )
         return out
 
     def pack(self, codes: Tensor, rows: int) -> Tensor:
@@ -110,7 +142,9 @@ def choose_coding(device: torch.device, fused: bool | None) -> Coding:
     return _REFERENCE if choose_backend(device, fused).name == "reference" else _KERNELS
 
 
-def _fake_encode(grads: list[Tensor], bounds: Tensor, indices: Sequence[int], *, seed: int, step: int) -> Tensor:
+def _fake_encode(
+    grads: list[Tensor], bounds: Tensor, indices: Sequence[int], *, seed: int, step: int, antithetic: bool = False
+) -> Tensor:  # fmt: skip
     return bounds.new_empty(sum(grad.numel() for grad in grads), dtype=torch.uint8)
 
 

@@ -13,9 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blocks import block_exponents, scale_blocks
+from .blocks import block_exponents, pack_exponents, scale_blocks, smallest_exponents, unpack_exponents
 from .codes import unit_of
 from .coding import Coding
+from .outliers import Outliers, add_mean, pack_outliers, take_outliers, unpack_outliers
+
+_NORM_AT_ONCE = 2**14  # elements: torch adds up as many in one thread, in the same order whatever their number
 
 
 @dataclass
@@ -33,14 +36,7 @@ class Wire:
 
     def largest(self, values: Tensor) -> Tensor:
         """The maximum over the ranks, in place."""
-        return self._all_reduce(values, dist.ReduceOp.MAX)
-
-    def smallest(self, values: Tensor) -> Tensor:
-        """The minimum over the ranks, in place."""
-        return self._all_reduce(values, dist.ReduceOp.MIN)
-
-    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        dist.all_reduce(values, operation, group=self.group)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         self.bytes_sent += ring_bytes(values.numel(), values.element_size(), self.world_size)
         return values
 
@@ -50,6 +46,18 @@ class Wire:
         dist.all_gather(list(out.unbind()), tensor.contiguous(), group=self.group)
         self.bytes_sent += (self.world_size - 1) * tensor.nbytes
         return out
+
+    def messages_from_all(self, message: Tensor, lengths: list[int]) -> list[Tensor]:
+        """What every rank has, uint8 of shape (lengths[rank],), in the order of the ranks."""
+        own = self.rank
+        to_others = [0 if rank == own else len(message) for rank in range(self.world_size)]
+        from_others = [0 if rank == own else length for rank, length in enumerate(lengths)]
+        received = message.new_empty(sum(from_others))
+        dist.all_to_all_single(received, message.repeat(self.world_size - 1), from_others, to_others, group=self.group)
+        self.bytes_sent += sum(to_others)
+        messages = list(torch.split_with_sizes(received, from_others))
+        messages[own] = message
+        return messages
 
     def reduce_shards(self, shards: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """Row r of ``shards`` goes to rank r, which reduces the rows it gets to one; all get all of these, as rows."""
@@ -62,14 +70,6 @@ class Wire:
 def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
     """What a rank sends in a ring all-reduce: twice all shards but one."""
     return 2 * (world_size - 1) * -(-numel // world_size) * element_size
-
-
-@dataclass
-class Coordinates:
-    """Coordinates beyond the bound, of one rank: positions (int32 where that does) and values, shape (count,)."""
-
-    positions: Tensor
-    values: Tensor
 
 
 def average_as_codes(
@@ -87,27 +87,21 @@ def average_as_codes(
     sizes = wire.largest(torch.stack([_size(grad, clip) for grad in grads]))
     units = unit_of(sizes, wire.world_size, grads[0].dtype)
     bounds = units * wire.world_size
-    clipped: list[Coordinates] = []
-    if clip is not None:
-        beyond = [grad.abs() > bound for grad, bound in zip(grads, bounds, strict=True)]
-        clipped = _from_all(wire, torch.cat(grads), torch.cat(beyond))
-        for grad, mask in zip(grads, beyond, strict=True):
-            grad.masked_fill_(mask, 0)
+    outliers = _outliers_of_all(wire, grads, bounds) if clip is not None else []
     exponents: list[Tensor] = []
     if block is not None:
-        each = zip(grads, sizes, units, strict=True)
-        exponents = [block_exponents(grad, block, size, unit, wire.world_size) for grad, size, unit in each]
-        shared = wire.smallest(torch.cat(exponents))
-        exponents = list(torch.split_with_sizes(shared, [len(of_grad) for of_grad in exponents]))
+        exponents = _shared_exponents(wire, grads, sizes, units, block)
         for grad, of_grad in zip(grads, exponents, strict=True):
             scale_blocks(grad, block, of_grad, 1)
-    codes = coding.encode(grads, bounds, [index + (wire.rank << 16) for index in indices], seed=seed, step=step)
+    pair, second = divmod(wire.rank, 2)
+    own = [index + (pair << 16) for index in indices]
+    codes = coding.encode(grads, bounds, own, seed=seed, step=step, antithetic=bool(second))
     coding.decode(wire.reduce_shards(coding.pack(codes, wire.world_size), coding.add), units, grads)
     if block is not None:
         for grad, of_grad in zip(grads, exponents, strict=True):
             scale_blocks(grad, block, of_grad, -1)
-    if clipped:
-        _add_mean(grads, clipped)
+    if outliers:
+        add_mean(grads, outliers)
 
 
 def average_plainly(wire: Wire, grads: list[Tensor]) -> None:
@@ -126,31 +120,33 @@ def _size(grad: Tensor, clip: float | None) -> Tensor:
     low, high = torch.aminmax(grad)  # one pass, where abs() and amax() take three
     size = torch.maximum(-low, high).abs().to(torch.float32)
     if clip is not None:
-        norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
-        size = torch.minimum(size, (norm * (clip / grad.numel() ** 0.5)).to(torch.float32))
+        size = torch.minimum(size, (_norm(grad) * (clip / grad.numel() ** 0.5)).to(torch.float32))
     return size.nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
-def _from_all(wire: Wire, flat: Tensor, chosen: Tensor) -> list[Coordinates]:
-    """The chosen coordinates of each rank; empty where no rank has one. Waits for the device to count them."""
-    positions = chosen.nonzero().squeeze(1)
-    counts = wire.from_all(torch.tensor([positions.numel()], device=flat.device)).flatten().tolist()
-    most = max(counts)
-    if most == 0:
+def _norm(grad: Tensor) -> Tensor:
+    """In float64. On a CPU a part at a time: one as long as the gradient takes six times as long to convert."""
+    at_once = _NORM_AT_ONCE if grad.device.type == "cpu" else grad.numel()
+    parts = (grad[begin : begin + at_once].to(torch.float64) for begin in range(0, grad.numel(), at_once))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
+    return norm
+
+
+def _outliers_of_all(wire: Wire, grads: list[Tensor], bounds: Tensor) -> list[Outliers]:
+    """Takes what is beyond the bounds out of the gradients; that of each rank, or nothing where no rank has any."""
+    message, distances = pack_outliers(take_outliers(grads, bounds))
+    sizes = wire.from_all(torch.tensor([len(message), distances], device=message.device)).tolist()
+    lengths = [length for length, _ in sizes]
+    if not any(lengths):
         return []
-    padding = (0, most - positions.numel())
-    dtype = torch.int32 if flat.numel() <= 2**31 else torch.int64
-    all_positions = wire.from_all(torch.nn.functional.pad(positions.to(dtype), padding))
-    all_values = wire.from_all(torch.nn.functional.pad(flat[positions], padding))
-    return [Coordinates(all_positions[r, :count], all_values[r, :count]) for r, count in enumerate(counts)]
+    messages = zip(wire.messages_from_all(message, lengths), sizes, strict=True)
+    return [unpack_outliers(message, distances, grads[0].dtype) for message, (_, distances) in messages]
 
 
-def _add_mean(grads: list[Tensor], clipped: list[Coordinates]) -> None:
-    """Adds the mean of what was not coded, in float64 and in the order of the ranks."""
-    sizes = [grad.numel() for grad in grads]
-    extra = torch.zeros(sum(sizes), dtype=torch.float64, device=grads[0].device)
-    for of_rank in clipped:
-        extra[of_rank.positions.to(torch.int64)] += of_rank.values.to(torch.float64)  # no position occurs twice
-    extra /= len(clipped)
-    for grad, part in zip(grads, torch.split_with_sizes(extra, sizes), strict=True):
-        grad.copy_(part.add_(grad))
+def _shared_exponents(wire: Wire, grads: list[Tensor], sizes: Tensor, units: Tensor, block: int) -> list[Tensor]:
+    """The exponents of each gradient's blocks, the smallest over the ranks."""
+    each = zip(grads, sizes, units, strict=True)
+    own = [block_exponents(grad, block, size, unit, wire.world_size) for grad, size, unit in each]
+    lengths = [len(exponents) for exponents in own]
+    packed = wire.reduce_shards(pack_exponents(torch.cat(own), wire.world_size), smallest_exponents)
+    return list(torch.split_with_sizes(unpack_exponents(packed)[: sum(lengths)], lengths))

@@ -33,9 +33,9 @@ class CalibratedHookState:
         seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
             clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
-            coordinate beyond the bound is sent as it is, in 8 bytes.
+            coordinate beyond the bound is sent as it is, in its own bytes and mostly one more.
         block: a number of consecutive coordinates of a parameter, which are then coded under a bound of their own, that
-            of the parameter divided by a power of two: much less variance, for one byte a block. None: under the
+            of the parameter divided by a power of two: much less variance, for half a byte a block. None: under the
             bound of the parameter.
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the

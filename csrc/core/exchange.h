@@ -12,6 +12,7 @@ namespace csgd {
 constexpr uint32_t kCodeRadix = 3;       // codes are packed as -1, 0, +1 plus 1
 constexpr int kCodesPerWord = 20;        // 3^20 < 2^32
 constexpr int kMostPlaces = 32;          // digits in a word, of any radix
+constexpr uint32_t kAllDraws = 0xFFFF;   // the complement of a draw u is the draw of 1 - U
 constexpr int kDigitPositionShift = 40;  // digit k of U is the draw at this coordinate's position + (k << 40)
 
 // A gradient to encode.
@@ -21,9 +22,10 @@ struct EncodeCall {
   const double* bound;  // T, one number
   int64_t numel;
   uint64_t seed;
-  uint32_t index;  // tells the draws of this gradient and process from those of others
+  uint32_t index;  // tells the draws of this gradient and pair of processes from those of others
   uint32_t step;
-  int64_t chunk;  // on a GPU: elements that a block takes; set by the launcher
+  uint32_t antithetic;  // kAllDraws where this process takes 1 - U for U, else 0
+  int64_t chunk;        // on a GPU: elements that a block takes; set by the launcher
 };
 
 // Rows of digits in words. Digit j of word w is the row's digit j * words + w; absent ones are 0.
@@ -61,6 +63,8 @@ struct DecodeCall {
 
 // The code of g is sign(g) where U < p for p = |g| / T, and U uniform with the draws as digits of base 2^16. In units
 // of T / 2^16 the first digit u decides: U < p where |g| >= u + 1, and not where |g| <= u. No division is needed.
+// Where g is negative 1 - U stands for U, so that codes fall as U grows; of a pair of processes that have the same U
+// the second takes 1 - U for it, and its codes rise: antithetic variates, whose sum varies less.
 //
 // In float32 the products are rounded. But rounding keeps the order, and |g| is a float32: where |g| is above (below)
 // the rounded product, it is above (below) the product itself. Where it is neither, code_decided() multiplies exactly.
@@ -83,6 +87,13 @@ template <class Value, class Mask>
 CSGD_HOST_DEVICE void compare_in_float(const CodeUnits& units, Value size, Value u, Mask& above, Mask& decided) {
   above = size > (u + 1.0f) * units.high;
   decided = (size < u * units.low) | above;
+}
+
+// The digit of the U, or 1 - U, with which g is compared.
+template <class Value, class Draw>
+CSGD_HOST_DEVICE Draw own_digit(const EncodeCall& call, Value g, Draw draw) {
+  const auto negative = cast_bits<uint32_t>(cast_bits<int32_t>(g) >> 31);
+  return draw ^ (negative & kAllDraws) ^ call.antithetic;
 }
 
 // A draw as float32.
@@ -111,13 +122,13 @@ CSGD_HOST_DEVICE bool code_decided(double size, double bound, Digit digit) {
   }
 }
 
-// The code of one coordinate, plus 1, by all the digits that it takes, of which `first` is known.
+// The code of one coordinate, plus 1, by all the digits that it takes; `first` is the first draw.
 CSGD_HOST_DEVICE uint8_t exact_code(const EncodeCall& call, double bound, float g, int64_t position, uint32_t first) {
   const auto digit = [&](int64_t level) {
-    if (level == 0) return static_cast<double>(first);
+    if (level == 0) return static_cast<double>(own_digit(call, g, first));
     const uint64_t at = static_cast<uint64_t>(position + (level << kDigitPositionShift));
     const Philox4x32 bits = draw_block(call.seed, kExchangeStream, at / kDrawsPerCall, call.index, call.step);
-    return static_cast<double>(draw_lane(bits, static_cast<int>(at % kDrawsPerCall)));
+    return static_cast<double>(own_digit(call, g, uint32_t{draw_lane(bits, static_cast<int>(at % kDrawsPerCall))}));
   };
   const float size = bit_cast<float>(bit_cast<int32_t>(g) & FloatBits<float>::kMagnitude);
   return static_cast<uint8_t>(signed_code(g, code_decided(static_cast<double>(size), bound, digit)));

@@ -47,8 +47,8 @@ static inline void encode_tile(const EncodeCall& call, double bound, const CodeU
   for (int i = 0; i < kTile; i += kLanes<S>) {
     const Values<S> g = load(grad + i);
     Mask<S> above, decided;
-    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_as_float(load_patterns<S>(draws + i)), above,
-                     decided);
+    const auto digit = own_digit(call, g, load_patterns<S>(draws + i));
+    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_as_float(digit), above, decided);
     undecided = undecided | (decided == Mask<S>(0));
     convert<uint8_t>(signed_code(g, above)).store(codes + i);
   }

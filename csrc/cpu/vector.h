@@ -57,6 +57,7 @@ struct Vector {
   friend CSGD_HOST_DEVICE Vector operator/(Vector a, Vector b) { return of(a.raw / b.raw); }
   friend CSGD_HOST_DEVICE Vector operator&(Vector a, Vector b) { return of(a.raw & b.raw); }
   friend CSGD_HOST_DEVICE Vector operator|(Vector a, Vector b) { return of(a.raw | b.raw); }
+  friend CSGD_HOST_DEVICE Vector operator^(Vector a, Vector b) { return of(a.raw ^ b.raw); }
   friend CSGD_HOST_DEVICE Vector operator<<(Vector a, int places) { return of(a.raw << places); }
   friend CSGD_HOST_DEVICE Vector operator>>(Vector a, int places) { return of(a.raw >> places); }
   friend CSGD_HOST_DEVICE Mask operator<(Vector a, Vector b) { return Mask::of(a.raw < b.raw); }

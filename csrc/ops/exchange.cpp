@@ -70,7 +70,7 @@ const uint32_t* const_data_of(const at::Tensor& words) {
 }  // namespace
 
 at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
-                            int64_t step, const ExchangeDevice& device) {
+                            int64_t step, bool antithetic, const ExchangeDevice& device) {
   check_grads(grads, bounds.device());
   check_per_grad(bounds, grads, "bounds");
   TORCH_CHECK_VALUE(indices.size() == grads.size(), "indices must have an entry for each of the ", grads.size(),
@@ -92,6 +92,7 @@ at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::
     call.seed = static_cast<uint64_t>(seed);
     call.index = static_cast<uint32_t>(indices[k]);
     call.step = static_cast<uint32_t>(step);
+    call.antithetic = antithetic ? kAllDraws : 0;
     if (call.numel > 0) calls.push_back(call);
     to += call.numel;
   }

@@ -23,7 +23,7 @@ extern const ExchangeDevice kExchangeCpu, kExchangeCuda, kExchangeNowhere;
 
 // Checks, packs, runs. csgd_cuda/distributed/coding.py documents them.
 at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
-                            int64_t step, const ExchangeDevice& device);
+                            int64_t step, bool antithetic, const ExchangeDevice& device);
 at::Tensor run_pack_codes(const at::Tensor& codes, int64_t rows, const ExchangeDevice& device);
 at::Tensor run_add_codes(const at::Tensor& words, const ExchangeDevice& device);
 void run_decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorList grads,
@@ -32,8 +32,8 @@ void run_decode_sums(const at::Tensor& words, const at::Tensor& units, at::Tenso
 // The kernels of the operators for one device.
 template <const ExchangeDevice& device>
 at::Tensor encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
-                        int64_t step) {
-  return run_encode_codes(grads, bounds, indices, seed, step, device);
+                        int64_t step, bool antithetic) {
+  return run_encode_codes(grads, bounds, indices, seed, step, antithetic, device);
 }
 
 template <const ExchangeDevice& device>

@@ -41,8 +41,10 @@ TORCH_LIBRARY(csgd_cuda, m) {
       "str structure, bool across, Tensor? found_inf, Tensor? histograms) -> ()",
       {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
   // csgd_cuda/distributed/coding.py documents these.
-  m.def("encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step, bool antithetic=False) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
   m.def("pack_codes(Tensor codes, int rows) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("add_codes(Tensor words) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("decode_sums(Tensor words, Tensor units, Tensor(a!)[] grads) -> ()", {at::Tag::pt2_compliant_tag});

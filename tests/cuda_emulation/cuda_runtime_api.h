@@ -52,9 +52,11 @@ class Barrier {
   pthread_barrier_t barrier_;
 };
 
-// The threads that run one block after another together.
+// The threads that run one block after another together. What is written before a barrier and read after it is there
+// twice, in turns: who is already on the way to the next barrier writes elsewhere, and one barrier does instead of two.
 struct Team {
-  explicit Team(unsigned threads) : barrier(threads), slots(threads), shared(16384) {
+  using Slots = std::vector<uint64_t>;
+  explicit Team(unsigned threads) : barrier(threads), slots{Slots(threads), Slots(threads)}, shared(16384) {
     for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.push_back(new Barrier(kWarp));
   }
   ~Team() {
@@ -62,12 +64,13 @@ struct Team {
   }
   Barrier barrier;
   std::vector<Barrier*> warp_barriers;
-  std::vector<uint64_t> slots;  // what each thread offers in a shuffle
+  Slots slots[2];  // what each thread offers in a shuffle
   std::vector<unsigned char> shared;
-  unsigned block = 0;
+  unsigned block[2] = {};
 };
 
 inline thread_local Team* team = nullptr;
+inline thread_local unsigned shuffles = 0;
 inline thread_local size_t shared_used = 0;
 
 // The same address for all threads of a block, since all ask for the same arrays in the same order.
@@ -98,10 +101,10 @@ template <class T>
 T __shfl_down_sync(unsigned, T value, int offset) {
   using namespace cuda_emulation;
   Barrier& warp = *team->warp_barriers[threadIdx.x / kWarp];
-  std::memcpy(&team->slots[threadIdx.x], &value, sizeof value);
+  Team::Slots& slots = team->slots[shuffles++ % 2];
+  std::memcpy(&slots[threadIdx.x], &value, sizeof value);
   warp.wait();
-  if (threadIdx.x % kWarp + offset < kWarp) std::memcpy(&value, &team->slots[threadIdx.x + offset], sizeof value);
-  warp.wait();
+  if (threadIdx.x % kWarp + offset < kWarp) std::memcpy(&value, &slots[threadIdx.x + offset], sizeof value);
   return value;
 }
 
@@ -149,14 +152,14 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, vo
     team = my_team;
     threadIdx.x = index;
     gridDim.x = grid.x;
-    for (;;) {
-      if (index == 0) my_team->block = next++;
-      my_team->barrier.wait();
-      blockIdx.x = my_team->block;
+    for (unsigned turn = 0;; ++turn) {
+      unsigned& number = my_team->block[turn % 2];
+      if (index == 0) number = next++;
+      my_team->barrier.wait();  // the block before is done, with its shared memory, too
+      blockIdx.x = number;
       if (blockIdx.x >= grid.x) return;
       shared_used = 0;
       kernel(*static_cast<Argument*>(arguments[0]));
-      my_team->barrier.wait();  // before the next block overwrites this one's number and shared memory
     }
   };
   std::vector<Team*> teams;

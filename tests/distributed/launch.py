@@ -58,19 +58,20 @@ def _run_one(rank, world_size, folder, function, args):
 
 
 class Given(torch.nn.Module):
-    """Parameters whose gradients are what forward is given."""
+    """Parameters whose gradients are what forward is given; one that is given None is not used."""
 
     def __init__(self, shapes, dtype=torch.float32):
         super().__init__()
         self.of = torch.nn.ParameterList(torch.zeros(shape, dtype=dtype) for shape in shapes)
 
     def forward(self, grads):
-        return sum((param * grad).sum() for param, grad in zip(self.of, grads, strict=True))
+        pairs = zip(self.of, grads, strict=True)
+        return sum((param * grad).sum() for param, grad in pairs if grad is not None)
 
 
-def with_hook(shapes, dtype=torch.float32, bucket_cap_mb=25, **options):
-    """(DistributedDataParallel around Given, the state of its hook)."""
-    model = DistributedDataParallel(Given(shapes, dtype), bucket_cap_mb=bucket_cap_mb)
+def with_hook(shapes, dtype=torch.float32, bucket_cap_mb=25, of_model=None, **options):
+    """(DistributedDataParallel around Given, the state of its hook); options of the state, and ``of_model``'s."""
+    model = DistributedDataParallel(Given(shapes, dtype), bucket_cap_mb=bucket_cap_mb, **(of_model or {}))
     state = CalibratedHookState(model, **options)
     model.register_comm_hook(state, calibrated_hook)
     return model, state
@@ -81,3 +82,8 @@ def exchanged(model, grads):
     model.zero_grad()
     model(grads).backward()
     return [param.grad.clone() for param in model.module.of]
+
+
+def draws_of(rank, parameter=0):
+    """The arguments of an encode that tell a rank's draws from those of others: a pair of ranks shares them."""
+    return {"index": parameter + (rank // 2 << 16), "antithetic": rank % 2 == 1}

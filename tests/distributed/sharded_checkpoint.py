@@ -2,8 +2,8 @@
 """A training with fully_shard that saves itself with torch.distributed.checkpoint and goes on from there.
 
 As a program, under torchrun: python -m tests.distributed.sharded_checkpoint FOLDER [--kill-rank R --kill-step S].
-In its first life the rank kills itself in that step; the restarted processes go on from the last checkpoint in FOLDER,
-and leave the weights in FOLDER/weights.pt.
+In its first life the rank kills itself in that step. Processes that are started again, by this torchrun or by a later
+one, go on from the last checkpoint in FOLDER, and leave the weights in FOLDER/weights.pt.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from csgd_cuda import CSGD
 
@@ -30,30 +31,46 @@ from ..helpers import heavy_tailed
 STEPS, SAVE_EVERY = 8, 3
 
 
-class Training:
-    """Two layers, each in a parameter group of its own; ``world_size`` None is a plain one, in one process."""
+def split(model, how):
+    """Spreads the layers over a mesh of the shape that ``how`` begins with: (2,) by fully_shard, (2, 2) by fully_shard
+    with two replicas, (2, 2, "tensor") by fully_shard above tensor parallel."""
+    *shape, last = how if how[-1] == "tensor" else (*how, None)
+    mesh = init_device_mesh("cpu", tuple(shape), mesh_dim_names=("data", "tensor")[: len(shape)])
+    if last == "tensor":
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        mesh = mesh["data"]
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
-    def __init__(self, world_size, dtype=torch.bfloat16, seed=0):
+
+def as_param(tensor, param):
+    """A tensor that all ranks have whole, spread as a parameter is."""
+    if not isinstance(param, DTensor):
+        return tensor
+    mesh = param.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim).redistribute(placements=param.placements)
+
+
+class Training:
+    """Two layers, each in a parameter group of its own; ``how`` see split(), None is a plain one, in one process."""
+
+    def __init__(self, how, dtype=torch.bfloat16, seed=0):
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(torch.nn.Linear(9, 33), torch.nn.Tanh(), torch.nn.Linear(33, 3)).to(dtype)
-        if world_size is not None:
-            mesh = init_device_mesh("cpu", (world_size,))
-            fully_shard(self.model[0], mesh=mesh)
-            fully_shard(self.model, mesh=mesh)
+        if how is not None:
+            split(self.model, how)
         first, last = (list(self.model[k].parameters()) for k in (0, 2))
         groups = [{"params": first, "weight_decay": 1e-3}, {"params": last, "nesterov": True, "calibration": 0.5}]
         self.optimizer = CSGD(groups, lr=0.05, momentum=0.9, seed=2**63 + 1)
         self.step = 0
 
-    def run_given(self, steps):
+    def run_given(self, steps, in_step=lambda step: None):
         """Steps with gradients that depend on the step alone, not on the world size."""
         for _ in range(steps):
             generator = torch.Generator().manual_seed(self.step)
             for param in self.model.parameters():
-                grad = heavy_tailed(tuple(param.shape), generator, param.dtype)
-                if isinstance(param, DTensor):
-                    grad = distribute_tensor(grad, param.device_mesh, param.placements)
-                param.grad = grad
+                param.grad = as_param(heavy_tailed(tuple(param.shape), generator, param.dtype), param)
+            in_step(self.step)
             self.optimizer.step()
             self.step += 1
 
@@ -88,6 +105,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kill-rank", type=int)
     parser.add_argument("--kill-step", type=int)
+    parser.add_argument("--given", action="store_true", help="gradients that do not depend on the number of processes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -97,13 +115,14 @@ def main():
         if first_life and (rank, step) == (options.kill_rank, options.kill_step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training = Training(dist.get_world_size(), torch.float32)
+    training = Training((dist.get_world_size(),), torch.float32)
+    make_steps = training.run_given if options.given else training.run_real
     complete = [path for path in options.folder.glob("step-*") if (path / ".metadata").exists()]
     if complete:
         training.load(max(complete))
         print(f"rank {rank} goes on after step {training.step}", flush=True)
     while training.step < STEPS:
-        training.run_real(min(SAVE_EVERY, STEPS - training.step), in_step)
+        make_steps(min(SAVE_EVERY, STEPS - training.step), in_step)
         training.save(options.folder / f"step-{training.step}")  # .metadata comes last
     weights = [param.full_tensor() for param in training.model.parameters()]
     if rank == 0:

@@ -10,7 +10,7 @@ from csgd_cuda.distributed import codes
 from csgd_cuda.distributed.blocks import block_exponents, scale_blocks
 
 from ..helpers import assert_same_bits, heavy_tailed
-from .launch import exchanged, run, with_hook
+from .launch import draws_of, exchanged, run, with_hook
 
 DTYPES = list(codes.SIGNIFICANT_BITS)
 SEED, BLOCK = 2**64 - 7, 32
@@ -57,7 +57,7 @@ def test_mean_is_that_of_the_scaled_codes_exactly(world_size, dtype, scale):
     powers = torch.tensor([2.0**k for k in ks], dtype=torch.float64).repeat_interleave(BLOCK)[: SHAPE[0]]
     total = torch.zeros(SHAPE, dtype=torch.float64)
     for rank, grad in enumerate(grads):
-        which = {"seed": SEED, "index": rank << 16, "step": torch.tensor(0)}
+        which = {"seed": SEED, "step": torch.tensor(0), **draws_of(rank)}
         scaled = grad.to(torch.float64) * powers
         assert torch.equal(scaled.to(dtype).to(torch.float64), scaled)
         total += codes.encode(scaled.to(dtype), unit * world_size, **which).to(torch.float64) - 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of sharded trainings: saved by any number of processes, gone on with by any other, same bits."""
 
+import math
 import os
 import re
 import subprocess
@@ -24,67 +25,123 @@ def everything_of(training):
     return everything(list(training.model.parameters()), training.optimizer)
 
 
-def saved(rank, world_size, dtype, folder):
-    training = Training(world_size, dtype)
+def saved(rank, how, dtype, folder):
+    training = Training(how, dtype)
     training.run_given(BREAK)
     training.save(folder)
 
 
-def gone_on(rank, world_size, dtype, folder):
-    training = Training(world_size, dtype, seed=7)  # other weights, until it is loaded
+def gone_on(rank, how, dtype, folder):
+    training = Training(how, dtype, seed=7)  # other weights, until it is loaded
     training.load(folder)
     assert training.step == BREAK
     training.run_given(STEPS - BREAK)
     return everything_of(training)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (2, 1), (2, None), (3, 2), (1, 4)])
-def test_training_goes_on_with_another_number_of_processes(before, after, dtype, tmp_path):
+def processes(how):
+    return 1 if how is None else math.prod(how[:2] if how[-1] == "tensor" else how)
+
+
+REPLICAS, TENSOR_PARALLEL = (2, 2), (2, 2, "tensor")  # the ways of split()
+CASES = [
+    *[(b, a, dtype) for b, a in (((2,), (3,)), ((2,), (1,)), ((2,), None), ((3,), (2,)), ((1,), (4,)))
+      for dtype in (torch.float32, torch.bfloat16)],
+    *[(b, a, torch.bfloat16) for b in (REPLICAS, TENSOR_PARALLEL) for a in ((2,), (1,), None)],
+    ((2,), TENSOR_PARALLEL, torch.float32), (TENSOR_PARALLEL, REPLICAS, torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "dtype"), CASES, ids=str)
+def test_training_goes_on_split_in_another_way(before, after, dtype, tmp_path):
+    """Over another number of processes, on a mesh of another shape, or in one plain process."""
     undisturbed = Training(None, dtype)
     undisturbed.run_given(STEPS)
-    run(before, saved, before, dtype, str(tmp_path))
-    for rank, got in enumerate(run(after or 1, gone_on, after, dtype, str(tmp_path))):
+    run(processes(before), saved, before, dtype, str(tmp_path))
+    for rank, got in enumerate(run(processes(after), gone_on, after, dtype, str(tmp_path))):
         assert_same_everything(everything_of(undisturbed), got, f"rank {rank}")
 
 
-def through_a_full_state_dict(rank):
-    """A state of whole tensors on rank 0, sent to all: [(name, tensor)] before and after."""
-    training, other = Training(2), Training(2, seed=7)
+FORMS = {
+    "full": ({"full_state_dict": True, "cpu_offload": True}, {"full_state_dict": True, "broadcast_from_rank0": True}),
+    "flat": ({"flatten_optimizer_state_dict": True},) * 2,
+}
+
+
+def through_a_state_dict(rank, form, how):
+    """State and options before and after, and the names in the state_dict; a full one is sent from rank 0 to all."""
+    training, other = Training(how), Training(how, seed=7)
     training.run_given(BREAK)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_optimizer_state_dict(training.model, training.optimizer, options=options)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(other.model, other.optimizer, state if rank == 0 else {}, options=options)
-    return [[entry for entry in everything_of(t) if not entry[0].startswith("param")] for t in (training, other)]
+    saving, loading = (StateDictOptions(**options) for options in FORMS[form])
+    state = get_optimizer_state_dict(training.model, training.optimizer, options=saving)
+    names = list(state)
+    for group in other.optimizer.param_groups:
+        group["seed"], group["calibration"] = 1, 0.75
+    given = {} if form == "full" and rank > 0 else state
+    set_optimizer_state_dict(other.model, other.optimizer, given, options=loading)
+    pairs = []
+    for each in (training, other):
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in each.optimizer.param_groups]
+        tensors = [entry for entry in everything_of(each) if not entry[0].startswith("param")]
+        pairs.append((tensors, groups))
+    return pairs, names
 
 
-def test_full_state_dict_restores_each_bit():
-    for before, after in run(2, through_a_full_state_dict):
+@pytest.mark.parametrize("how", [(2,), TENSOR_PARALLEL], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_state_dict_restore_each_bit(form, how):
+    for ((before, groups), (after, groups_after)), names in run(processes(how), through_a_state_dict, form, how):
         assert len(before) == 3 * 4
-        assert_same_everything(before, after, "full state dict")
+        assert_same_everything(before, after, form)
+        assert groups_after == groups
+        assert ("state.0.weight.momentum_buffer" in names) == (form == "flat")
 
 
-def torchrun(folder, *arguments):
-    """The weights that a training under torchrun leaves, and what it said."""
-    folder.mkdir()
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+def torchrun(folder, count, *arguments, restarts=3):
+    """What a training of ``count`` processes under torchrun said, and how it ended."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
     program = ["-m", "tests.distributed.sharded_checkpoint", str(folder), *arguments]
     # With the store of torchrun itself, restarted processes may find the addresses of the killed ones in it.
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command, *program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
+
+
+def trained(folder, count, *arguments):
+    """The weights that such a training leaves, and what it said."""
+    folder.mkdir(exist_ok=True)
+    done = torchrun(folder, count, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "weights.pt"), done.stdout
 
 
+def assert_same_weights(a, b):
+    for k, (x, y) in enumerate(zip(a, b, strict=True)):
+        assert_same_bits(x, y, f"parameter {k}")
+
+
 def test_killed_worker_does_not_change_the_end(tmp_path):
     """SIGKILL between backward and step, after the checkpoint of step 3; torchrun starts both processes again."""
-    expected, said = torchrun(tmp_path / "undisturbed")
+    expected, said = trained(tmp_path / "undisturbed", 2)
     assert not re.search("goes on after step [0-7]", said)  # none was disturbed before its end
-    got, said = torchrun(tmp_path / "killed", "--kill-rank=1", "--kill-step=5")
+    got, said = trained(tmp_path / "killed", 2, "--kill-rank=1", "--kill-step=5")
     assert {"0", "1"} <= set(re.findall(r"rank (\d) goes on after step 3", said))
-    for k, (a, b) in enumerate(zip(expected, got, strict=True)):
-        assert_same_bits(a, b, f"parameter {k}")
+    assert_same_weights(expected, got)
+
+
+def test_job_goes_on_with_fewer_workers_after_one_was_killed(tmp_path):
+    """Of three, one is killed; two go on from the last checkpoint.
+
+    They end with the weights of a plain training, in one process, that nothing disturbed.
+    """
+    undisturbed = Training(None, torch.float32)
+    undisturbed.run_given(STEPS)
+    killed = torchrun(tmp_path, 3, "--given", "--kill-rank=1", "--kill-step=5", restarts=0)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr
+    assert not (tmp_path / "weights.pt").exists()
+    got, said = trained(tmp_path, 2, "--given")
+    assert {"0", "1"} <= set(re.findall(r"rank (\d) goes on after step 3", said))
+    assert_same_weights([param.detach() for param in undisturbed.model.parameters()], got)

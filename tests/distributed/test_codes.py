@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codes and their packing: the theorem of docs/scaling.md by enumeration, in exact fractions."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -66,18 +67,23 @@ def test_unit_of_what_is_not_finite_is_not_finite():
     assert codes.unit_of(torch.tensor(torch.inf), 3, torch.float32) == torch.inf
 
 
-def coded_with_digits(monkeypatch, g, bound, tail):
-    """The codes of g for all 2^16 first digits of U, each followed by the digits of ``tail`` and then zeros."""
+def coded_with_digits(monkeypatch, g, bound, tail, antithetic=False):
+    """The codes of g for all 2^16 first digits of the U it is compared with, each followed by ``tail`` and then zeros.
+
+    What is drawn is U itself, or where 1 - U is to be taken for it (g < 0, or antithetic) the complement.
+    """
+    complement = 2**16 - 1 if (g < 0) != antithetic else 0
 
     def draws_at(positions, **_):
         level = positions >> 40
         assert torch.equal(positions & (2**40 - 1), positions - (level << 40))
-        return torch.tensor([*tail, *[0] * 40])[level - 1]
+        return torch.tensor([*tail, *[0] * 40])[level - 1] ^ complement
 
-    monkeypatch.setattr(codes, "draws", lambda begin, end, **_: ALL_DIGITS[begin:end])
+    monkeypatch.setattr(codes, "draws", lambda begin, end, **_: ALL_DIGITS[begin:end] ^ complement)
     monkeypatch.setattr(codes, "draws_at", draws_at)
     grad = torch.full((2**16,), g, dtype=torch.float32)
-    got = codes.encode(grad, torch.tensor(bound, dtype=torch.float64), seed=0, index=0, step=torch.tensor(0))
+    which = {"seed": 0, "index": 0, "step": torch.tensor(0), "antithetic": antithetic}
+    got = codes.encode(grad, torch.tensor(bound, dtype=torch.float64), **which)
     return got.to(torch.int64) - codes.ZERO_CODE
 
 
@@ -102,9 +108,23 @@ def test_code_is_the_sign_exactly_where_u_is_below_p(bound, monkeypatch):
             expected = (int(p * 2**16) > ALL_DIGITS).to(torch.int64)
             if p < 1:
                 expected[first] = int(u_of_tie < p)
-            for sign in (1, -1):
-                got = coded_with_digits(monkeypatch, sign * g, bound, tail)
+            for sign, antithetic in itertools.product((1, -1), (False, True)):
+                got = coded_with_digits(monkeypatch, sign * g, bound, tail, antithetic)
                 assert torch.equal(got, sign * expected), f"g = {sign * g}, T = {bound}, tail {tail}"
+
+
+@pytest.mark.parametrize("shares", [(0.25, 0.25), (0.125, 0.5), (0.75, 0.5), (1.0, 0.25)], ids=str)
+def test_codes_of_a_pair_are_antithetic(shares, monkeypatch):
+    """Of the same sign they are as seldom both not 0 as can be, of different signs as often: their sum varies least."""
+    monkeypatch.setattr(codes, "draws", lambda begin, end, **_: ALL_DIGITS[begin:end])
+    bound, which = torch.tensor(1.0, dtype=torch.float64), {"seed": 0, "index": 0, "step": torch.tensor(0)}
+    for signs in itertools.product((1, -1), (1, -1)):
+        grads = [torch.full((2**16,), share * sign) for share, sign in zip(shares, signs, strict=True)]
+        coded = [codes.encode(grad, bound, **which, antithetic=k == 1) for k, grad in enumerate(grads)]
+        first, second = (of_rank.to(torch.int64) - codes.ZERO_CODE for of_rank in coded)
+        assert [c.sum().item() / 2**16 for c in (first, second)] == [grad[0].item() for grad in grads]
+        both = ((first != 0) & (second != 0)).sum().item() / 2**16
+        assert both == (max(0, sum(shares) - 1) if signs[0] == signs[1] else min(shares))
 
 
 def test_codes_have_the_mean_of_the_gradient():

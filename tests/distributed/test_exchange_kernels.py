@@ -15,6 +15,7 @@ from csgd_cuda.philox import EXCHANGE_STREAM, draws, draws_at
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
+from .launch import draws_of
 
 KERNELS = choose_coding(torch.device("cpu"), None)
 REFERENCE = choose_coding(torch.device("cpu"), False)
@@ -45,10 +46,15 @@ def bounds_of(grads, ranks, dtype):
     return units, units * ranks
 
 
+def encoded(coding, grads, bounds, rank, step):
+    """The codes of one rank; pairs of ranks have antithetic ones."""
+    indices = [draws_of(rank, parameter)["index"] for parameter in range(len(grads))]
+    return coding.encode(grads, bounds, indices, seed=SEED, step=step, antithetic=rank % 2 == 1)
+
+
 def exchanged(coding, grads, units, ranks, step=3):
     """Everything that the operations make of the gradients that ``ranks`` ranks would have."""
-    indices = [range(rank << 16, (rank << 16) + len(grads)) for rank in range(ranks)]
-    coded = [coding.encode(grads, units * ranks, list(index), seed=SEED, step=step) for index in indices]
+    coded = [encoded(coding, grads, units * ranks, rank, step) for rank in range(ranks)]
     words = [coding.pack(of_rank, ranks) for of_rank in coded]
     sums = torch.stack([coding.add(torch.stack([of_rank[shard] for of_rank in words])) for shard in range(ranks)])
     out = [torch.full_like(grad, 7) for grad in grads]
@@ -115,20 +121,21 @@ def test_ties_of_the_first_digit_take_the_next_ones():
 
 @pytest.mark.parametrize("bound", [1.0, 0.75, 1.25 * 2.0**-100])
 def test_ties_are_decided_exactly(bound):
-    """p = |g| / T is put on the first two digits of U itself, where U >= p, and 2^-32 above, where U < p."""
+    """p = |g| / T is put on the first two digits of U (or of 1 - U) itself, which then is not below p, and above."""
     which = {"seed": SEED, "stream": EXCHANGE_STREAM, "index": 5, "step": torch.tensor(3)}
-    first = draws(0, 2**17, device=torch.device("cpu"), **which).to(torch.int64)
-    places = (first < 32).nonzero().squeeze(1)  # p and g then have few enough bits for a float32
-    assert len(places) > 20
-    second = draws_at(places + 2**40, **which).to(torch.int64)
-    for above in (-1, 0, 1):
+    for above, sign, antithetic in itertools.product((-1, 0, 1), (1, -1), (False, True)):
+        all_ones = 2**16 - 1 if (sign < 0) != antithetic else 0
+        first = draws(0, 2**17, device=torch.device("cpu"), **which).to(torch.int64) ^ all_ones
+        places = (first < 32).nonzero().squeeze(1)  # p and g then have few enough bits for a float32
+        assert len(places) > 20
+        second = draws_at(places + 2**40, **which).to(torch.int64) ^ all_ones
         p = (first[places] * 2**16 + second + above).clamp_(min=0).to(torch.float64) / 2**32
         grad = torch.zeros(2**17)
         grad[places] = (p * bound).to(torch.float32)
         assert torch.equal(grad[places].to(torch.float64), p * bound)
-        for coding, sign in itertools.product((KERNELS, REFERENCE), (1, -1)):
-            bounds = torch.tensor([bound], dtype=torch.float64)
-            coded = coding.encode([sign * grad], bounds, [5], seed=SEED, step=3)
+        bounds = torch.tensor([bound], dtype=torch.float64)
+        for coding in (KERNELS, REFERENCE):
+            coded = coding.encode([sign * grad], bounds, [5], seed=SEED, step=3, antithetic=antithetic)
             assert (coded[places] == (1 + sign if above > 0 else 1)).all(), f"{above}, {coding}"
 
 

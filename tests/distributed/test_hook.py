@@ -4,7 +4,6 @@
 import copy
 import itertools
 import pickle
-from fractions import Fraction
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from csgd_cuda.distributed import CalibratedHookState, calibrated_hook, codes
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed
-from .launch import Given, exchanged, run, with_hook
+from .launch import Given, draws_of, exchanged, run, with_hook
 
 SHAPES = [(1,), (7,), (3, 5), (1001,), (40, 21), (0,), (64, 65)]
 NUMELS = [torch.Size(shape).numel() for shape in SHAPES]
@@ -117,7 +116,7 @@ def coded_by_hand(world_size, dtype, step, parameter, clip=None):
     total, clipped = torch.zeros(2, grads[0].numel(), dtype=torch.float64)
     for rank, grad in enumerate(grads):
         beyond = grad.to(torch.float64).abs() > unit * world_size
-        which = {"seed": SEED, "index": parameter + (rank << 16), "step": torch.tensor(step)}
+        which = {"seed": SEED, "step": torch.tensor(step), **draws_of(rank, parameter)}
         total += codes.encode(grad * ~beyond, unit * world_size, **which).to(torch.float64) - 1
         clipped += grad * beyond
     return unit, total, clipped
@@ -192,82 +191,6 @@ def test_model_with_the_hook_can_be_copied():
         assert_same_bits(expected[0], got[0])
         assert expected[0].any()
         assert step == 2
-
-
-BIG = (1000, 1000)
-
-
-def bytes_of_a_big_gradient(rank, block):
-    model, state = with_hook([BIG], block=block)
-    exchanged(model, [torch.full(BIG, 0.1)])
-    sent = []
-    for name in ("all_to_all_single", "all_gather", "all_reduce"):
-        setattr(dist, name, counted(getattr(dist, name), name, sent))
-    before = state.bytes_sent
-    exchanged(model, [torch.full(BIG, 0.1)])
-    return {"step": state.bytes_sent - before, "plain": state.bytes_plain // 2, "payload": sum(sent)}
-
-
-def counted(collective, name, sent):
-    """The collective, which also notes what leaves this rank."""
-
-    def call(first, second=None, *args, **kwargs):
-        world_size = dist.get_world_size()
-        if name == "all_to_all_single":  # all but the part that stays here
-            sent.append(second.nbytes * (world_size - 1) // world_size)
-        elif name == "all_gather":
-            sent.append(second.nbytes * (world_size - 1))
-        else:
-            sent.append(2 * (world_size - 1) * first.element_size() * -(-first.numel() // world_size))
-        return collective(first, second, *args, **kwargs)
-
-    return call
-
-
-@pytest.mark.parametrize("block", [None, 64])
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_a_twelfth_of_the_bytes_is_sent(world_size, block):
-    for rank in run(world_size, bytes_of_a_big_gradient, block):
-        assert rank["step"] == rank["payload"]
-        ring = 2 * (world_size - 1) / world_size * 4 * 10**6
-        assert abs(rank["plain"] - ring) < 100
-        assert rank["step"] <= ring / 12
-
-
-PLACES = 16  # draws that are enumerated for each rank
-
-
-def mean_over_all_draws(rank, sixteenths):
-    """Sums over all combinations of the ranks' draws, a coordinate for each.
-
-    The draws are multiples of 2^12, and so are the thresholds: |g| is a multiple of T / 16.
-    """
-    world_size = dist.get_world_size()
-    combinations = PLACES**world_size
-
-    def enumerated(begin, end, **_):
-        place = torch.arange(begin, end) // PLACES**rank % PLACES
-        return place * (2**16 // PLACES)
-
-    codes.draws = enumerated
-    model, _ = with_hook([(combinations + 1,)] * len(sixteenths), fused=False)
-    grads = []
-    for of_ranks in sixteenths:
-        grad = torch.full((combinations + 1,), 0.75 * of_ranks[rank] / 16)
-        grad[-1] = 0.75  # so that T is 0.75
-        grads.append(grad)
-    return [out[:combinations] for out in exchanged(model, grads)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_mean_over_all_draws_of_all_ranks_is_the_mean_gradient(world_size):
-    """The theorem, through the whole exchange: exact fractions, no luck of a sample."""
-    sixteenths = [(16, -16, 5), (1, 2, 3), (-7, 7, 0), (15, 16, -1), (0, 0, 0), (-9, -10, -16)]
-    (first, *_) = run(world_size, mean_over_all_draws, sixteenths)
-    for out, of_ranks in zip(first, sixteenths, strict=True):
-        values, counts = (tensor.tolist() for tensor in torch.unique(out, return_counts=True))
-        total = sum(Fraction(value) * count for value, count in zip(values, counts, strict=True))
-        assert total / PLACES**world_size == Fraction(3, 64) * sum(of_ranks[:world_size]) / world_size
 
 
 def gradient_with(rank, value):

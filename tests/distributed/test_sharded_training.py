@@ -110,7 +110,7 @@ def count_exchanges(rank):
 
 def test_a_step_makes_one_asynchronous_exchange_of_all_bounds():
     for sizes, without_dtensors in run(2, count_exchanges):
-        assert sizes == [(2, True)] * STEPS
+        assert sizes == [(3 * 2, True)] * STEPS  # of two parameters, with what tells who had a gradient
         assert without_dtensors == 0
 
 
