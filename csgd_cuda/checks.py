@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Tensors
 from .options import check_options
+from .pruned_step import check_pruning
 from .shards import ShardLayout, is_dtensor, shard_layout
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
@@ -205,7 +206,7 @@ def check_csgd(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
     indices: Sequence[int], shards: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool,
     lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None,
-    **options: Any,
+    masks: Tensors, histograms: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
     """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
     check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
@@ -235,6 +236,7 @@ def check_csgd(
             opmath = opmath_dtype(param.dtype)
             _check_scalar(lipschitz_bounds[k], index, "lipschitz_bound", opmath)
     check_shards(indices, shards)
+    check_pruning(params, indices, shards, masks, histograms)
     _check_unshared(steps, "steps")
     _check_unshared(lipschitz_bounds, "lipschitz_bounds")
     check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)

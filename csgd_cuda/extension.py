@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .aliases import Tensors
 from .checks import check_devices, check_shared_tensors
+from .pruned_step import check_pruning
 from .rows import memory_order
 
 _C: ModuleType | None
@@ -31,11 +32,12 @@ else:
     def _fake(
         params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
         indices: Sequence[int], shards: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
-        found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
+        found_inf: Tensor | None, tallies: Tensor | None, masks: Tensors, histograms: Tensor | None, **options: Any,
     ) -> None:  # fmt: skip
         check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
         if params:
             check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)
+            check_pruning(params, indices, shards, masks, histograms)
 
     for _name in ("csgd_", "check_csgd"):
         torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
@@ -52,9 +54,9 @@ else:
 
     def _fake_hard_threshold(
         params: Tensors, momentum_buffers: Tensors, masks: Tensors, keeps: Sequence[int] | None, *, structure: str,
-        across: bool, found_inf: Tensor | None,
+        across: bool, found_inf: Tensor | None, histograms: Tensor | None,
     ) -> None:  # fmt: skip
-        others = [*params, *momentum_buffers, *masks, *([] if found_inf is None else [found_inf])]
+        others = [*params, *momentum_buffers, *masks, *(t for t in (found_inf, histograms) if t is not None)]
         if any(tensor.device != params[0].device for tensor in others):
             raise ValueError(f"hard_threshold_ needs all tensors on {params[0].device}, the device of the first")
 

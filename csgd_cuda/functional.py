@@ -157,6 +157,8 @@ def csgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     tallies: Tensor | None = None,
+    masks: Iterable[Tensor] = (),
+    histograms: Tensor | None = None,
     fused: bool | None = None,
 ) -> None:
     """One step of Calibrated SGD on lists of tensors of one device, in place. ``CSGD`` is a wrapper of this.
@@ -186,6 +188,12 @@ def csgd_(
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
         tallies: int64 tensor of shape (K, 4), zero at the start: tallies[i - indices[0], 0] becomes the number of
             coordinates that the parameter with index i moved. The rest is scratch space of a GPU.
+        masks: bool tensors of the parameters' shapes, of any strides (an expanded one, too); where False the gradient
+            counts as 0, whatever it is. Empty: all are True. Not with ``shards``.
+        histograms: int64 tensor of shape (number of parameters, 2048), or (1, 2048) for all together: row k grows by
+            the counts of the first digits of the magnitudes of the new parameter k, of which ``hard_threshold_`` goes
+            on. What is False in ``masks`` is counted as dropped for good. Not with ``shards``; in one row for all,
+            all must be float64 or none.
         fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
             the reference.
 
@@ -218,4 +226,6 @@ def csgd_(
         grad_scale=grad_scale,
         found_inf=found_inf,
         tallies=tallies,
+        masks=list(masks),
+        histograms=histograms,
     )

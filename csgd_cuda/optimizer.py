@@ -215,7 +215,7 @@ class CSGD(Diagnostics, Pruned, Sharded, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling() and self._has_dtensors():
+        if torch.compiler.is_compiling() and (self._has_dtensors() or self._has_sparsity()):
             self._make_step_uncompiled()
         else:
             self._make_step()
@@ -226,7 +226,8 @@ class CSGD(Diagnostics, Pruned, Sharded, Optimizer):
         self._run_plan()
         self._start_bounds()
 
-    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph.
+    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph. Pruning counts
+    # its steps in Python: each would be compiled anew.
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
     def _run_plan(self) -> None:

@@ -22,7 +22,7 @@ class PruningOptions(TypedDict, total=False):
     threshold_every: int  # steps
     structure: Literal["element", "filter", "2:4"]
     threshold_scope: Literal["layer", "group"]  # the share of each parameter, or of the group's together
-    regrow: bool  # False: what was dropped stays zero, and its gradients in .grad become zero
+    regrow: bool  # False: what was dropped stays zero; its gradients count as 0, in .grad they stay as they are
     dropped_momentum: Literal["keep", "clear"]
 
 

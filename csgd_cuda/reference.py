@@ -18,6 +18,7 @@ from torch import Tensor
 from .aliases import Tensors
 from .checks import check_csgd, opmath_dtype
 from .philox import CALIBRATION_STREAM, MOMENTUM_STREAM, PARAM_STREAM, draws, draws_at
+from .pruned_step import count_first_digits
 from .rounding import round_stochastic
 from .rows import Rows, memory_order
 from .rule import LAYOUTS, calibrated, calibration_scale, largest_size, moves, moving_draws, next_bound, ordered_bits
@@ -39,12 +40,13 @@ def block_elements(device: torch.device) -> int:
 def csgd_(
     params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
     indices: Sequence[int], shards: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
-    found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
+    found_inf: Tensor | None, tallies: Tensor | None, masks: Tensors, histograms: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
     """One step of every parameter, in place; the arguments are those of the operator (functional.csgd_)."""
     check_csgd(
         params, grads, momentum_buffers, steps, lipschitz_bounds, indices, shards,
-        lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, tallies=tallies, **options,
+        lr_tensor=lr_tensor, grad_scale=grad_scale, found_inf=found_inf, tallies=tallies, masks=masks,
+        histograms=histograms, **options,
     )  # fmt: skip
     if not params:
         return
@@ -62,9 +64,11 @@ def csgd_(
 
         _StackStep(
             pick(params), pick(grads), pick(momentum_buffers), pick(steps), pick(lipschitz_bounds), pick(indices),
-            layout=layouts[stack[0]], grad_scale=grad_scale, apply=apply, options=options,
+            masks=pick(masks), layout=layouts[stack[0]], grad_scale=grad_scale, apply=apply, options=options,
             tallies=None if moved is None else [moved[indices[k] - indices[0]] for k in stack],
         ).run()  # fmt: skip
+    if histograms is not None:
+        count_first_digits(params, masks, histograms, apply)
 
 
 def _stacks(params: Tensors, layouts: list[ShardLayout]) -> Iterator[list[int]]:
@@ -97,7 +101,7 @@ class _StackStep:
 
     def __init__(
         self, params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: list[Tensor], bounds: list[Tensor],
-        indices: Sequence[int], *, layout: ShardLayout, grad_scale: Tensor | None, apply: Tensor | None,
+        indices: Sequence[int], *, masks: Tensors, layout: ShardLayout, grad_scale: Tensor | None, apply: Tensor | None,
         tallies: list[Tensor] | None, options: dict[str, Any],
     ) -> None:  # fmt: skip
         orders = [memory_order(param) for param in params]
@@ -105,6 +109,7 @@ class _StackStep:
         self.momentum_rows = Rows(momentum_buffers, orders) if momentum_buffers else None
         self.param = self.rows.matrix
         self.grad = Rows(grads, orders).matrix
+        self.mask = Rows(masks, orders).matrix if masks else None
         self.momentum_buffer = None if self.momentum_rows is None else self.momentum_rows.matrix
         self.steps, self.bounds, self.tallies = steps, bounds, tallies
         self.layout, self.apply, self.options = layout, apply, options
@@ -209,7 +214,10 @@ class _StackStep:
         """Steps the elements of the slice ``columns``; notes max |d| over the finite ones and how many moved."""
         param = self.param[:, columns]
         momentum_buffer = None if self.momentum_buffer is None else self.momentum_buffer[:, columns]
-        d, new_momentum = self._direction(self.grad[:, columns], param, momentum_buffer)
+        grad = self.grad[:, columns]
+        if self.mask is not None:
+            grad = grad.masked_fill(~self.mask[:, columns], 0.0)
+        d, new_momentum = self._direction(grad, param, momentum_buffer)
         size = d.abs()
         n = moving_draws(size, self.scale)
         self.largest = torch.maximum(self.largest, ordered_bits(size).amax(1, keepdim=True))

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning by stochastic gradient hard thresholding: what follows the step of a parameter group."""
+"""Pruning by stochastic gradient hard thresholding: what goes with the step of a parameter group, and follows it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
+from .pruned_step import BINS
 from .pruning_options import check_sparsity, scheduled_sparsity
 from .shards import is_dtensor
 from .thresholding import check_structure, hard_threshold_
@@ -21,11 +23,41 @@ def _survivors(count: int, sparsity: float) -> int:
     return max(count - round(sparsity * count), min(count, 1))
 
 
+def _is_thresholded(param: Tensor) -> bool:
+    return param.dim() >= 2 and param.requires_grad
+
+
 def _thresholded(group: Group) -> list[Tensor]:
-    return [param for param in group["params"] if param.dim() >= 2 and param.requires_grad]
+    return [param for param in group["params"] if _is_thresholded(param)]
 
 
-def _mask_shape(param: Tensor, group: Group) -> torch.Size:
+def steps_pruned(param: Tensor, group: Group) -> bool:
+    """Whether the step of a parameter has a part in its pruning: it leaves dropped gradients out, or counts."""
+    if not group["sparsity"] or not _is_thresholded(param):
+        return False
+    return group["structure"] == "element" or not group["regrow"]
+
+
+def is_due(group: Group, step: int) -> bool:
+    """Whether H_k follows the ``step``-th step of a group with sparsity."""
+    return step % group["threshold_every"] == 0 and scheduled_sparsity(group, step) > 0
+
+
+def new_histograms(params: Sequence[Tensor], group: Group) -> Tensor | None:
+    """For the step that is made now, of these parameters of a group with sparsity: where it counts what H_k after it
+    goes on from. None: it need not, or some of what is thresholded together with them makes no step now."""
+    device = params[0].device
+    if group["structure"] != "element" or not is_due(group, group["threshold_step"] + 1):
+        return None
+    together = [param for param in _thresholded(group) if param.device == device]
+    if list(map(id, together)) != list(map(id, params)):
+        return None
+    rows = 1 if group["threshold_scope"] == "group" else len(params)
+    return torch.zeros((rows, BINS), dtype=torch.int64, device=device)
+
+
+def mask_shape(param: Tensor, group: Group) -> torch.Size:
+    """An entry for each element, or filter."""
     return param.shape[:1] if group["structure"] == "filter" else param.shape
 
 
@@ -51,9 +83,9 @@ def check_thresholding(group: Group, state: State, first: int) -> None:
             raise TypeError(f"parameter {index} is a DTensor, which cannot be thresholded: set its sparsity to 0")
         check_structure(param, index, group["structure"])
         mask = (state.get(param) or {}).get("mask")
-        if mask is not None and not group["regrow"] and mask.shape != _mask_shape(param, group):
+        if mask is not None and not group["regrow"] and mask.shape != mask_shape(param, group):
             raise ValueError(
-                f"parameter {index}: mask has shape {list(mask.shape)}, expected {list(_mask_shape(param, group))} for "
+                f"parameter {index}: mask has shape {list(mask.shape)}, expected {list(mask_shape(param, group))} for "
                 f"structure {group['structure']!r}; remove it from the state to begin anew"
             )
     if group["threshold_scope"] == "group" and len({(p.device, p.dtype is torch.float64) for p in params}) > 1:
@@ -94,54 +126,41 @@ def _keeps(params: list[Tensor], sparsity: float, group: Group) -> list[int]:
     return [_survivors(count, sparsity) for count in counts]
 
 
-def drop_gradients(group: Group, state: State, shared: SharedArguments) -> None:
-    """Before the step of a checked group: sets the gradients of what is dropped for good to zero.
-
-    Such gradients can be far larger than all others (a filter of zeros before batch normalization has them divided by
-    the square root of its eps), and the bound on ``|d|`` is one for the whole parameter.
-    """
-    if group["regrow"]:
-        return
-    params = [p for p in _thresholded(group) if p.grad is not None and (state.get(p) or {}).get("mask") is not None]
-    for device in dict.fromkeys(param.device for param in params):
-        here = [param for param in params if param.device == device]
-        hard_threshold_(
-            [param.grad for param in here if param.grad is not None],
-            None,
-            masks=[state[param]["mask"] for param in here],
-            structure=group["structure"],
-            found_inf=shared(device, 0)["found_inf"],
-            fused=group["fused"],
-        )
+def element_mask(param: Tensor, mask: Tensor) -> Tensor:
+    """A mask with an entry for each element, of one with an entry for each of these, or each filter."""
+    return mask if mask.shape == param.shape else mask.view(-1, *[1] * (param.dim() - 1)).expand_as(param)
 
 
-def threshold_group(group: Group, state: State, shared: SharedArguments, *, due: bool) -> None:
-    """H_k of the parameters of a checked group where it is due, else what is dropped for good alone.
+def threshold_group(
+    group: Group, state: State, shared: SharedArguments, *, selects: bool,
+    histograms: Mapping[torch.device, Tensor] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """H_k of the parameters of a checked group where it ``selects``, else what is dropped for good alone.
 
     Args:
         state: of the optimizer; gets masks with ``regrow=False``.
         shared: see StepPlan.run.
+        histograms: those of new_histograms(), for the devices where the step has counted.
     """
-    sparsity = scheduled_sparsity(group, group["threshold_step"])
-    selects = due and sparsity > 0
     params = _thresholded(group)
     if not group["regrow"]:
         # From the first step on, where nothing is dropped yet: checkpoints are loaded into what state there is.
         for param in params:
             if state[param].get("mask") is None:
-                state[param]["mask"] = new_mask(param, _mask_shape(param, group))
+                state[param]["mask"] = new_mask(param, mask_shape(param, group))
     elif not selects:
         return
     for device in dict.fromkeys(param.device for param in params):
         here = [param for param in params if param.device == device]
         hard_threshold_(
             here,
-            _keeps(here, sparsity, group) if selects else None,
+            _keeps(here, scheduled_sparsity(group, group["threshold_step"]), group) if selects else None,
             momentum_buffers=_momentum_buffers(here, state, group),
             masks=[] if group["regrow"] else [state[param]["mask"] for param in here],
             structure=group["structure"],
             across=group["threshold_scope"] == "group" and group["structure"] != "2:4",
             found_inf=shared(device, 0)["found_inf"],
+            histograms=histograms.get(device) if selects else None,
             fused=group["fused"],
         )
 
@@ -152,6 +171,9 @@ class Pruned:
     param_groups: list[Group]
     state: defaultdict[Tensor, Any]
     _shared_arguments: Callable[[torch.device, int], dict[str, Tensor | None]]
+
+    def _has_sparsity(self) -> bool:
+        return any(group["sparsity"] for group in self.param_groups)
 
     @torch.no_grad()
     def threshold(self) -> None:
@@ -165,4 +187,5 @@ class Pruned:
         check_all_thresholding(self.param_groups, self.state)
         for group in self.param_groups:
             if group["sparsity"]:
-                threshold_group(group, self.state, self._shared_arguments, due=True)
+                selects = scheduled_sparsity(group, group["threshold_step"]) > 0
+                threshold_group(group, self.state, self._shared_arguments, selects=selects)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
 from .options import index_ranges
-from .sparsity import check_all_thresholding, drop_gradients, threshold_group
+from .sparsity import check_all_thresholding, is_due, steps_pruned, threshold_group
 from .step_call import StepCall, same
 
 
 class StepPlan:
-    """One call for each parameter group, more where a group spans devices.
+    """One call for each parameter group, more where a group spans devices or is pruned in part.
 
     Raises:
         ValueError, TypeError: an option is out of range.
@@ -27,14 +27,14 @@ class StepPlan:
         self._first_indices = [group["first_index"] for group in param_groups]
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
-            calls: dict[tuple[torch.device, bool], StepCall] = {}
+            calls: dict[tuple[torch.device, bool, bool], StepCall] = {}
             for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:
                     self._without_grad.append(param)
                 else:
                     own = state.get(param) or {}
                     fresh_momentum = group["momentum"] != 0 and bool(own) and own.get("momentum_buffer") is None
-                    kind = (param.device, fresh_momentum)
+                    kind = (param.device, fresh_momentum, steps_pruned(param, group))
                     if kind not in calls:
                         calls[kind] = StepCall(group, *kind, position)
                     calls[kind].add(param, index, own)
@@ -71,19 +71,19 @@ class StepPlan:
         sparse = [group for group in self._groups if group["sparsity"]]
         if sparse:
             check_all_thresholding(self._groups, state)
-        freezes = any(not group["regrow"] for group in sparse)
-        # A later call must not find an error after an earlier one has stepped, nor any after gradients were dropped.
-        if len(self._calls) > 1 or freezes:
+        if len(self._calls) > 1:  # a later call must not find an error after an earlier one has stepped
             for call in self._calls:
                 call.check(shared)
-        for group in sparse:
-            drop_gradients(group, state, shared)
         for call in self._calls:
             for param, new in call.run(shared):
                 state[param].update(new)
         for group in sparse:
             group["threshold_step"] += 1
-            threshold_group(group, state, shared, due=group["threshold_step"] % group["threshold_every"] == 0)
+            histograms: dict[torch.device, Tensor] = {}
+            for call in self._calls:
+                histograms |= call.take_histograms(group)
+            selects = is_due(group, group["threshold_step"])
+            threshold_group(group, state, shared, selects=selects, histograms=histograms)
         if sparse:
             for call in self._calls:
                 call.keep_option_values()

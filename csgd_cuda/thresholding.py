@@ -12,6 +12,7 @@ from torch import Tensor
 from .aliases import Tensors
 from .checks import SUPPORTED_DTYPES, separate_elements
 from .functional import choose_backend
+from .pruned_step import check_histograms
 from .pruning_options import STRUCTURES
 from .thresholding_reference import reference
 
@@ -26,6 +27,7 @@ def hard_threshold_(
     structure: Literal["element", "filter", "2:4"] = "element",
     across: bool = False,
     found_inf: Tensor | None = None,
+    histograms: Tensor | None = None,
     fused: bool | None = None,
 ) -> None:
     """H_k in place: exactly k elements or filters stay as they are, those of largest magnitude; the others become +0.
@@ -47,6 +49,9 @@ def hard_threshold_(
             "2:4": two of each four consecutive indices of dimension 1.
         across: one selection over all tensors, of the largest elements or filters of all. All float64, or none.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
+        histograms: of structure "element", an int64 tensor of shape (len(keeps), 2048): what the step that made the
+            parameters (``csgd_``, with these masks) has counted of them, from nothing on. The kernels then need not
+            read them once more for it; other counts give other survivors. None: they are counted here.
         fused: None takes the kernel where there is one, else pure PyTorch; True demands it; False takes the latter.
 
     Raises:
@@ -58,12 +63,13 @@ def hard_threshold_(
     if not params:
         return
     if choose_backend(params[0].device, fused).name == "reference":
-        _check(params, momentum_buffers, masks, keeps, structure, across, found_inf)
+        _check(params, momentum_buffers, masks, keeps, structure, across, found_inf, histograms)
         reference(params, momentum_buffers, masks, keeps, structure, across, found_inf)
         return
     torch.ops.csgd_cuda.hard_threshold_(
-        params, momentum_buffers, masks, keeps, structure=structure, across=across, found_inf=found_inf
-    )
+        params, momentum_buffers, masks, keeps, structure=structure, across=across, found_inf=found_inf,
+        histograms=histograms,
+    )  # fmt: skip
 
 
 def check_structure(param: Tensor, index: int, structure: str) -> None:
@@ -124,7 +130,7 @@ def _check_tensors(params: Tensors, momentum_buffers: Tensors, masks: Tensors, s
 
 def _check(
     params: Tensors, momentum_buffers: Tensors, masks: Tensors, keeps: list[int] | None, structure: str, across: bool,
-    found_inf: Tensor | None,
+    found_inf: Tensor | None, histograms: Tensor | None,
 ) -> None:  # fmt: skip
     """What csrc/ops/check_hard_threshold.cpp checks, for the reference."""
     if structure not in STRUCTURES:
@@ -142,6 +148,10 @@ def _check(
             raise ValueError(f"keeps must have {expected} entries, got {len(keeps)}")
         if min(keeps, default=0) < 0:
             raise ValueError(f"keeps must be >= 0, got {min(keeps)}")
+    if histograms is not None:
+        if structure != "element" or keeps is None:
+            raise ValueError("histograms can be given for structure 'element' with keeps only")
+        check_histograms(histograms, len(keeps), params[0].device, "each of keeps")
     _check_tensors(params, momentum_buffers, masks, structure, across)
     device = params[0].device
     if found_inf is not None and (

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from .aliases import Tensors
+from .pruned_step import ordered_magnitudes
 from .rows import Rows, memory_order
-from .rule import LAYOUTS
 
 _NORM_LANES = 32  # partial sums of a norm (csrc/core/hard_threshold.h)
 
 
 def _keys(values: Tensor, alive: Tensor | None) -> Tensor:
     """Integers in the order of the magnitudes; NaN above Inf, what was dropped for good below 0."""
-    values = values if values.dtype is torch.float64 else values.float()
-    layout = LAYOUTS[values.dtype]
-    bits = values.view(layout.integer) & torch.iinfo(layout.integer).max
-    keys = torch.where(values.isnan(), torch.iinfo(layout.integer).max, bits).to(torch.int64)
+    keys = ordered_magnitudes(values).to(torch.int64)
     return keys if alive is None else torch.where(alive, keys, -1)
 
 

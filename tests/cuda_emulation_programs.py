@@ -60,9 +60,12 @@ def changed_tree(program, tree):
         shutil.copytree(ROOT / "csrc" / folder, tree / "csrc" / folder)
     shutil.copytree(ROOT / "tests" / "cuda_emulation", tree / "tests" / "cuda_emulation")
     own = sorted(f"cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob(f"{program.kernel}_*.cu*"))
+    if program.kernel == "csgd":
+        own.append("cuda/pruned.cuh")
+    shared = ("cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h", "core/hard_threshold.h", "core/magnitude_key.h")
     for right, wrong in program.changes:
         changed = 0
-        for name in (*own, "cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h", "core/hard_threshold.h"):
+        for name in (*own, *shared):
             path = tree / "csrc" / name
             text = path.read_text()
             changed += text.count(right)

@@ -10,6 +10,7 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from csgd_cuda import CSGD, hard_threshold_
+from csgd_cuda.functional import choose_backend
 from csgd_cuda.pruning_options import scheduled_sparsity
 
 from .helpers import DTYPES, assert_same_bits, make_params, run_steps, set_grads
@@ -61,6 +62,115 @@ def test_a_step_is_the_step_and_then_the_threshold(device, fused):
         for param, other in zip(params, others, strict=True):
             assert_same_bits(param, other)
     assert [zeros(p) for p in params] == [36, 216, 0, 3]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """For each threshold the shape of the counts that it got; None: none."""
+    seen = []
+
+    def spy(*args, histograms, **kwargs):
+        seen.append(None if histograms is None else tuple(histograms.shape))
+        hard_threshold_(*args, histograms=histograms, **kwargs)
+
+    monkeypatch.setattr("csgd_cuda.sparsity.hard_threshold_", spy)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scope", ["layer", "group"])
+@pytest.mark.parametrize("regrow", [True, False])
+def test_counts_of_the_step_change_no_bit(dtype, scope, regrow, counted, monkeypatch, device, fused):
+    """Where H_k is due it goes on from what the step has counted, and drops what it drops without."""
+    results, due = [], (1 if scope == "group" else 3, 2048)
+    for counts in (True, False):
+        if not counts:
+            monkeypatch.setattr("csgd_cuda.step_call.new_histograms", lambda *args: None)
+        params = make_params([*SHAPES[:3], (200, 300)], dtype, device)
+        params[0].data = params[0].data.t().contiguous().t()
+        optimizer = run_steps(
+            params, steps=6, sparsity=0.7, threshold_scope=scope, regrow=regrow, threshold_every=2, fused=fused,
+        )  # fmt: skip
+        results.append([*params, *(optimizer.state[p]["momentum_buffer"] for p in params)])
+        others = 0 if regrow else 3  # with what was dropped for good alone
+        assert len(counted) == 3 + others
+        kernel = counts and choose_backend(params[0].device, fused).name != "reference"
+        assert counted.count(due) == (3 if kernel else 0)
+        counted.clear()
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize(
+    "options", [{"structure": "filter"}, {"structure": "2:4"}, {"structure": "filter", "regrow": False}]
+)
+def test_other_structures_are_not_counted(options, counted, device, fused):
+    run_steps(make_params(SHAPES[:2], torch.float32, device), steps=3, sparsity=0.5, fused=fused, **options)
+    assert counted == [None] * 3
+
+
+@pytest.mark.parametrize("scope", ["layer", "group"])
+def test_a_parameter_that_makes_no_step_is_counted_by_the_threshold(scope, counted):
+    """Its gradient is None in some steps: all backends agree, and no threshold is found from half the counts."""
+    results, own = [], []
+    for each, fused in BACKENDS:
+        params = make_params(SHAPES, torch.float32, each)
+        optimizer = CSGD(params, lr=0.1, momentum=0.9, sparsity=0.7, threshold_scope=scope, fused=fused)
+        for step in range(4):
+            set_grads(params, seed=step)
+            if step in (0, 2):
+                params[1].grad = None
+            optimizer.step()
+        results.append(params)
+        own.append([shape is None for shape in counted])
+        counted.clear()
+        kernel = choose_backend(params[0].device, fused).name != "reference"
+        assert own[-1] == ([True, False, True, False] if kernel else [True] * 4)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+def test_gradients_are_left_as_they_are(regrow, device, fused):
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, momentum=0.9, sparsity=0.7, regrow=regrow, fused=fused)
+    for step in range(3):
+        set_grads(params, seed=step)
+        before = [param.grad.clone() for param in params]
+        optimizer.step()
+        for param, grad in zip(params, before, strict=True):
+            assert_same_bits(param.grad, grad)
+
+
+OPTION_CHANGES = [
+    {"sparsity": 0.0}, {"sparsity": 0.3}, {"regrow": False}, {"structure": "filter"}, {"threshold_scope": "group"},
+    {"structure": "filter", "regrow": False}, {"threshold_every": 2}, {"sparsity_schedule": ("cubic", 3, 9)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [{"sparsity": 0.0}, {"sparsity": 0.6}, {"sparsity": 0.6, "regrow": False}], ids=str)
+@pytest.mark.parametrize("change", OPTION_CHANGES, ids=str)
+def test_plans_are_made_anew_where_pruning_changes(start, change, device, fused):
+    """An option, a frozen parameter: the kept plan's step has the bits of a new one's."""
+    results = []
+    for keep in (True, False):
+        params = make_params(SHAPES, torch.float32, device)
+        optimizer = CSGD(params, lr=0.1, momentum=0.9, fused=fused, **start)
+        for step in range(8):
+            if step == 3:
+                optimizer.param_groups[0].update(change)
+                for state in optimizer.state.values():  # of another structure's shape
+                    state.pop("mask", None)
+            if step == 5:
+                params[1].requires_grad_(False)
+            set_grads(params, seed=step)
+            if not keep:
+                optimizer._plan = None
+            optimizer.step()
+        results.append([*params, *(optimizer.state[p]["momentum_buffer"] for p in params)])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
 
 
 def test_sparsity_is_of_each_layer_or_of_the_group(device, fused):
@@ -123,7 +233,7 @@ def test_gradients_of_what_is_dropped_for_good_do_not_raise_the_bound(device, fu
         params[0].grad = torch.where(dropped, 1000.0, 0.5)
         optimizer.step()
     assert int(dropped.sum()) == 500
-    assert torch.equal(params[0].grad == 0, dropped)
+    assert torch.equal(params[0].grad == 1000, dropped)  # gradients are left as they are
     assert optimizer.lipschitz_bounds() == [0.5]
 
 

@@ -8,7 +8,7 @@ path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from csgd_cuda import CSGD, calibrate_grad, csgd_
+from csgd_cuda import CSGD, calibrate_grad, csgd_, hard_threshold_
 from csgd_cuda.distributed.coding import choose_coding
 from csgd_cuda.shards import ShardLayout
 
@@ -60,6 +60,33 @@ def shards(device):
             )  # fmt: skip
 
 
+def prunings(device):
+    """Steps that leave masked gradients out and count, thresholds that go on from the counts, and all structures."""
+    shapes = [(1, 4), (3, 8), (64, 32, 1), (300, 4, 3, 3), (70, 1000)]
+    for dtype in DTYPES:
+        base = torch.zeros(5000, dtype=dtype, device=device)
+        params = [torch.randn(shape, device=device).to(dtype) for shape in shapes] + [base[3:4803].view(100, 48)]
+        for param in params:
+            param.requires_grad_()
+        for options in (
+            {}, {"regrow": False}, {"threshold_scope": "group"}, {"threshold_scope": "group", "regrow": False},
+            {"structure": "filter"}, {"structure": "filter", "regrow": False}, {"structure": "2:4", "regrow": False},
+        ):  # fmt: skip
+            optimizer = CSGD(params, lr=0.1, momentum=0.9, sparsity=0.5, threshold_every=2, **options, fused=True)
+            for _ in range(4):
+                for param in params:
+                    param.grad = torch.full_like(param, 0.5)
+                optimizer.step()
+        masks = [(param > 0)[1:] for param in params]  # at any address
+        parts = [param.detach()[1:] for param in params]
+        counts = torch.zeros(1, 2048, dtype=torch.int64, device=device)
+        csgd_(
+            parts, [torch.ones_like(p) for p in parts], [], [torch.tensor(0, device=device) for _ in parts], [],
+            lr=0.1, lipschitz=1.0, masks=masks, histograms=counts, fused=True,
+        )  # fmt: skip
+        hard_threshold_(parts, [1000], masks=masks, across=True, histograms=counts, fused=True)
+
+
 def exchanges(device):
     coding = choose_coding(device, fused=True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -77,8 +104,9 @@ def main():
     shards(device)
     calibrations(device)
     exchanges(device)
+    prunings(device)
     torch.cuda.synchronize()
-    print("steps, calibrations and exchanges made")
+    print("steps, calibrations, exchanges and prunings made")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@
 
 #include <vector>
 
+#include "magnitude_key.h"
 #include "params.h"
 #include "storage.h"
 
 namespace csgd {
 
-constexpr int kDigitBits = 11;
-constexpr int kBins = 1 << kDigitBits;
 constexpr int kNormLanes = 32;  // partial sums of a norm
 
 // The last survivor of a selection, as far as it is known. All zero at the start.
@@ -38,11 +37,12 @@ struct SelectionScratch {
 // One tensor to threshold, seen as `numel` elements in memory order. All pointers live on one device.
 struct ThresholdTensor {
   DType dtype;
-  uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
-  void* data;             // elements that do not survive become +0
-  void* momentum_buffer;  // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
-  bool* mask;             // false: dropped for good. One for each element, or each channel; null: there is none
-  double* norms;          // room for the squared norm of each channel
+  uint32_t first_block;      // on a GPU: the first block of the launch that works on it; set by the launcher
+  void* data;                // elements that do not survive become +0
+  void* momentum_buffer;     // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
+  bool* mask;                // false: dropped for good. One for each element, or each channel; null: there is none
+  double* norms;             // room for the squared norm of each channel
+  const int64_t* histogram;  // of the first digit, in all of the selection, where that was counted before; else null
   int64_t numel;
   int64_t channels;          // of an element at i: i / inner % channels
   int64_t inner;             // consecutive elements that share a channel
@@ -59,28 +59,6 @@ struct DigitPass {
   int32_t shift;  // of its lowest bit
   int32_t bits;
 };
-
-template <class T>
-struct KeyType;
-template <>
-struct KeyType<float> {
-  using Type = uint32_t;
-};
-template <>
-struct KeyType<double> {
-  using Type = uint64_t;
-};
-
-// NaN is above Inf, and all NaN are equal. What was dropped for good is below 0.
-template <class T>
-CSGD_HOST_DEVICE typename KeyType<T>::Type key_of(T value, bool alive) {
-  using Key = typename KeyType<T>::Type;
-  using Bits = FloatBits<T>;
-  const auto magnitude = bit_cast<typename Bits::Type>(value) & Bits::kMagnitude;
-  // Of the quiet NaN, which is one in 16 bits as well.
-  const Key key = static_cast<Key>(magnitude > Bits::kInfinity ? Bits::kInfinity | Bits::kInfinity >> 1 : magnitude);
-  return alive ? key | ~static_cast<Key>(Bits::kMagnitude) : Key{0};
-}
 
 // The bits from `shift` on, which may be as many as there are.
 template <class Word>

@@ -2,6 +2,7 @@
 // The loop of csgd_ over one chunk, in tiles. Included once per instruction set by csgd_cpu_*.cpp, which name it with
 // CSGD_ISA, say how wide its registers are with CSGD_VECTOR_BYTES and bring its Words.
 #include "csgd_cpu.h"
+#include "pruned_tile.h"
 #include "shard_draws.h"
 #include "tile.h"
 
@@ -78,38 +79,55 @@ static inline void add_totals(const Totals<S>& totals, int64_t count, ChunkResul
 }
 
 template <class S, class Parts, bool kStochastic>
-static ChunkResult step_chunk(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin, int64_t end) {
   const auto scalars = step_scalars<typename Storage<S>::Opmath>(options, tensor);
   S* param = static_cast<S*>(tensor.param);
   const S* grad = static_cast<const S*>(tensor.grad);
   S* momentum_buffer = Parts::momentum ? static_cast<S*>(tensor.momentum_buffer) : param;
+  const bool* mask = tensor.mask;
+  S masked[kStretch];
+  DigitCounts digits;
+  if (tensor.histogram != nullptr) digits.clear();
   ChunkResult result;
   Totals<S> totals{0, 0};
-  int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) {
-    step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grad + i, momentum_buffer + i, &totals);
+  const int64_t tiles_end = end - (end - begin) % kTile;
+  const int64_t stretch = mask != nullptr || tensor.histogram != nullptr ? kStretch : kCpuChunk;
+  for (int64_t from = begin; from < tiles_end; from += stretch) {
+    const int64_t to = from + stretch < tiles_end ? from + stretch : tiles_end;
+    const S* grads = grad + from;
+    if (mask != nullptr) grads = masked_grads(grads, mask + from, to - from, masked);
+    for (int64_t i = from; i < to; i += kTile) {
+      const S* grads_of_tile = grads + (i - from);
+      step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grads_of_tile, momentum_buffer + i,
+                                       &totals);
+    }
+    if (tensor.histogram != nullptr) digits.add(param + from, mask != nullptr ? mask + from : nullptr, to - from);
   }
   add_totals<S>(totals, end - begin, &result);
-  if (i == end) return result;
-
-  // The elements that do not fill a tile go through the same code in padded copies. Where the padding moves (T = 0,
-  // or a factor that makes all of d NaN), so does every element.
-  const size_t count = static_cast<size_t>(end - i);
-  S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
-  memcpy(padded_param, param + i, count * sizeof(S));
-  memcpy(padded_grad, grad + i, count * sizeof(S));
-  if (Parts::momentum) memcpy(padded_momentum, momentum_buffer + i, count * sizeof(S));
-  Totals<S> tail{0, 0};
-  step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, padded_param, padded_grad, padded_momentum, &tail);
-  if (any(tail.moved)) memcpy(param + i, padded_param, count * sizeof(S));
-  if (Parts::momentum) memcpy(momentum_buffer + i, padded_momentum, count * sizeof(S));
-  add_totals<S>(tail, end - i, &result);
+  if (tiles_end < end) {
+    // The elements that do not fill a tile go through the same code in padded copies. Where the padding moves (T = 0,
+    // or a factor that makes all of d NaN), so does every element.
+    const int64_t i = tiles_end, rest = end - tiles_end;
+    const size_t bytes = static_cast<size_t>(rest) * sizeof(S);
+    S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
+    memcpy(padded_param, param + i, bytes);
+    memcpy(padded_grad, grad + i, bytes);
+    if (mask != nullptr) masked_grads(grad + i, mask + i, rest, padded_grad);
+    if (Parts::momentum) memcpy(padded_momentum, momentum_buffer + i, bytes);
+    Totals<S> tail{0, 0};
+    step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, padded_param, padded_grad, padded_momentum, &tail);
+    if (any(tail.moved)) memcpy(param + i, padded_param, bytes);
+    if (Parts::momentum) memcpy(momentum_buffer + i, padded_momentum, bytes);
+    if (tensor.histogram != nullptr) digits.add(padded_param, mask != nullptr ? mask + i : nullptr, rest);
+    add_totals<S>(tail, rest, &result);
+  }
+  if (tensor.histogram != nullptr) digits.add_to(tensor.histogram);
   return result;
 }
 
 // From options to template arguments, one after the other.
 template <class S, class Parts>
-static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
+static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin,
                                        int64_t end) {
   return Storage<S>::kRounds && options.stochastic_rounding
              ? step_chunk<S, Parts, Storage<S>::kRounds>(options, tensor, begin, end)
@@ -117,7 +135,7 @@ static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdSha
 }
 
 template <class S, bool kWeightDecay>
-static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
+static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin,
                                        int64_t end) {
   const RuntimeParts parts = runtime_parts(options);
   if (!parts.momentum) {
@@ -128,7 +146,7 @@ static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdSha
 }
 
 template <class S>
-static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin, int64_t end) {
   return options.weight_decay != 0 ? step_chunk_momentum<S, true>(options, tensor, begin, end)
                                    : step_chunk_momentum<S, false>(options, tensor, begin, end);
 }

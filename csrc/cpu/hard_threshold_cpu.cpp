@@ -2,7 +2,10 @@
 #include "hard_threshold_cpu.h"
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
+
+#include "hard_threshold_digits.h"
 
 namespace csgd {
 namespace {
@@ -18,11 +21,6 @@ void with_data(const ThresholdTensor& tensor, F f) {
     case DType::kBFloat16: return f(static_cast<BFloat16*>(tensor.data));
     case DType::kFloat16: return f(static_cast<Float16*>(tensor.data));
   }
-}
-
-template <class S>
-auto key_at(const S* data, const bool* mask, int64_t i) {
-  return key_of(Storage<S>::load(data[i]), mask == nullptr || mask[i]);
 }
 
 template <class S>
@@ -44,23 +42,6 @@ void for_each_range(const std::vector<ThresholdTensor>& tensors, const ParallelF
 
 int64_t numel_of(const ThresholdTensor& tensor) { return tensor.numel; }
 
-// Elements of equal digits follow each other often; two rows of counters, taken in turns, spare the one the wait for
-// what it has just written.
-struct Counts {
-  std::vector<uint32_t> rows = std::vector<uint32_t>(2 * kBins, 0);
-};
-
-template <class S>
-void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
-                  int64_t begin, int64_t end, uint32_t* rows) {
-  const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
-  const Selection found = selection;
-  for (int64_t i = begin; i < end; ++i) {
-    const int digit = digit_of(found, own_pass, key_at(data, tensor.mask, i), from_end(tensor, i));
-    if (digit >= 0) ++rows[(i & 1) * kBins + digit];
-  }
-}
-
 void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for, const DigitPass& pass,
                SelectionScratch& scratch) {
   std::mutex merging;
@@ -77,7 +58,7 @@ void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& p
                      });
                      const std::lock_guard<std::mutex> lock(merging);
                      for (int b = 0; b < kBins; ++b)
-                       scratch.bins[b] += uint64_t{counts.rows[b]} + counts.rows[kBins + b];
+                       for (int64_t row = 0; row < kRows; ++row) scratch.bins[b] += counts.rows[row * kBins + b];
                    }
                  });
 }
@@ -91,32 +72,63 @@ void pick_digit(const DigitPass& pass, int64_t keep, SelectionScratch& scratch) 
   }
 }
 
+// Which of the `count` elements from `begin` on survive: 1 or 0 for each.
+template <class S>
+void find_survivors(const ThresholdTensor& tensor, const Selection& selection, const S* data, int64_t begin,
+                    int64_t count, uint8_t* survive) {
+  const auto last = static_cast<decltype(key_at(data, nullptr, 0))>(selection.key);
+  if (is_trivial(tensor)) {
+    std::memset(survive, tensor.keep > 0 ? 1 : 0, static_cast<size_t>(count));
+  } else if (selection.from_end == 0) {  // all ties do
+    for (int64_t k = 0; k < count; ++k) survive[k] = key_at(data, nullptr, begin + k) >= last ? 1 : 0;
+  } else {
+    for (int64_t k = 0; k < count; ++k) {
+      const auto key = key_at(data, tensor.mask, begin + k);
+      survive[k] = survives(tensor, selection, key, from_end(tensor, begin + k)) ? 1 : 0;
+    }
+  }
+  if (tensor.mask != nullptr) and_mask(tensor.mask + begin, count, survive);
+}
+
+template <class S>
+void drop_unless(const uint8_t* survive, int64_t count, S* values) {
+  for (int64_t k = 0; k < count; ++k) values[k] = choose_bits(survive[k], values[k], S{});
+}
+
 template <class S>
 void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* data, int64_t begin, int64_t end) {
-  using Key = decltype(key_at(data, nullptr, 0));
-  if (tensor.mask == nullptr && !is_trivial(tensor) && selection.from_end == 0) {  // without branches
-    const Key last = static_cast<Key>(selection.key);
-    S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
-    for (int64_t i = begin; momentum_buffer != nullptr && i < end; ++i) {
-      momentum_buffer[i] = key_at(data, nullptr, i) >= last ? momentum_buffer[i] : S{};
-    }
-    for (int64_t i = begin; i < end; ++i) data[i] = key_at(data, nullptr, i) >= last ? data[i] : S{};
-    return;
+  S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+  for (int64_t from = begin; from < end; from += kBlock) {
+    const int64_t count = std::min(kBlock, end - from);
+    uint8_t survive[kBlock];
+    find_survivors(tensor, selection, data, from, count, survive);
+    drop_unless(survive, count, data + from);
+    if (momentum_buffer != nullptr) drop_unless(survive, count, momentum_buffer + from);
+    if (tensor.mask != nullptr) std::memcpy(tensor.mask + from, survive, static_cast<size_t>(count));
   }
-  for (int64_t i = begin; i < end; ++i) {
-    const Key key = key_at(data, tensor.mask, i);
-    if (key != 0 && survives(tensor, selection, key, from_end(tensor, i))) continue;
-    drop(tensor, data, i);
-    if (tensor.mask != nullptr) tensor.mask[i] = false;
-  }
+}
+
+// Drops what a mask with an entry for each element says.
+template <class S>
+void drop_masked(const ThresholdTensor& tensor, S* data, int64_t begin, int64_t end) {
+  const uint8_t* alive = reinterpret_cast<const uint8_t*>(tensor.mask) + begin;
+  drop_unless(alive, end - begin, data + begin);
+  S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
+  if (momentum_buffer != nullptr) drop_unless(alive, end - begin, momentum_buffer + begin);
 }
 
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
   SelectionScratch scratch{};
   if (!is_trivial(tensors[0])) {
+    const int64_t* counted = tensors[0].histogram;  // of the first pass
     for (const DigitPass& pass : digit_passes(tensors)) {
       if (scratch.state.done != 0) break;
-      histogram(tensors, parallel_for, pass, scratch);
+      if (counted != nullptr) {
+        std::copy_n(counted, kBins, scratch.bins);
+        counted = nullptr;
+      } else {
+        histogram(tensors, parallel_for, pass, scratch);
+      }
       pick_digit(pass, tensors[0].keep, scratch);
     }
   }
@@ -168,6 +180,7 @@ void hard_threshold_masks_cpu(const std::vector<ThresholdTensor>& tensors, const
   for_each_range(tensors, parallel_for, kGrain, numel_of,
                  [](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
                    with_data(tensor, [&](auto* data) {
+                     if (tensor.channels == tensor.numel) return drop_masked(tensor, data, begin, end);
                      for (int64_t i = begin; i < end;) {
                        const int64_t run_end = std::min(end, i - i % tensor.inner + tensor.inner);
                        if (tensor.mask[i / tensor.inner % tensor.channels]) {

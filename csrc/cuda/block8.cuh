@@ -5,6 +5,7 @@
 #include "../core/shard.h"
 #include "../core/update_rule.h"
 #include "blocks.cuh"
+#include "pruned.cuh"
 
 namespace csgd {
 
@@ -70,10 +71,10 @@ __device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&val
 }
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
-// Tensor: CsgdTensor or CsgdShard, which draw differently.
+// Tensor: CsgdTensor or CsgdShard, which draw differently, or CsgdPruned, for which `bins` may count.
 template <class S, class T, class Tensor>
 __device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& tensor, const StepScalars<T>& scalars,
-                                      int64_t position, int count, bool wide, Partial<T>& partial) {
+                                      int64_t position, int count, bool wide, Partial<T>& partial, unsigned* bins) {
   const RuntimeParts parts = runtime_parts(options);
   S* param_at = static_cast<S*>(tensor.param) + position;
   S* momentum_at = static_cast<S*>(tensor.momentum_buffer) + position;
@@ -83,7 +84,14 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& 
   S grad[kPerThread], param[kPerThread] = {}, momentum_buffer[kPerThread] = {};
   load8(static_cast<const S*>(tensor.grad) + position, count, wide, grad);
   if (parts.momentum) load8(momentum_at, count, wide, momentum_buffer);
-  if (parts.weight_decay) load8(param_at, count, wide, param);
+  const bool reads_param = parts.weight_decay || (kIsPruned<Tensor> && bins != nullptr);
+  if (reads_param) load8(param_at, count, wide, param);
+  uint32_t alive = 0xFFu;  // one bit for each element
+  if constexpr (kIsPruned<Tensor>) {
+    alive = alive8(tensor.mask, position, count);
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) grad[k] = select((alive >> k & 1u) != 0, grad[k], S{});
+  }
   const Philox4x32 bits = draw(kCalibrationStream);
 
   T d[kPerThread], momentum[kPerThread];
@@ -103,19 +111,23 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& 
     round8<S>(options.stochastic_rounding, [&] { return draw(kMomentumStream); }, momentum, momentum_buffer);
     store8(momentum_at, count, wide, momentum_buffer);
   }
-  if (move == 0) return;  // the parameter's memory is not touched
-  if (!parts.weight_decay) load8(param_at, count, wide, param);
-  T theta[kPerThread];
+  if (move != 0) {  // else the parameter's memory is not touched
+    if (!reads_param) load8(param_at, count, wide, param);
+    T theta[kPerThread];
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    const T n = moving_draws(d[k], scalars.scale);  // again: cheaper than eight registers kept until here
-    theta[k] = moved_value(Storage<S>::load(param[k]), scalars.lr, d[k], n);
+    for (int k = 0; k < kPerThread; ++k) {
+      const T n = moving_draws(d[k], scalars.scale);  // again: cheaper than eight registers kept until here
+      theta[k] = moved_value(Storage<S>::load(param[k]), scalars.lr, d[k], n);
+    }
+    S stored[kPerThread];
+    round8<S>(options.stochastic_rounding, [&] { return draw(kParamStream); }, theta, stored);
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
+    store8(param_at, count, wide, param);
   }
-  S stored[kPerThread];
-  round8<S>(options.stochastic_rounding, [&] { return draw(kParamStream); }, theta, stored);
-#pragma unroll
-  for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
-  store8(param_at, count, wide, param);
+  if constexpr (kIsPruned<Tensor>) {
+    if (bins != nullptr) count8(param, alive, count, bins);
+  }
 }
 
 }  // namespace csgd

@@ -10,7 +10,7 @@ namespace csgd {
 namespace {
 
 // The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
-// Tensor_: CsgdTensor, or CsgdShard, of which fewer fit.
+// Tensor_: CsgdTensor, or CsgdShard or CsgdPruned, of which fewer fit.
 template <int kBytes, class Tensor_>
 struct Launch {
   using Tensor = Tensor_;
@@ -56,11 +56,14 @@ __global__ void __launch_bounds__(kThreads) csgd_kernel(const __grid_constant__ 
   const bool aligned = aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
   const int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
   const int64_t end = begin + launch.header.chunk < tensor.numel ? begin + launch.header.chunk : tensor.numel;
+  unsigned* bins = nullptr;
+  if constexpr (kIsPruned<typename L::Tensor>) bins = start_counts(tensor);
   Partial<T> partial{0, 0};
   for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    step8<S>(options, tensor, scalars, i, count, aligned && count == kPerThread, partial);
+    step8<S>(options, tensor, scalars, i, count, aligned && count == kPerThread, partial, bins);
   }
+  if constexpr (kIsPruned<typename L::Tensor>) end_counts(tensor, bins);
   partial = reduce_block(partial);
   if (threadIdx.x == 0) {
     finish_tensor(options, tensor, partial, static_cast<uint32_t>(blocks_of(tensor.numel, launch.header.chunk)));
@@ -133,6 +136,11 @@ cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const Csgd
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
                              cudaStream_t stream, int64_t* launches) {
   return launch_tensors(dtype, options, shards, count, stream, launches);
+}
+
+cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdPruned* pruned, int64_t count,
+                             cudaStream_t stream, int64_t* launches) {
+  return launch_tensors(dtype, options, pruned, count, stream, launches);
 }
 
 #define CSGD_TEXT_OF(...) #__VA_ARGS__

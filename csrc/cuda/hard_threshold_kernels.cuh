@@ -41,6 +41,7 @@ __device__ __forceinline__ Work work_of(const ThresholdLaunch& launch, Items ite
 
 __host__ __device__ __forceinline__ int64_t numel_of(const ThresholdTensor& tensor) { return tensor.numel; }
 __host__ __device__ __forceinline__ int64_t channels_of(const ThresholdTensor& tensor) { return tensor.channels; }
+__host__ __device__ __forceinline__ int64_t one_of(const ThresholdTensor&) { return 1; }
 __host__ __device__ __forceinline__ int64_t fours_of(const ThresholdTensor& tensor) { return tensor.numel / 4; }
 
 template <class S>
@@ -54,10 +55,11 @@ __device__ __forceinline__ void drop(const ThresholdTensor& tensor, int64_t i) {
   if (tensor.momentum_buffer != nullptr) static_cast<S*>(tensor.momentum_buffer)[i] = S{};
 }
 
-// The last block of a pass finds the digit: each thread adds up some bins, the one in which the last survivor is goes
-// through its own.
+// One block finds the digit: each thread adds up some bins, the one in which the last survivor is goes through its own.
+// take_bin(b): the count of bin b.
+template <class TakeBin>
 __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const DigitPass& pass,
-                                           SelectionScratch& scratch) {
+                                           SelectionScratch& scratch, TakeBin take_bin) {
   constexpr int kOwnBins = kBins / kThreads;
   CSGD_SHARED_ARRAY(int64_t, sums, kThreads);
   unsigned long long own[kOwnBins];
@@ -65,7 +67,7 @@ __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const 
   const int first = static_cast<int>(threadIdx.x) * kOwnBins;
 #pragma unroll
   for (int b = 0; b < kOwnBins; ++b) {
-    own[b] = atomicExch(&scratch.bins[first + b], 0ULL);  // zero for the next pass
+    own[b] = take_bin(first + b);
     sum += static_cast<int64_t>(own[b]);
   }
   sums[threadIdx.x] = sum;
@@ -126,7 +128,16 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_consta
   __syncthreads();
   if (!is_last[0]) return;
   if (threadIdx.x == 0) atomicExch(&scratch.blocks_done, 0ULL);
-  pick_digit(tensor, pass, scratch);
+  pick_digit(tensor, pass, scratch, [&](int b) { return atomicExch(&scratch.bins[b], 0ULL); });  // 0 for the next pass
+}
+
+// A block for each selection takes the first digit of its threshold, where steps have counted it.
+__global__ void __launch_bounds__(kThreads) counted_kernel(const __grid_constant__ ThresholdLaunch launch) {
+  const Work work = work_of(launch, one_of);
+  const ThresholdTensor& tensor = work.tensor;
+  if (work.begin >= work.end || is_trivial(tensor)) return;
+  pick_digit(tensor, launch.header.pass, launch.header.scratch[tensor.selection],
+             [&](int b) { return static_cast<unsigned long long>(tensor.histogram[b]); });
 }
 
 // Drops what does not survive its selection.

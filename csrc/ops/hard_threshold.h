@@ -21,6 +21,7 @@ struct HardThresholdArgs {
   std::string_view structure;
   bool across;
   const std::optional<at::Tensor>& found_inf;
+  const std::optional<at::Tensor>& histograms;  // a row of kBins for each of `keeps`
 };
 
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter by its place.
@@ -48,10 +49,10 @@ void run_hard_threshold(const HardThresholdArgs& args, ThresholdDevice& device);
 template <RunHardThreshold run>
 void hard_threshold_(at::TensorList params, at::TensorList momentum_buffers, at::TensorList masks,
                      at::OptionalIntArrayRef keeps, std::string_view structure, bool across,
-                     const std::optional<at::Tensor>& found_inf) {
+                     const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& histograms) {
   std::optional<at::IntArrayRef> counts;
   if (keeps.has_value()) counts = *keeps;
-  const HardThresholdArgs args{params, momentum_buffers, masks, counts, structure, across, found_inf};
+  const HardThresholdArgs args{params, momentum_buffers, masks, counts, structure, across, found_inf, histograms};
   check_hard_threshold(args);
   if (!params.empty()) run(args);
 }

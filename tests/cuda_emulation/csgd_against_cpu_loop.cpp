@@ -18,13 +18,15 @@ namespace {
 // One tensor with all it needs, on one side of the comparison. `offset` elements before the data misalign it.
 struct Buffers {
   Buffer param, grad, momentum_buffer;
+  std::vector<unsigned char> mask;  // of bytes, since std::vector<bool> has none to point at
+  std::vector<int64_t> histogram;
   int64_t step = 0;
   double bound = 0;
   CsgdTally tally{};
 };
 
-CsgdShard record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
-  CsgdShard t{};
+CsgdPruned record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int offset, bool momentum) {
+  CsgdPruned t{};
   t.param = data_of(b.param, dtype, offset);
   t.grad = data_of(b.grad, dtype, offset);
   t.momentum_buffer = momentum ? data_of(b.momentum_buffer, dtype, offset) : nullptr;
@@ -33,10 +35,12 @@ CsgdShard record(Buffers& b, DType dtype, int64_t numel, uint32_t index, int off
   t.tally = &b.tally;
   t.numel = numel;
   t.index = index;
+  if (!b.mask.empty()) t.mask = reinterpret_cast<const bool*>(b.mask.data()) + offset;
+  if (!b.histogram.empty()) t.histogram = b.histogram.data();
   return t;
 }
 
-void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdShard& tensor) {
+void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdPruned& tensor) {
   if (overflowed(options)) return;
   ChunkResult total;
   for (int64_t begin = 0; begin < tensor.numel; begin += kCpuChunk) {
@@ -50,8 +54,9 @@ void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdShard& tenso
 bool same(const Buffers& a, const Buffers& b) {
   const CsgdTally& t = a.tally;
   return same_bits(a.param, b.param) && same_bits(a.momentum_buffer, b.momentum_buffer) && same_bits(a.grad, b.grad) &&
-         a.step == b.step && std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved &&
-         t.largest_bits == 0 && t.moving == 0 && t.blocks_done == 0;
+         same_bits(a.histogram, b.histogram) && a.step == b.step &&
+         std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved && t.largest_bits == 0 &&
+         t.moving == 0 && t.blocks_done == 0;
 }
 
 struct Case {
@@ -62,10 +67,17 @@ struct Case {
   int offset;
   int64_t launches;      // expected of each step
   ShardLayout layout{};  // of all of them
+  bool masks = false;
+  bool histograms = false;  // of each of them
+  bool together = false;    // one for all
 };
 
-cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdShard>& records, int64_t* launches) {
-  const auto count = static_cast<int64_t>(records.size());
+cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdPruned>& pruned, int64_t* launches) {
+  const auto count = static_cast<int64_t>(pruned.size());
+  if (c.masks || c.histograms) {
+    return launch_csgd_cuda(c.dtype, c.options, pruned.data(), count, nullptr, launches);
+  }
+  const std::vector<CsgdShard> records(pruned.begin(), pruned.end());
   if (c.layout.run_length > 0) {
     return launch_csgd_cuda(c.dtype, c.options, records.data(), count, nullptr, launches);
   }
@@ -79,19 +91,24 @@ bool run(const Case& c, std::mt19937_64& random) {
   for (size_t k = 0; k < c.sizes.size(); ++k) {
     fill(c.dtype, cpu[k].param, c.sizes[k], c.offset, [&] { return heavy_tailed(random); });
     fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offset, [] { return 0.0; });
+    if (c.masks) cpu[k].mask.assign(static_cast<size_t>(c.sizes[k] + c.offset) + 1, 1);
+    for (auto& alive : cpu[k].mask) alive = random() % 3 != 0;
+    if (c.histograms) cpu[k].histogram.assign(kBins, 0);
   }
   gpu = cpu;
   for (int step = 0; step < 3; ++step) {
-    std::vector<CsgdShard> records;
+    std::vector<CsgdPruned> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
       fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return 0.1 * heavy_tailed(random); });
       gpu[k].grad = cpu[k].grad;
       const auto index = static_cast<uint32_t>(k);
-      CsgdShard on_cpu = record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum);
+      CsgdPruned on_cpu = record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum);
       on_cpu.layout = c.layout;
+      if (c.together) on_cpu.histogram = cpu[0].histogram.data();
       step_on_cpu(c.dtype, c.options, on_cpu);
       records.push_back(record(gpu[k], c.dtype, c.sizes[k], index, c.offset, momentum));
       records.back().layout = c.layout;
+      if (c.together) records.back().histogram = gpu[0].histogram.data();
     }
     int64_t launches = 0;
     if (step_on_gpu(c, records, &launches) != cudaSuccess) return false;
@@ -157,6 +174,36 @@ std::vector<Case> cases() {
   shard("shard of columns, float16", DType::kFloat16, {(int64_t{1} << 36) - 40, 9, 27, 1000, 27000});
   shard("single columns", DType::kBFloat16, {2, 1, 7, 9999, 69993});
   shard("shard of two dimensions", DType::kFloat32, {33, 5, 12, 3, 60});
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({.name = "counted and masked",
+                   .dtype = dtype,
+                   .options = base_options(),
+                   .sizes = boundaries,
+                   .offset = 0,
+                   .launches = 1,
+                   .masks = true,
+                   .histograms = true});
+  }
+  const auto pruned = [&](const char* name, auto change, bool masks, bool histograms, bool together, int offset) {
+    CsgdOptions o = base_options();
+    change(o);
+    all.push_back({.name = name,
+                   .dtype = DType::kFloat32,
+                   .options = o,
+                   .sizes = {9, 2048, 0, 5000},
+                   .offset = offset,
+                   .launches = 1,
+                   .masks = masks,
+                   .histograms = histograms,
+                   .together = together});
+  };
+  pruned("masked", [](CsgdOptions&) {}, true, false, false, 0);
+  pruned("masked, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, true, false, false, 0);
+  pruned("counted together", [](CsgdOptions&) {}, false, true, true, 0);
+  pruned("counted, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, false, true, false, 0);
+  pruned("counted where little moves", [](CsgdOptions& o) { o.calibration = 1e6; }, true, true, true, 0);
+  pruned("counted, misaligned", [](CsgdOptions&) {}, true, true, false, 1);
+  pruned("counted, overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, true, true, false, 0);
   all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
   return all;
 }
@@ -177,6 +224,16 @@ int main(int argc, char** argv) {
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   cuda_emulation::multiprocessors = 1;
   good = good && run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
+  good = good && run({.name = "counted in several passes",
+                      .dtype = DType::kFloat32,
+                      .options = base_options(),
+                      .sizes = {100000, 3},
+                      .offset = 0,
+                      .launches = 1,
+                      .masks = true,
+                      .histograms = true,
+                      .together = true},
+                     random);
   const int64_t more = Launch<kLargeLaunch, CsgdTensor>::kTensors + 2;
   good = good && run({"more than a launch holds", DType::kFloat32, base_options(),
                       std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},

@@ -29,6 +29,7 @@ struct Case {
   int64_t channels = 0;
   int64_t inner = 1;
   float found_inf = 0;
+  bool counted = false;  // before, by a step
 };
 
 // What one side of the comparison works on. Masks are of bytes, since std::vector<bool> has none to point at.
@@ -36,6 +37,7 @@ struct Tensor {
   Buffer data, momentum_buffer;
   std::vector<unsigned char> mask;
   std::vector<double> norms;
+  std::vector<int64_t> histogram;  // of the selection whose first tensor it is
 };
 
 double value_for(Values kind, int64_t i, std::mt19937_64& random) {
@@ -65,6 +67,29 @@ std::vector<Tensor> make_tensors(const Case& c) {
   return tensors;
 }
 
+template <class S>
+void add_digits(const ThresholdTensor& r, int64_t* histogram) {
+  const S* data = static_cast<const S*>(r.data);
+  for (int64_t i = 0; i < r.numel; ++i) {
+    ++histogram[first_digit(Storage<S>::load(data[i]), r.mask == nullptr || r.mask[i])];
+  }
+}
+
+void count_before(std::vector<ThresholdTensor>& records, std::vector<Tensor>& tensors) {
+  for (size_t t = 0; t < records.size(); ++t) {
+    ThresholdTensor& r = records[t];
+    std::vector<int64_t>& histogram = tensors[static_cast<size_t>(r.selection)].histogram;
+    histogram.resize(kBins, 0);
+    r.histogram = histogram.data();
+    switch (r.dtype) {
+      case DType::kFloat32: add_digits<float>(r, histogram.data()); break;
+      case DType::kFloat64: add_digits<double>(r, histogram.data()); break;
+      case DType::kBFloat16: add_digits<BFloat16>(r, histogram.data()); break;
+      case DType::kFloat16: add_digits<Float16>(r, histogram.data()); break;
+    }
+  }
+}
+
 std::vector<ThresholdTensor> records_of(const Case& c, std::vector<Tensor>& tensors) {
   std::vector<ThresholdTensor> records;
   int64_t total = 0;
@@ -86,6 +111,7 @@ std::vector<ThresholdTensor> records_of(const Case& c, std::vector<Tensor>& tens
     records.push_back(r);
   }
   for (ThresholdTensor& r : records) r.total = c.across ? total : r.total;
+  if (c.counted) count_before(records, tensors);
   return records;
 }
 
@@ -154,7 +180,20 @@ bool run(const Case& c, const char* work, OnGpu on_gpu, OnCpu on_cpu) {
   return report(c, work, gpu, cpu);
 }
 
+// Where the step has counted, the CPU counts by itself.
+bool run_counted(const Case& c) {
+  std::vector<Tensor> cpu = make_tensors(c), gpu = cpu;
+  Case counted = c;
+  counted.counted = true;
+  if (c.found_inf == 0) hard_threshold_select_cpu(records_of(c, cpu), serial);
+  if (select_on_gpu(records_of(counted, gpu), &c.found_inf, nullptr) != cudaSuccess) {
+    return std::printf("counted, %s: the launch or its scratch differs from what is expected\n", c.name), false;
+  }
+  return report(c, "counted", gpu, cpu);
+}
+
 bool run_select(const Case& c) {
+  if (!run_counted(c)) return false;
   if (!run(c, "select", select_on_gpu, hard_threshold_select_cpu)) return false;
   if (c.with_masks || !c.with_momentum || c.found_inf != 0) return true;
   std::vector<Tensor> cpu = make_tensors(c);

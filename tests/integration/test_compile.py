@@ -235,6 +235,31 @@ def test_inductor_makes_the_bits_of_an_eager_step(dtype):
     assert_same_training(*results)
 
 
+@pytest.mark.parametrize("options", [{}, {"regrow": False, "threshold_every": 2}, {"structure": "filter"}], ids=str)
+def test_a_pruning_optimizer_steps_outside_the_graph(options):
+    """Its schedule counts in Python: traced, every step would be compiled anew. The bits are those without a compiler,
+    and who demands one graph is told."""
+    results, data = [], make_data(12)
+    for compiled in (False, True):
+        model = make_model()
+        optimizer = make_optimizer(model, sparsity=0.5, sparsity_schedule=("cubic", 1, 8), **options)
+        counter = CompileCounterWithBackend("aot_eager")
+        step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
+        frames = []
+        for x, y in data:
+            optimizer.zero_grad()
+            loss_of(model, x, y).backward()
+            step()
+            frames.append(counter.frame_count)
+        results.append((model, optimizer))
+        assert len(set(frames[2:])) == 1
+    assert_same_training(*results)
+    assert int((results[0][0][0].weight == 0).sum()) == 128
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(optimizer.step, backend="eager", fullgraph=True)()
+
+
 def test_compiled_optimizer_resumes():
     """A state that was loaded is stepped by the compiled code, too."""
     data = make_data(8)
