@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a rank computes for an exchange of gradients as codes: encode, pack, add, decode, and the whole.
+"""Measure what a rank computes for an exchange of gradients as codes: each operation, the whole, and its options.
 
     python benchmarks/bench_exchange.py --threads 1
     python benchmarks/bench_exchange.py --device cuda --numel 100000000
@@ -22,9 +22,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.step_bench import page, progress, timing
+from csgd_cuda.distributed.blocks import block_exponents, pack_exponents, scale_blocks, unpack_exponents
 from csgd_cuda.distributed.codes import unit_of
 from csgd_cuda.distributed.coding import choose_coding
+from csgd_cuda.distributed.outliers import add_mean, norm_of, pack_outliers, take_outliers, unpack_outliers
 from examples.training.errors import UserError
+
+CLIP, BLOCK = 4, 32
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +69,16 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         packed = coding.pack(coding.encode([grad], unit * args.ranks, [0], seed=0, step=0), args.ranks)
         coding.decode(coding.add(packed).expand(args.ranks, -1).contiguous(), unit, [out])
 
+    def clip() -> None:
+        bound = norm_of(grad).mul_(CLIP / args.numel**0.5).unsqueeze(0)
+        outliers = take_outliers([copy], bound)
+        add_mean([copy], [unpack_outliers(*pack_outliers(outliers), grad.dtype)])
+
+    def blocks() -> None:
+        exponents = block_exponents(grad, BLOCK, size()[0], units[0], args.ranks)
+        for sign in (1, -1):
+            scale_blocks(grad, BLOCK, unpack_exponents(pack_exponents(exponents, 1))[: len(exponents)], sign)
+
     return {
         "copy of the gradient": lambda: copy.copy_(grad),
         "largest magnitude": size,
@@ -73,6 +87,8 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "add (unpack, add, pack)": lambda: coding.add(words),
         "decode (unpack, multiply)": lambda: coding.decode(sums, units, [out]),
         "all of it": whole,
+        f"clip {CLIP}: norm, outliers taken and given back": clip,
+        f"blocks of {BLOCK}: exponents, scaled there and back": blocks,
     }
 
 

@@ -16,9 +16,7 @@ from torch import Tensor
 from .blocks import block_exponents, pack_exponents, scale_blocks, smallest_exponents, unpack_exponents
 from .codes import unit_of
 from .coding import Coding
-from .outliers import Outliers, add_mean, pack_outliers, take_outliers, unpack_outliers
-
-_NORM_AT_ONCE = 2**14  # elements: torch adds up as many in one thread, in the same order whatever their number
+from .outliers import Outliers, add_mean, norm_of, pack_outliers, take_outliers, unpack_outliers
 
 
 @dataclass
@@ -120,16 +118,8 @@ def _size(grad: Tensor, clip: float | None) -> Tensor:
     low, high = torch.aminmax(grad)  # one pass, where abs() and amax() take three
     size = torch.maximum(-low, high).abs().to(torch.float32)
     if clip is not None:
-        size = torch.minimum(size, (_norm(grad) * (clip / grad.numel() ** 0.5)).to(torch.float32))
+        size = torch.minimum(size, (norm_of(grad) * (clip / grad.numel() ** 0.5)).to(torch.float32))
     return size.nan_to_num_(nan=torch.inf, posinf=torch.inf)
-
-
-def _norm(grad: Tensor) -> Tensor:
-    """In float64. On a CPU a part at a time: one as long as the gradient takes six times as long to convert."""
-    at_once = _NORM_AT_ONCE if grad.device.type == "cpu" else grad.numel()
-    parts = (grad[begin : begin + at_once].to(torch.float64) for begin in range(0, grad.numel(), at_once))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
-    return norm
 
 
 def _outliers_of_all(wire: Wire, grads: list[Tensor], bounds: Tensor) -> list[Outliers]:
