@@ -242,8 +242,8 @@ class CSGD(Diagnostics, Pruned, Sharded, Optimizer):
                 if self._has_dtensors():  # the gradients may have been communicated, which the others do not do again
                     raise
                 # nothing was changed: a new plan does better (parameters moved to another device) or says why not
+        self._find_shards()  # first: what only this rank finds wrong would make the others wait
         plan = StepPlan(self.param_groups, self.state)
-        self._find_shards()
         plan.run(self.state, self._shared_arguments)
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan

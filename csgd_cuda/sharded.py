@@ -21,9 +21,10 @@ class Sharded(Optimizer):
     state: defaultdict[Tensor, Any]
     _whole_bounds: WholeBounds | None
     _ranks_agree: bool
+    _parts_apart: str | None  # why the parts of a parameter do not belong together any more
 
     def _forget_shards(self) -> None:
-        self._whole_bounds, self._ranks_agree = None, False
+        self._whole_bounds, self._ranks_agree, self._parts_apart = None, False, None
 
     def _has_dtensors(self) -> bool:
         return any(is_dtensor(param) for group in self.param_groups for param in group["params"])
@@ -44,9 +45,16 @@ class Sharded(Optimizer):
             self._whole_bounds.start(self.state)
 
     def _finish_bounds(self) -> None:
-        """What reads the state comes after this."""
-        if self._whole_bounds is not None:
+        """What reads the state comes after this. An error stays until a checkpoint is loaded."""
+        if self._parts_apart is not None:
+            raise ValueError(self._parts_apart)
+        if self._whole_bounds is None:
+            return
+        try:
             self._whole_bounds.finish()
+        except ValueError as error:
+            self._parts_apart = str(error)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the options, as torch.optim.SGD's; of DTensors with the bounds of the whole parameters."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,23 +21,35 @@ def parameter_list(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     return {f"parameter {k}": f"{name} {described(param)}".strip() for k, (name, param) in enumerate(named)}
 
 
-def agree(what: Mapping[str, Any], group: dist.ProcessGroup | None = None) -> None:
-    """Compares named values over all ranks; every rank of the group must call it.
+def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup | None]) -> None:
+    """Compares named values over all ranks; every one of them must call it.
 
     Args:
         what: plain Python values (they are pickled), the most telling first.
+        groups: those of the dimensions of a mesh, whose ranks are compared; of one group, where it stands alone.
 
     Raises:
         ValueError: on all ranks, with the first name whose values differ, and two of the values.
     """
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, dict(what), group=group)
-    first, *others = everyone
-    for rank, other in enumerate(others, start=1):
-        for name in [*first, *(name for name in other if name not in first)]:
-            mine, theirs = first.get(name, "missing"), other.get(name, "missing")
-            if mine != theirs:
-                raise ValueError(f"the ranks disagree: {name} is {mine} on rank 0, but {theirs} on rank {rank}")
+    message = difference(what, groups)
+    if message is not None:
+        raise ValueError(message)
+
+
+def difference(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup | None]) -> str | None:
+    """What ``agree`` raises, or None; the same on all ranks."""
+    everyone: list[tuple[int, dict[str, Any]]] = [(dist.get_rank(), dict(what))]
+    for group in groups:
+        of_group: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(of_group, everyone, group=group)
+        everyone = [entry for entries in of_group for entry in entries]
+    (first, mine), *others = sorted(everyone, key=lambda entry: entry[0])
+    for rank, theirs in others:
+        for name in [*mine, *(name for name in theirs if name not in mine)]:
+            values = mine.get(name, "missing"), theirs.get(name, "missing")
+            if values[0] != values[1]:
+                return f"the ranks disagree: {name} is {values[0]} on rank {first}, but {values[1]} on rank {rank}"
+    return None
 
 
 def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None = None) -> None:
@@ -54,22 +66,24 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
         ValueError: on all ranks, naming the first difference and both values: an option of a parameter group, a
             parameter's shape or dtype, its step or Lipschitz bound.
     """
-    agree(setup_of(optimizer, lambda _: True), group)
+    agree(setup_of(optimizer, lambda _: True), [group])
 
 
 def setup_of(optimizer: torch.optim.Optimizer, is_shared: Callable[[Tensor], bool]) -> dict[str, Any]:
-    """Entries for ``agree``: options and parameters, and the state of those that all of the compared ranks have."""
+    """Entries for ``agree``: the optimizer's own options, how many parameters there are, and of those that all of the
+    compared ranks have what they are and their state."""
     what: dict[str, Any] = {"the number of parameter groups": len(optimizer.param_groups)}
     params: list[Tensor] = []
     for k, options in enumerate(optimizer.param_groups):
         for name, value in options.items():
-            if name != "params" and _is_plain(value):
+            if name in optimizer.defaults and _is_plain(value):  # else a note of the user's, or the parameters' names
                 what[f"{name} of parameter group {k}"] = _plain(value)
         params += options["params"]
         what[f"the number of parameters in groups 0 to {k}"] = len(params)
-    what |= parameter_list(("", param) for param in params)
-    for k, param in enumerate(params):
-        state = (optimizer.state.get(param) if is_shared(param) else None) or {}
+    shared = {k: param for k, param in enumerate(params) if is_shared(param)}
+    what |= {f"parameter {k}": described(param) for k, param in shared.items()}
+    for k, param in shared.items():
+        state = optimizer.state.get(param) or {}
         for name in ("step", "lipschitz_bound"):
             if name in state:
                 what[f"{name} of parameter {k}"] = _plain(state[name])

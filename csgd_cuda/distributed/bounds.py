@@ -14,14 +14,14 @@ from torch import Tensor
 from ..aliases import Group, State
 from ..checks import opmath_dtype
 from ..shards import is_dtensor
-from .agreement import agree, setup_of
+from .agreement import difference, setup_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
 class _Mesh:
-    """Parameters that are split over the same dimensions of one device mesh, with bounds of one dtype."""
+    """Parameters that are split over the same dimensions of one device mesh, with bounds of one dtype and device."""
 
     def __init__(self, groups: list[dist.ProcessGroup]) -> None:
         self._groups = groups
@@ -103,7 +103,7 @@ class WholeBounds:
                 split = [k for k in range(mesh.ndim) if not param.placements[k].is_replicate() and mesh.size(k) > 1]
                 if not split or mesh.get_coordinate() is None:
                     continue
-                key = (mesh, tuple(split), opmath_dtype(param.dtype))
+                key = (mesh, tuple(split), opmath_dtype(param.dtype), param.device)
                 if key not in meshes:
                     meshes[key] = _Mesh([mesh.get_group(k) for k in split])
                 meshes[key].params.append((index, param, group))
@@ -111,10 +111,11 @@ class WholeBounds:
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Compares options and parameters over the processes of each mesh, and the state of what is spread over it."""
-        for mesh, groups in self._all_groups.items():
-            what = setup_of(optimizer, partial(_is_on, mesh))
-            for group in groups:
-                agree(what, group)
+        said = [
+            difference(setup_of(optimizer, partial(_is_on, mesh)), groups) for mesh, groups in self._all_groups.items()
+        ]  # of all meshes, before anything is raised: others wait for this rank
+        for message in filter(None, said):
+            raise ValueError(message)
 
     def start(self, state: State) -> None:
         """After a step."""
@@ -125,7 +126,8 @@ class WholeBounds:
         """Before the bounds are read; needs no other process to do the same.
 
         Raises:
-            ValueError: in the last step a parameter had a gradient on some processes only (told on CPUs).
+            ValueError: in the last step a parameter had a gradient on some only of the processes over which it is split
+                (told on CPUs; replicas are not compared).
         """
         for mesh in self._meshes:
             mesh.finish()

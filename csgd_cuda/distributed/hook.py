@@ -4,8 +4,6 @@
 # No "from __future__ import annotations": DistributedDataParallel compares the hook's annotations with the types.
 
 import functools
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +14,12 @@ from .agreement import agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
+from .hook_options import checked_integer, checked_options
 from .in_order import InOrder, private_gloo_group
 
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
+_COUNTS = ("step", "bytes_sent", "bytes_plain")
 _SAVED = ("step", *_OPTIONS, "bytes_sent", "bytes_plain")
 
 
@@ -52,6 +52,12 @@ class CalibratedHookState:
     Raises:
         ValueError, TypeError: something is wrong with an argument; the message names it.
     """
+
+    seed: int
+    clip: float | None
+    block: int | None
+    skip_below: int
+    skip: list[str]
 
     def __init__(
         self,
@@ -95,27 +101,8 @@ class CalibratedHookState:
         self.__dict__.update(state)
         self._begin()
 
-    def _set_options(
-        self, *, seed: int, clip: float | None, block: int | None, skip_below: int, skip: Sequence[str]
-    ) -> None:
-        if not 0 <= operator.index(seed) < 2**64:
-            raise ValueError(f"seed must be in 0 ... 2^64-1, got {seed}")
-        if clip is not None and not 0 < clip < math.inf:
-            raise ValueError(f"clip must be None or a finite number > 0, got {clip}")
-        if block is not None and operator.index(block) < 1:
-            raise ValueError(f"block must be None or a number of coordinates >= 1, got {block}")
-        if operator.index(skip_below) < 0:
-            raise ValueError(f"skip_below must be >= 0, got {skip_below}")
-        if isinstance(skip, str):
-            raise TypeError(f"skip must be a list of parameter names, got the string {skip!r}")
-        unknown = sorted(set(skip) - {name for name, _ in self._named})
-        if unknown:
-            raise ValueError(f"skip names {unknown[0]!r}, which is not a parameter of the module")
-        self.seed = seed
-        self.clip = None if clip is None else float(clip)
-        self.block = block
-        self.skip_below = skip_below
-        self.skip = sorted(skip)
+    def _set_options(self, **options: Any) -> None:
+        self.__dict__.update(checked_options([name for name, _ in self._named], **options))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python values; a checkpoint of rank 0 serves all ranks."""
@@ -128,20 +115,22 @@ class CalibratedHookState:
         ranks and their draws are others, and the estimates are unbiased as ever.
 
         Raises:
-            ValueError: an entry is missing, or does not fit the module.
+            ValueError, TypeError: an entry is missing or out of range, or does not fit the module; the message names
+                it, and nothing was changed.
         """
         missing = [name for name in _SAVED if name not in state]
         if missing:
             raise ValueError(f"the loaded state has no entry {missing[0]!r}; is it that of a CalibratedHookState?")
+        counts = {name: checked_integer(name, state[name]) for name in _COUNTS}
         self._set_options(**{name: state[name] for name in _OPTIONS})
-        self.step, self.bytes_sent, self.bytes_plain = (int(state[k]) for k in ("step", "bytes_sent", "bytes_plain"))
+        self.__dict__.update(counts)
         self._agreed = False
 
     def _check_agreement(self) -> None:
         """At the first bucket of the first step, before anything whose size depends on the parameters is sent."""
         options = {name: getattr(self, name) for name in (*_OPTIONS, "step")}
         trained = [(name, param) for name, param in self._named if param.requires_grad]
-        agree({**options, "the number of parameters": len(trained), **parameter_list(trained)}, self.process_group)
+        agree({**options, "the number of parameters": len(trained), **parameter_list(trained)}, [self.process_group])
         world_size = dist.get_world_size(self.process_group)
         for name, param in trained:
             if self._is_skipped(name, param.numel()):
@@ -250,8 +239,9 @@ def calibrated_hook(
 
     Every rank replaces each coordinate g of a parameter's gradient by -T, 0 or T, with mean g exactly, for a bound T
     that all ranks share; what travels is the codes -1, 0, +1 and their sums. The result is T times the mean code, the
-    same bits on every rank, and does not depend on the buckets. Where a gradient is not finite on some rank, all of
-    that parameter's gradient becomes NaN or Inf, on all ranks, so a GradScaler skips the step.
+    same bits on every rank, and does not depend on the buckets. With ``clip`` some coordinates travel as they are,
+    and their mean is rounded to the gradient's dtype. Where a gradient is not finite on some rank, all of that
+    parameter's gradient becomes NaN or Inf, on all ranks, so a GradScaler skips the step.
 
     ::
 

@@ -95,7 +95,7 @@ def unpack_outliers(message: Tensor, distances: int, dtype: torch.dtype) -> Outl
 
 
 def add_mean(grads: list[Tensor], of_ranks: list[Outliers]) -> None:
-    """Adds the mean over the ranks of what was taken: in float64, in the order of the ranks, rounded once."""
+    """Adds the mean over the ranks of what was taken: in float64, in the order of the ranks; rounded as torch does."""
     begins = _begins(grads)
     of_grads = zip(*(_of_grads(outliers, begins) for outliers in of_ranks), strict=True)
     for grad, of_grad in zip(grads, of_grads, strict=True):

@@ -100,6 +100,7 @@ def hooks(rank):
         "clip": with_hook(SHAPES, clip=2.0 if odd else None),
         "skip_below": with_hook(SHAPES, skip_below=7 if odd else 0),
         "skip": with_hook(SHAPES, skip=["of.1"] if odd else []),
+        "block": with_hook(SHAPES, block=16 if odd else 32),
         "step": with_hook(SHAPES),
     }
     saved = made["step"][1].state_dict()
@@ -120,6 +121,7 @@ HOOK_MESSAGES = {
     "clip": "the ranks disagree: clip is None on rank 0, but 2.0 on rank 1",
     "skip_below": "the ranks disagree: skip_below is 0 on rank 0, but 7 on rank 1",
     "skip": "the ranks disagree: skip is [] on rank 0, but ['of.1'] on rank 1",
+    "block": "the ranks disagree: block is 32 on rank 0, but 16 on rank 1",
     "step": "the ranks disagree: step is 4 on rank 0, but 5 on rank 1",
     "names": "the ranks disagree: parameter 0 is of.0 float32 [4, 5] on rank 0, but other.0 float32 [4, 5] on rank 1",
     "float64": "of.0 is float64 [4, 5]; calibrated_hook codes gradients in float32, bfloat16 and float16: "

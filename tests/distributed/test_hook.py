@@ -5,6 +5,7 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -213,8 +214,12 @@ def test_gradient_that_is_not_finite_is_so_on_all_ranks(value):
     ("options", "message"),
     [
         ({"seed": -1}, "seed must be in"),
-        ({"block": 0}, "block must be None or a number of coordinates >= 1, got 0"),
-        ({"block": 2.5}, "integer"),
+        ({"block": 0}, "block must be in 1 .*, got 0"),
+        ({"block": 2.5}, "block must be an integer, got 2.5"),
+        ({"block": 2**70}, "block must be in 1"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"clip": "4"}, "clip must be None or a finite number > 0, got '4'"),
+        ({"skip": 3}, "skip must be a list of parameter names, got 3"),
         ({"clip": 0.0}, "clip must be None or a finite number > 0"),
         ({"clip": float("nan")}, "clip must be None or a finite number > 0"),
         ({"skip_below": -1}, "skip_below must be"),
@@ -231,5 +236,19 @@ def test_state_of_something_else_is_refused():
     state = CalibratedHookState(Given([(3,)]))
     with pytest.raises(ValueError, match="has no entry 'clip'"):
         state.load_state_dict({"step": 1, "seed": 0})
+    saved = state.state_dict()
+    for wrong, message in (({"step": "x"}, "step must be an integer"), ({"step": -3}, "step must be in 0")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            state.load_state_dict({**saved, "seed": 7, **wrong})
+    assert state.state_dict() == saved
     with pytest.raises(ValueError, match=r"skip names 'of\.9'"):
         state.load_state_dict({**state.state_dict(), "skip": ["of.9"]})
+
+
+def test_saved_state_is_plain_python():
+    """Numbers of numpy, as they come out of a sweep, included: torch.load refuses what is not plain."""
+    state = CalibratedHookState(
+        Given([(3,)]), seed=np.int64(3), block=np.int32(8), clip=np.float32(2), skip_below=np.uint8(1)
+    )
+    plain = {type(value) for value in state.state_dict().values()}
+    assert plain == {int, float, list}

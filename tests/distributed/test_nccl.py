@@ -29,10 +29,10 @@ def nccl():
     dist.destroy_process_group()
 
 
-def exchanged_gradients(rank, device, clip):
+def exchanged_gradients(rank, device, options):
     """In small buckets, so that the exchange of one goes on beside the backward pass of the next."""
     model = DistributedDataParallel(Given(SHAPES).to(device), bucket_cap_mb=0.001)
-    model.register_comm_hook(CalibratedHookState(model, seed=SEED, clip=clip, skip_below=8), calibrated_hook)
+    model.register_comm_hook(CalibratedHookState(model, seed=SEED, skip_below=8, **options), calibrated_hook)
     out = []
     for step in range(STEPS):
         grads = exchanged(model, [grad.to(device) for grad in given_gradients(rank, step)])
@@ -40,10 +40,10 @@ def exchanged_gradients(rank, device, clip):
     return out
 
 
-@pytest.mark.parametrize("clip", [None, 1.5])
-def test_hook_on_a_gpu_makes_the_bits_of_a_cpu(clip, nccl):
-    got = exchanged_gradients(0, CUDA, clip)
-    (expected,) = run(1, exchanged_gradients, torch.device("cpu"), clip)
+@pytest.mark.parametrize("options", [{}, {"clip": 1.5}, {"block": 32}, {"clip": 1.5, "block": 32}], ids=str)
+def test_hook_on_a_gpu_makes_the_bits_of_a_cpu(options, nccl):
+    got = exchanged_gradients(0, CUDA, options)
+    (expected,) = run(1, exchanged_gradients, torch.device("cpu"), options)
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
         assert_same_bits(a, b, f"step {k // len(SHAPES)}, parameter {k % len(SHAPES)}")
 

@@ -55,7 +55,7 @@ def test_message_holds_any_positions_and_values(gaps, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_mean_is_added_in_float64_and_rounded_once(world_size, dtype):
+def test_mean_is_added_in_float64(world_size, dtype):
     """Where several ranks have taken the same coordinate, too."""
     grads = gradients(7, dtype)
     bounds = torch.full((len(SIZES),), 1.0, dtype=torch.float64)

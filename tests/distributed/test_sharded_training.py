@@ -154,6 +154,56 @@ def test_ranks_that_disagree_are_told_at_the_first_step(what, message):
     assert run(2, disagreeing, what) == [message] * 2
 
 
+def disagreeing_on_a_grid(rank):
+    """Two by two ranks, of which the last has another seed; it differs from one rank of each dimension only."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Replicate(), Shard(0)]))
+    optimizer = CSGD([param], lr=0.1, seed=int(rank == 3))
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="disagree") as caught:
+        optimizer.step()
+    return str(caught.value)
+
+
+def test_all_ranks_of_a_grid_are_told_and_the_ranks_are_those_of_the_world():
+    message = "the ranks disagree: seed of parameter group 0 is 0 on rank 0, but 1 on rank 3"
+    assert run(4, disagreeing_on_a_grid) == [message] * 4
+
+
+def wrong_option_of_one_rank(rank):
+    """Set after the constructor, which would have refused it."""
+    mesh = init_device_mesh("cpu", (2,))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]))
+    optimizer = CSGD([param], lr=0.1)
+    optimizer.param_groups[0]["calibration"] = -1.0 if rank == 1 else 1.0
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="calibration") as caught:
+        optimizer.step()
+    return str(caught.value)
+
+
+def test_option_that_only_one_rank_would_refuse_is_told_to_all():
+    message = "the ranks disagree: calibration of parameter group 0 is 1.0 on rank 0, but -1.0 on rank 1"
+    assert run(2, wrong_option_of_one_rank) == [message] * 2
+
+
+def beside_experts(rank):
+    """A shared parameter beside one of the rank's own, with a name and a shape of its own, and a note of the user's."""
+    mesh = init_device_mesh("cpu", (2,))
+    shared = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]))
+    own = torch.nn.Parameter(torch.ones(4 + rank))
+    optimizer = CSGD([{"params": [("shared", shared), (f"experts.{rank}", own)], "note": rank}], lr=0.1)
+    for param in (shared, own):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    return own.detach().tolist()
+
+
+def test_parameters_of_its_own_may_differ_from_those_of_other_ranks():
+    for rank, own in enumerate(run(2, beside_experts)):
+        assert own == pytest.approx([0.9] * (4 + rank))
+
+
 def added_group(rank):
     """The error of a group that is added after the first step, with another seed on each rank."""
     mesh = init_device_mesh("cpu", (2,))
