@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
+from .checks import check_dtype, check_plain
+from .functional import choose_backend
 from .pruned_step import BINS
 from .pruning_options import check_sparsity, scheduled_sparsity
 from .shards import is_dtensor
 from .thresholding import check_structure, hard_threshold_
+
+_LEAST_COUNTED = 2**13  # elements of a selection on a CPU: for fewer, the 2^11 counters cost more than they save
 
 
 def _survivors(count: int, sparsity: float) -> int:
@@ -53,6 +57,8 @@ def new_histograms(params: Sequence[Tensor], group: Group) -> Tensor | None:
     if list(map(id, together)) != list(map(id, params)):
         return None
     rows = 1 if group["threshold_scope"] == "group" else len(params)
+    if device.type == "cpu" and sum(param.numel() for param in params) < rows * _LEAST_COUNTED:
+        return None
     return torch.zeros((rows, BINS), dtype=torch.int64, device=device)
 
 
@@ -81,17 +87,33 @@ def check_thresholding(group: Group, state: State, first: int) -> None:
             continue
         if is_dtensor(param):
             raise TypeError(f"parameter {index} is a DTensor, which cannot be thresholded: set its sparsity to 0")
+        check_plain(param, index)
+        check_dtype(param, index)
         check_structure(param, index, group["structure"])
-        mask = (state.get(param) or {}).get("mask")
-        if mask is not None and not group["regrow"] and mask.shape != mask_shape(param, group):
-            raise ValueError(
-                f"parameter {index}: mask has shape {list(mask.shape)}, expected {list(mask_shape(param, group))} for "
-                f"structure {group['structure']!r}; remove it from the state to begin anew"
-            )
+        _check_own(param, index, state.get(param) or {}, group)
+    for device in {param.device for param in params if param.device.type != "meta"}:  # as in the constructor
+        choose_backend(device, group["fused"])
     if group["threshold_scope"] == "group" and len({(p.device, p.dtype is torch.float64) for p in params}) > 1:
         raise ValueError(
             "threshold_scope 'group' needs all parameters of the group on one device, and all of float64 or none"
         )
+
+
+def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> None:
+    """What is thresholded with a parameter: the step has looked at that of parameters with a gradient only."""
+    expected: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = {}
+    if clears_momentum(group):
+        expected["momentum_buffer"] = (param.shape, param.dtype, param.device)
+    if not group["regrow"]:
+        expected["mask"] = (mask_shape(param, group), torch.bool, param.device)
+    for name, (shape, dtype, device) in expected.items():
+        tensor = own.get(name)
+        if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
+            anew = f" for structure {group['structure']!r}; remove it from the state to begin anew"
+            raise ValueError(
+                f"parameter {index}: {name} has shape {list(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}; "
+                f"expected shape {list(shape)}, dtype {dtype} on {device}{anew if name == 'mask' else ''}"
+            )
 
 
 def check_all_thresholding(param_groups: list[Group], state: State) -> None:
@@ -109,9 +131,25 @@ def new_mask(param: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.ones(tuple(shape), dtype=torch.bool, device=param.device)
 
 
+def clears_momentum(group: Group) -> bool:
+    return bool(group["dropped_momentum"] == "clear" and group["momentum"] != 0)
+
+
+def has_masks(group: Group) -> bool:
+    """Whether what is dropped stays so."""
+    return bool(group["sparsity"]) and not group["regrow"]
+
+
+def drop_masks(groups: list[Group], state: State) -> None:
+    """Forgets the masks where what was dropped may come back: it would else be dropped again when that ends."""
+    for group in groups:
+        for param in () if has_masks(group) else group["params"]:
+            (state.get(param) or {}).pop("mask", None)
+
+
 def _momentum_buffers(params: list[Tensor], state: State, group: Group) -> list[Tensor]:
     """Those in which the dropped entries are to be cleared."""
-    if group["dropped_momentum"] == "keep" or group["momentum"] == 0:
+    if not clears_momentum(group):
         return []
     buffers = [(state.get(param) or {}).get("momentum_buffer") for param in params]
     return [torch.zeros_like(p) if b is None else b for p, b in zip(params, buffers, strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .aliases import Group, SharedArguments, State
 from .options import index_ranges
-from .sparsity import check_all_thresholding, is_due, steps_pruned, threshold_group
+from .sparsity import check_all_thresholding, drop_masks, has_masks, is_due, steps_pruned, threshold_group
 from .step_call import StepCall, same
 
 
@@ -25,6 +25,7 @@ class StepPlan:
         self._without_grad: list[Tensor] = []
         self._calls: list[StepCall] = []
         self._first_indices = [group["first_index"] for group in param_groups]
+        self._have_masks: list[bool] | None = None  # of the groups, when masks were dropped last
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
             calls: dict[tuple[torch.device, bool, bool], StepCall] = {}
@@ -87,3 +88,7 @@ class StepPlan:
         if sparse:
             for call in self._calls:
                 call.keep_option_values()
+        have_masks = [has_masks(group) for group in self._groups]
+        if have_masks != self._have_masks:
+            drop_masks(self._groups, state)
+            self._have_masks = have_masks
