@@ -43,6 +43,7 @@ def export_pruned(model: nn.Sequential) -> nn.Sequential:
     Raises:
         TypeError, ValueError: the model holds something else, or in a way that cannot be cut; the message names it.
     """
+    # A module that occurs twice gets two copies: what is cut out of them may differ.
     layers = [(name, copy.deepcopy(layer)) for name, layer in _flatten(model, "")]
     channels: _Channels | None = None
     for name, layer in layers:
@@ -65,8 +66,9 @@ def _flatten(model: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
             raise TypeError(f"export_pruned needs an nn.Sequential, got {type(model).__name__}")
         return [(prefix, model)]
     found = []
-    for name, child in model.named_children():
-        found += _flatten(child, f"{prefix}.{name}" if prefix else name)
+    for name, child in model._modules.items():  # named_children() leaves out a module that occurs again
+        if child is not None:
+            found += _flatten(child, f"{prefix}.{name}" if prefix else name)
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from .aliases import Group
@@ -52,18 +53,23 @@ def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
 def check_sparsity(group: Group) -> None:
     """Raises ValueError or TypeError for a pruning option that is out of range."""
     sparsity, schedule = group["sparsity"], group["sparsity_schedule"]
+    if not isinstance(sparsity, Real):
+        raise TypeError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     for name, allowed in (
         ("structure", STRUCTURES),
         ("threshold_scope", ("layer", "group")),
+        ("regrow", (True, False)),
         ("dropped_momentum", ("keep", "clear")),
     ):
         if group[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {group[name]!r}")
+    if not hasattr(group["threshold_every"], "__index__"):
+        raise TypeError(f"threshold_every must be a whole number of steps, got {group['threshold_every']!r}")
     if operator.index(group["threshold_every"]) < 1:
         raise ValueError(f"threshold_every must be 1 step or more, got {group['threshold_every']}")
-    if schedule is not None and not (len(schedule) == 3 and schedule[0] == "cubic" and 0 <= schedule[1] < schedule[2]):
+    if schedule is not None and not _is_ramp(schedule):
         raise ValueError(
             f"sparsity_schedule must be None or ('cubic', begin, end) with steps 0 <= begin < end, got {schedule!r}"
         )
@@ -71,6 +77,13 @@ def check_sparsity(group: Group) -> None:
         raise ValueError(
             f"structure '2:4' has sparsity 0.5 and no sparsity_schedule, got sparsity {sparsity} and {schedule!r}"
         )
+
+
+def _is_ramp(schedule: Any) -> bool:
+    if not isinstance(schedule, (tuple, list)) or len(schedule) != 3 or schedule[0] != "cubic":
+        return False
+    begin, end = schedule[1:]
+    return isinstance(begin, Real) and isinstance(end, Real) and bool(0 <= begin < end)  # type: ignore[operator]
 
 
 def scheduled_sparsity(group: Group, step: int) -> float:

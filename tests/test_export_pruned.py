@@ -108,6 +108,25 @@ def test_a_model_trained_with_sparse_filters_gets_smaller():
     assert_same_outputs(model.eval(), pruned.eval())
 
 
+@pytest.mark.parametrize("shared", ["relu", "convolution", "normalization"])
+def test_a_module_that_occurs_twice_is_exported_twice(shared):
+    torch.manual_seed(0)
+    relu, twice, norm = nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    nn.init.normal_(norm.running_mean)
+    second = twice if shared == "convolution" else nn.Conv2d(8, 8, 3, padding=1)
+    norms = (norm, norm) if shared == "normalization" else (nn.BatchNorm2d(8), nn.BatchNorm2d(8))
+    first = nn.Conv2d(3, 8, 3, padding=1)
+    model = nn.Sequential(
+        first, norms[0], relu, twice, norms[1], relu, second, nn.ReLU(), nn.Flatten(), nn.Linear(1152, 4)
+    ).eval()
+    kill(first, 0, 3)
+    kill(twice, 1, 2, 5)
+    pruned = export_pruned(model)
+    assert len(pruned) == 10
+    assert weights(pruned) < weights(model)
+    assert_same_outputs(model, pruned)
+
+
 class Residual(nn.Module):
     pass
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 import statistics
 import sys
 from dataclasses import asdict, fields
@@ -23,8 +24,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.step_bench.machine import without_out
 from benchmarks.train import tasks
+from benchmarks.train.run_log import without_places
 from examples.training.errors import UserError, exit_status
 from examples.training.report import prepare
 
@@ -51,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     p.add_argument("--lr", type=float, default=0.05, help="falls along a cosine (default: %(default)s)")
     p.add_argument("--calibration", type=float, default=1.0, help="c, 0: plain SGD (default: %(default)s)")
-    p.add_argument("--out", required=True, type=Path, metavar="DIR")
+    p.add_argument(
+        "--out", type=Path, default=Path("out/prune"), metavar="DIR", help="for runs and report (default: %(default)s)"
+    )
     return p
 
 
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     def execute() -> None:
         check(args)
         prepare(args.out)
-        run_all(args, " ".join(["python -m benchmarks.prune", *without_out(arguments)]))
+        run_all(args, shlex.join(["python", "-m", "benchmarks.prune", *without_places(arguments)]))
 
     return exit_status("benchmarks.prune", "the same command goes on after the last finished run.", execute)
 

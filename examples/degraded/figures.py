@@ -101,7 +101,7 @@ def draw_samples(summary: Summary, variant: Variant, test: Split, mixture: Mixtu
     figure.suptitle(
         f"The first {SHOWN} test images of {data}, degraded, and what they were taken for: {name(variant)}, "
         f"seed {log.settings['seed']}.\nBelow each image what it is, then the classes found with the parameter known "
-        "(K), estimated (E) and absent (A); wrong ones in bold and orange.",
+        "(K), estimated (E) and absent (A); wrong ones in orange.",
         fontsize=9,
     )
     _save(figure, path, 80)
@@ -133,6 +133,5 @@ def _draw_sample(ax: Axes, image: np.ndarray, label: int, predictions: dict[str,
             va="top",
             fontsize=7,
             color=_WRONG if wrong else "black",
-            fontweight="bold" if wrong else "normal",
             fontstyle="italic" if is_truth else "normal",
         )

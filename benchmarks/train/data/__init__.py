@@ -29,7 +29,8 @@ CLASS_NAMES = {  # https://github.com/zalandoresearch/fashion-mnist, section "La
 def load(options: DataOptions) -> ImageSet:
     """The data set of ``options``, divided as they say; UserError where it is missing, damaged or too small."""
     if options.data not in READERS:
-        raise UserError(f"--data {options.data}: not among {', '.join(READERS)}, imagefolder.")
+        others = "" if options.data == "imagefolder" else ", imagefolder"  # which a program reads itself, or not at all
+        raise UserError(f"--data {options.data}: not among {', '.join(READERS)}{others}.")
     return READERS[options.data](options.data, options.directory).divided(options.limit, options.holdout)
 
 
