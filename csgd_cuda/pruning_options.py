@@ -55,7 +55,7 @@ def check_sparsity(group: Group) -> None:
     sparsity, schedule = group["sparsity"], group["sparsity_schedule"]
     if not isinstance(sparsity, Real):
         raise TypeError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-    if not 0 <= sparsity < 1:
+    if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     for name, allowed in (
         ("structure", STRUCTURES),

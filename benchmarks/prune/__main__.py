@@ -31,6 +31,12 @@ from examples.training.report import prepare
 
 from .training import METHODS, Run, train
 
+LABELS = {  # of METHODS, where they are read
+    "threshold": "hard thresholding, momentum kept",
+    "threshold, momentum cleared": "hard thresholding, momentum cleared",
+    "threshold, frozen": "hard thresholding, regrow=False",
+    "one-shot": "one-shot, torch.nn.utils.prune",
+}
 MEASURED = ("accuracy", "zeros", "weights", "exported", "difference")
 
 
@@ -131,7 +137,7 @@ def table(args: argparse.Namespace, done: dict[Run, dict[str, float]], runs: lis
     ]
     for (structure, method, sparsity), values in accuracy.items():
         key = (structure, method, sparsity)
-        names = "dense | dense" if sparsity == 0 else f"{structure} | {method}"
+        names = "dense | dense" if sparsity == 0 else f"{structure} | {LABELS[method]}"
         size = f"{statistics.fmean(exported[key]):,.0f}"
         lines.append(f"| {names} | {sparsity:.0%} | {spread(values, 100, 2)} | {spread(zeros[key], 100, 1)} | {size} |")
     lines += ["", f"Largest difference of an exported model's logits, relative to the largest logit: {worst:.1e}."]
@@ -147,18 +153,24 @@ def plot(args: argparse.Namespace, done: dict[Run, dict[str, float]], runs: list
     figure = Figure(figsize=(5 * len(args.structures), 4), layout="constrained")
     panels = figure.subplots(1, len(args.structures), sharey=True, squeeze=False)[0]
     for panel, structure in zip(panels, args.structures, strict=True):
-        for method in args.methods:
+        for k, method in enumerate(METHODS):  # of a method the same colour in every picture
+            if method not in args.methods:
+                continue
             points = {s: values for (st, m, s), values in accuracy.items() if (st, m) == (structure, method) and s > 0}
             if dense:
                 points = {0.0: dense[0], **points}
             means = [100 * statistics.fmean(values) for values in points.values()]
             bars = [100 * statistics.stdev(values) if len(values) > 1 else 0 for values in points.values()]
-            panel.errorbar([100 * s for s in points], means, bars, marker="o", capsize=3, label=method)
+            places = [100 * s + 0.4 * (k - 1.5) for s in points]  # bars side by side
+            panel.errorbar(places, means, bars, marker="o", capsize=3, label=LABELS[method], color=f"C{k}")
         panel.set(title=f"structure: {structure}", xlabel="sparsity aimed at, % of weights")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")
     panels[0].legend()
-    figure.suptitle(f"{args.data}, {args.epochs} epochs, {len(args.seeds)} seeds, calibration {args.calibration:g}")
+    images = f", {args.limit:,} training images" if args.limit else ""
+    figure.suptitle(
+        f"{args.data}{images}, {args.epochs} epochs, {len(args.seeds)} seeds, calibration {args.calibration:g}"
+    )
     figure.savefig(path, dpi=150)
 
 
