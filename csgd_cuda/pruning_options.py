@@ -65,7 +65,8 @@ def check_sparsity(group: Group) -> None:
     ):
         if group[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {group[name]!r}")
-    if not hasattr(group["threshold_every"], "__index__"):
+    every = group["threshold_every"]
+    if not isinstance(every, int) and not hasattr(every, "__index__"):  # torch.compile traces the first part alone
         raise TypeError(f"threshold_every must be a whole number of steps, got {group['threshold_every']!r}")
     if operator.index(group["threshold_every"]) < 1:
         raise ValueError(f"threshold_every must be 1 step or more, got {group['threshold_every']}")
