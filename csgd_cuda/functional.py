@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checks, extension, reference
-from .options import check_options
+from .options import check_options, signed_seed
 from .shards import ShardLayout
 
 
@@ -32,11 +32,9 @@ _REFERENCE = Backend("reference", checks.check_csgd, reference.csgd_)
 
 def _kernel(name: str) -> Backend:
     def call(operator_name: str, params: list[Tensor], *args: Any, seed: int, **kwargs: Any) -> None:
-        # The operators' integers are signed: the bits of the seed count.
-        signed = seed - 2**64 if seed >= 2**63 else seed
         # Both call the same operator; torch.compile can trace the one, the other takes less of the host's time.
         operators = torch.ops.csgd_cuda if torch.compiler.is_compiling() else extension._C
-        getattr(operators, operator_name)(params, *args, seed=signed, **kwargs)
+        getattr(operators, operator_name)(params, *args, seed=signed_seed(seed), **kwargs)
 
     return Backend(
         name,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import SUPPORTED_DTYPES, opmath_dtype
 from .functional import choose_backend
-from .options import check_calibration, check_seed
+from .options import check_calibration, check_seed, signed_seed
 from .philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
 from .rounding import round_stochastic
 from .rows import memory_order
@@ -79,7 +79,7 @@ def calibrate_grad(
     }  # fmt: skip
     if choose_backend(grad.device, fused).name == "reference":
         return _reference(grad, index, step, lipschitz_bound, tally, **options)
-    options["seed"] = seed - 2**64 if seed >= 2**63 else seed  # the operator's integers are signed
+    options["seed"] = signed_seed(seed)
     out: Tensor = torch.ops.csgd_cuda.calibrate_grad(grad, index, step, lipschitz_bound, tally, **options)
     return out
 

@@ -68,6 +68,11 @@ def check_calibration(calibration: float, lipschitz: float | None, bound_decay: 
         raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
 
 
+def signed_seed(seed: int) -> int:
+    """The seed as the operators take it, whose integers are signed: that of the same bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
 def check_seed(seed: int) -> None:
     """Raises ValueError (TypeError for what is no integer) for what is not the seed of a Philox key."""
     if not 0 <= operator.index(seed) < 2**64:

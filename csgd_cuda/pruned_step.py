@@ -53,13 +53,7 @@ def check_pruning(
     if masks and len(masks) != len(params):
         raise ValueError(f"masks must be empty or have {len(params)} entries, one for each parameter, got {len(masks)}")
     for param, index, mask in zip(params, indices, masks, strict=False):
-        if mask.layout is not torch.strided or (mask.shape, mask.dtype, mask.device) != (
-            param.shape, torch.bool, param.device,
-        ):  # fmt: skip
-            raise ValueError(
-                f"parameter {index}: mask has shape {list(mask.shape)}, dtype {mask.dtype} on {mask.device}; expected "
-                f"shape {list(param.shape)}, dtype {torch.bool} on {param.device}"
-            )
+        check_companion(mask, "mask", index, param.shape, torch.bool, param.device, strided=True)
     if histograms is None:
         return
     check_histograms(histograms, len(params), params[0].device, "each parameter", or_one=True)
@@ -70,6 +64,20 @@ def check_pruning(
                 f"parameter {index} has dtype {param.dtype} and parameter {indices[0]} {params[0].dtype}: with one row "
                 "of histograms for all parameters all must be float64 or none"
             )
+
+
+def check_companion(
+    tensor: Tensor, name: str, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device, *,
+    strided: bool = False, remedy: str = "",
+) -> None:  # fmt: skip
+    """Raises ValueError, which ends in ``remedy``, for what does not go with parameter ``index`` as it should."""
+    if (strided and tensor.layout is not torch.strided) or (tensor.shape, tensor.dtype, tensor.device) != (
+        shape, dtype, device,
+    ):  # fmt: skip
+        raise ValueError(
+            f"parameter {index}: {name} has shape {list(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}; "
+            f"expected shape {list(shape)}, dtype {dtype} on {device}{remedy}"
+        )
 
 
 def check_histograms(

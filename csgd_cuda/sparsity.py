@@ -14,7 +14,7 @@ from torch import Tensor
 from .aliases import Group, SharedArguments, State
 from .checks import check_dtype, check_plain
 from .functional import choose_backend
-from .pruned_step import BINS
+from .pruned_step import BINS, check_companion
 from .pruning_options import check_sparsity, scheduled_sparsity
 from .shards import is_dtensor
 from .thresholding import check_structure, hard_threshold_
@@ -101,19 +101,15 @@ def check_thresholding(group: Group, state: State, first: int) -> None:
 
 def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> None:
     """What is thresholded with a parameter: the step has looked at that of parameters with a gradient only."""
-    expected: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = {}
+    expected: dict[str, tuple[torch.Size, torch.dtype, str]] = {}  # with what to do where it is otherwise
     if clears_momentum(group):
-        expected["momentum_buffer"] = (param.shape, param.dtype, param.device)
+        expected["momentum_buffer"] = (param.shape, param.dtype, "")
     if not group["regrow"]:
-        expected["mask"] = (mask_shape(param, group), torch.bool, param.device)
-    for name, (shape, dtype, device) in expected.items():
-        tensor = own.get(name)
-        if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
-            anew = f" for structure {group['structure']!r}; remove it from the state to begin anew"
-            raise ValueError(
-                f"parameter {index}: {name} has shape {list(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}; "
-                f"expected shape {list(shape)}, dtype {dtype} on {device}{anew if name == 'mask' else ''}"
-            )
+        anew = f" for structure {group['structure']!r}; remove it from the state to begin anew"
+        expected["mask"] = (mask_shape(param, group), torch.bool, anew)
+    for name, (shape, dtype, remedy) in expected.items():
+        if own.get(name) is not None:
+            check_companion(own[name], name, index, shape, dtype, param.device, remedy=remedy)
 
 
 def check_all_thresholding(param_groups: list[Group], state: State) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .aliases import Tensors
 from .checks import SUPPORTED_DTYPES, separate_elements
 from .functional import choose_backend
-from .pruned_step import check_histograms
+from .pruned_step import check_companion, check_histograms
 from .pruning_options import STRUCTURES
 from .thresholding_reference import reference
 
@@ -112,11 +112,7 @@ def _check_tensors(params: Tensors, momentum_buffers: Tensors, masks: Tensors, s
             if not tensors:
                 continue
             tensor = tensors[k]
-            if (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, param.device):
-                raise ValueError(
-                    f"parameter {k}: {name} has shape {list(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}; "
-                    f"expected shape {list(shape)}, dtype {dtype} on {param.device}"
-                )
+            check_companion(tensor, name, k, shape, dtype, param.device)
             if tensor.numel() and not separate_elements(tensor):
                 raise ValueError(
                     f"parameter {k}: {name} may overlap itself in memory (an expanded tensor?): clone() it"

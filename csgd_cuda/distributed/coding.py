@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import extension
 from ..functional import choose_backend
+from ..options import signed_seed
 from .codes import CODES, ZERO_CODE, encode
 from .packing import digits_per_word, pack, unpack, words_for
 
@@ -112,9 +113,8 @@ class _Kernels:
         step: int,
         antithetic: bool = False,
     ) -> Tensor:
-        signed = seed - 2**64 if seed >= 2**63 else seed  # the operator's integers are signed
         out: Tensor = torch.ops.csgd_cuda.encode_codes(
-            grads, bounds, indices, seed=signed, step=step, antithetic=antithetic
+            grads, bounds, indices, seed=signed_seed(seed), step=step, antithetic=antithetic
         )
         return out
 
