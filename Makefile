@@ -48,7 +48,7 @@ format: $(VENV)/installed
 
 # What can be checked of the CUDA part without a GPU; needs nvcc.
 check-cuda: $(VENV)/installed
-	$(BIN)/python tools/check_cuda.py
+	$(BIN)/python tools/check_cuda.py $(ARGS)
 
 count-instructions: $(VENV)/installed
 	$(BIN)/python tools/count_instructions.py $(ARGS)

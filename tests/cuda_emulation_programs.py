@@ -61,8 +61,9 @@ def changed_tree(program, tree):
     shutil.copytree(ROOT / "tests" / "cuda_emulation", tree / "tests" / "cuda_emulation")
     own = sorted(f"cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob(f"{program.kernel}_*.cu*"))
     if program.kernel == "csgd":
-        own.append("cuda/pruned.cuh")
-    shared = ("cuda/blocks.cuh", "cuda/block8.cuh", "core/shard.h", "core/hard_threshold.h", "core/magnitude_key.h")
+        own += ["cuda/pruned.cuh", "cuda/warp_pass.cuh"]
+    shared = [f"cuda/{name}.cuh" for name in ("blocks", "block8", "vectors", "rounding")]
+    shared += [f"core/{name}.h" for name in ("shard", "hard_threshold", "magnitude_key")]
     for right, wrong in program.changes:
         changed = 0
         for name in (*own, *shared):

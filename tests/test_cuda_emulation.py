@@ -32,7 +32,7 @@ def programs(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "cases"), [("csgd", 34), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 163)]
+    ("kernel", "cases"), [("csgd", 45), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 163)]
 )
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):
@@ -67,10 +67,29 @@ FAULTS = {
         ("position % kDrawsPerCall == 0 && in_run + kDrawsPerCall", "in_run + kDrawsPerCall")
     ],
     ("csgd", "a run does not end"): [("      in_run = 0;\n      position = run_position(layout, ++run);\n", "")],
-    ("csgd", "draws of the block before"): [("      bits = draw_block(seed, stream, block, shard.index, step);\n", "")],
+    ("csgd", "draws of the block before"): [("      bits = draw_block(key, stream, block, shard.index, step);\n", "")],
     ("csgd", "groups of runs are forgotten"): [("run / layout.group_runs * layout.group_stride +", "")],
     ("csgd", "the lanes' halves are swapped"): [
         ("(lane & 4) == 0 ? (word & 0xFFFFu)", "(lane & 4) != 0 ? (word & 0xFFFFu)")
+    ],
+    ("csgd", "blocks of the next tensor are waited for"): [("number + 1 < launch.header.count ?", "false ?")],
+    ("csgd", "gradients are read before they are there"): [("    __pipeline_wait_prior(kSlots - 1);\n", "")],
+    ("csgd", "a slot is filled before it is read"): [("copy((slot_ + kSlots - 1) % kSlots)", "copy(slot_)")],
+    ("csgd", "a pass too many"): [("+ kPass - kWarpPass) / kPass)", "+ kPass) / kPass)")],
+    ("csgd", "what fills no pass is left out"): [("    begin = passes_end;\n", "    begin = end;\n")],
+    ("csgd", "passes at any address"): [("aligned ? end - (end - begin) % kWarpPass : begin", "end")],
+    ("csgd", "draws are read before they are told"): [("    __syncwarp();\n      // Of a call", "      // Of a call")],
+    ("csgd", "draws are told before those of the last pass are read"): [("    __syncwarp();  // lets", "    // lets")],
+    ("csgd", "a lane takes the other half of the words"): [("within < 4 ? kLowHalf", "within >= 4 ? kLowHalf")],
+    ("csgd", "a lane takes the first words only"): [("value[within % 4 + e]", "value[e]")],
+    ("csgd", "a vector moves by its first element only"): [("((1u << Lanes<S>::kEach) - 1u)", "1u")],
+    ("csgd", "an infinite d raises the bound"): [("if (largest < bit_cast<T>(FloatBits<T>::kInfinity))", "if (true)")],
+    ("csgd", "NaN is rounded as numbers are"): [("  if (!ordinary) return false;\n", "")],
+    ("csgd", "the largest numbers are rounded as others are"): [
+        ("<= bit_cast<float>(BFloat16Format::kLargest)", "<= 3.4e38f")
+    ],
+    ("csgd", "two rounded numbers are packed the wrong way round"): [
+        ("__byte_perm(sums[2 * w], sums[2 * w + 1]", "__byte_perm(sums[2 * w + 1], sums[2 * w]")
     ],
     ("csgd", "no barrier before the counting"): [("  __syncthreads();\n  return bins;", "  return bins;")],
     ("csgd", "no barrier before the counts are told"): [("  __syncthreads();\n  for (int b", "  for (int b")],
@@ -179,6 +198,9 @@ FAULTS = {
 SANITIZED = {
     "no barrier before thread 0 adds up": THREAD,
     "no barrier before the counting": THREAD,
+    "a pass too many": ADDRESS,
+    "draws are read before they are told": THREAD,
+    "draws are told before those of the last pass are read": THREAD,
     "masks are read wide at any address": ADDRESS,
     "masks are read beyond the end": ADDRESS,
     "no barrier before is_last is read": THREAD,

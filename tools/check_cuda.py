@@ -2,10 +2,12 @@
 """Checks the CUDA part on a machine without a GPU and with a CPU build of torch.
 
 Compiles every .cu file for sm_80, sm_90, sm_100 and PTX; fails where the compiler had to spill registers or put
-arrays into local memory, and where a kernel no longer reads and writes its tensors 16 bytes at a time; checks the
-syntax of the CUDA bindings against the installed torch's headers.
+arrays into local memory, where a kernel no longer reads and writes its tensors 16 bytes at a time, and where the step
+takes more instructions per element than tests/cuda_instruction_counts.md has (--write makes that file anew); checks
+the syntax of the CUDA bindings against the installed torch's headers.
 """
 
+import argparse
 import glob
 import os
 import re
@@ -16,11 +18,17 @@ import tempfile
 from pathlib import Path
 from sysconfig import get_paths
 
+import sass
+
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {f"sm_{n}": f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)}
-# Arrays that a kernel reads and writes. The step reads the gradient and the momentum buffer, and the parameter in two
-# places (with weight decay before the draws, without after them); it writes the momentum buffer and the parameter.
-ARRAYS = {"csgd_cuda.cu": {"ld": 4, "st": 2}, "calibrate_grad_cuda.cu": {"ld": 1, "st": 1}}
+# Bytes per element, by the dtype in a mangled name.
+SIZES = {"f": 4, "d": 8, "NS_8BFloat16E": 2, "NS_7Float16E": 2}
+WIDE = {
+    "ld": r"\bld\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
+    "st": r"\bst\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
+    "cp": r"\bcp\.async\.cg\.shared\.global \[\S+\], \[\S+\], 16\b",
+}
 PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 
 
@@ -32,8 +40,8 @@ def run(command):
 
 
 def check_kernels(nvcc, flags, source):
-    """Compiles one .cu file for each target; returns an error for each kernel that uses local memory."""
-    errors = []
+    """Compiles one .cu file for each target; returns (errors, instructions per element as sass.counts has them)."""
+    errors, counts = [], {}
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "out")
         for name, target in TARGETS.items():
@@ -45,28 +53,68 @@ def check_kernels(nvcc, flags, source):
                 if any(int(n) for n in (stack, stores, loads)):
                     errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
             print(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
+            counts |= sass.counts(name, output)
         run([nvcc, "-std=c++17", *flags, PTX_TARGET, "-ptx", source, "-o", output])
         print(f"{source}: PTX compiles")
-        if arrays := ARRAYS.get(Path(source).name):
-            errors += check_wide_accesses(source, Path(output).read_text(), arrays)
-    return errors
+        if expected := WIDE_ACCESSES.get(Path(source).name):
+            errors += check_wide_accesses(source, Path(output).read_text(), expected)
+    return errors, counts
 
 
-def check_wide_accesses(source, ptx, arrays):
+def accesses_of_step(name):
+    """16-byte accesses of csgd_kernel, in units of eight elements: {"ld", "st": ..., "cp": ... and what is in a slot}.
+
+    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them; the kernels
+    of whole parameters have all but the first two of them, and the writes, in two loops.
+    """
+    static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
+    momentum = int(static[2]) if static else 1
+    param = 1 if static else 2
+    whole = "CsgdTensor" in name
+    return {
+        "ld": 1 + momentum + param * (1 + whole),
+        "st": (1 + momentum) * (1 + whole),
+        "cp": (1 + momentum) * whole,
+    }
+
+
+def accesses_of_layer(name):
+    return {"ld": 1, "st": 1, "cp": 0}
+
+
+WIDE_ACCESSES = {"csgd_cuda.cu": accesses_of_step, "calibrate_grad_cuda.cu": accesses_of_layer}
+
+
+def check_wide_accesses(source, ptx, accesses):
     """One error for each kernel whose eight elements per thread do not travel in 16-byte accesses."""
-    sizes = {"f": 4, "d": 8, "NS_8BFloat16E": 2, "NS_7Float16E": 2}  # in the mangled name: bytes per element
-    wide = r"\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)"
     errors = []
     kernels = re.split(r"\.entry\s+", ptx)[1:]
     for kernel in kernels:
         name = kernel.split("(")[0]
-        (dtype,) = re.findall(rf"_kernelI({'|'.join(sizes)})", name)
-        for what, count in arrays.items():
-            found, expected = len(re.findall(rf"\b{what}{wide}", kernel)), count * 8 * sizes[dtype] // 16
+        (dtype,) = re.findall(rf"_kernelI({'|'.join(SIZES)})", name)
+        vectors = 8 * SIZES[dtype] // 16
+        for what, count in accesses(name).items():
+            expected = count * vectors
+            if what == "cp" and count:  # for as many slots as 32 KB hold, at least one
+                expected *= max(1, 8 // expected)
+            found = len(re.findall(WIDE[what], kernel))
             if found != expected:
                 errors.append(f"{name}: {found} {what} of 16 bytes, expected {expected}")
     print(f"{source}: {len(kernels)} kernels, 16-byte accesses counted")
     return errors if kernels else [f"{source}: no kernel found in its PTX"]
+
+
+def check_counts(found):
+    """One error for each kernel that takes more than a tenth more instructions than the table has, or is not in it."""
+    table = sass.read_table()
+    errors = [f"{sass.TABLE.name} has {' '.join(words)}, no kernel" for words in table.keys() - found.keys()]
+    for words, figure in found.items():
+        if words not in table:
+            errors.append(f"{' '.join(words)}: not in {sass.TABLE.name}; make check-cuda ARGS=--write")
+        elif figure > 1.1 * table[words]:
+            errors.append(f"{' '.join(words)}: {figure:.1f} instructions per element, {table[words]} before")
+    print(f"instructions per element of {len(found)} kernels: {min(found.values()):.1f} to {max(found.values()):.1f}")
+    return errors
 
 
 def check_binding(toolkit):
@@ -82,15 +130,25 @@ def check_binding(toolkit):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table of instructions")
+    write = parser.parse_args().write
     os.chdir(ROOT)
     setup = runpy.run_path("setup.py")
     toolkit = setup["find_toolkit"]()
     if toolkit is None:
         sys.exit("no CUDA toolkit (bin/nvcc with include/cuda_runtime.h) was found; set CUDA_HOME")
+    if sass.disassembler() is None:
+        sys.exit("no nvdisasm was found: install the CUDA toolkit's, or the package nvidia-cuda-nvdisasm")
     nvcc = os.path.join(toolkit, "bin", "nvcc")
-    errors = [
-        e for source in sorted(glob.glob("csrc/cuda/*.cu")) for e in check_kernels(nvcc, setup["NVCC_FLAGS"], source)
-    ]
+    errors, counts = [], {}
+    for source in sorted(glob.glob("csrc/cuda/*.cu")):
+        more, of_source = check_kernels(nvcc, setup["NVCC_FLAGS"], source)
+        errors += more
+        counts |= of_source
+    if write:
+        sass.write_table(counts, run([nvcc, "--version"]).strip().splitlines()[-1])
+    errors += check_counts(counts)
     check_binding(toolkit)
     if errors:
         sys.exit("\n".join(errors))

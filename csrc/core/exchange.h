@@ -96,12 +96,6 @@ CSGD_HOST_DEVICE Draw own_digit(const EncodeCall& call, Value g, Draw draw) {
   return draw ^ (negative & kAllDraws) ^ call.antithetic;
 }
 
-// A draw as float32.
-template <class Draw>
-CSGD_HOST_DEVICE auto draw_as_float(Draw draw) {
-  return cast_bits<float>(draw | static_cast<uint32_t>(FloatBits<float>::kIntegers)) - integers<float>();
-}
-
 // sign(g) + 1 in the mask, else 1; int32.
 template <class Value, class Mask>
 CSGD_HOST_DEVICE auto signed_code(Value g, Mask above) {

@@ -69,6 +69,18 @@ CSGD_HOST_DEVICE T greater(T a, T b) {
   return a > b ? a : b;
 }
 
+// The larger of two of which none is NaN: an instruction of a GPU, which greater() is not.
+template <class T>
+CSGD_HOST_DEVICE T larger(T a, T b) {
+  return greater(a, b);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+CSGD_HOST_DEVICE float larger(float a, float b) {
+  return fmaxf(a, b);
+}
+#endif
+
 // How float and double are laid out. Bits are signed: vector units compare those.
 template <class T>
 struct FloatBits;
@@ -104,5 +116,21 @@ CSGD_HOST_DEVICE Value round_up(Value x) {
   const Value rounded = (x + integers<T>()) - integers<T>();
   return rounded + select(rounded < x, Value(T(1)), Value(T(0)));
 }
+
+// integers() plus that.
+template <class Value>
+CSGD_HOST_DEVICE Value round_up_above(Value x) {
+  return round_up(x) + integers<LaneOf<Value>>();
+}
+#if defined(__CUDA_ARCH__)
+template <>
+CSGD_HOST_DEVICE float round_up_above(float x) {
+  return __fadd_ru(x, integers<float>());
+}
+template <>
+CSGD_HOST_DEVICE double round_up_above(double x) {
+  return __dadd_ru(x, integers<double>());
+}
+#endif
 
 }  // namespace csgd

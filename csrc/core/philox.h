@@ -32,13 +32,41 @@ constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call
 constexpr int kDrawRange = 1 << 16;  // a draw is an integer in [0, kDrawRange)
 
 CSGD_HOST_DEVICE void multiply(uint32_t factor, uint32_t word, uint32_t* high, uint32_t* low) {
+#if defined(__CUDA_ARCH__)
+  *high = __umulhi(factor, word);  // nvcc joins the two; what is below costs a GPU an addition more
+  *low = factor * word;
+#else
   const uint64_t product = uint64_t{factor} * word;
   *high = static_cast<uint32_t>(product >> 32);
   *low = static_cast<uint32_t>(product);
+#endif
 }
 
-template <class Word>
-CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, uint32_t key0, uint32_t key1) {
+// One of the two key words of a round: the seed's low or high half, raised in each round by a Weyl constant.
+CSGD_HOST_DEVICE uint32_t round_key(uint64_t seed, int round, int half) {
+  constexpr uint32_t kGoldenRatio = 0x9E3779B9u, kSquareRootOf3Less1 = 0xBB67AE85u;
+  return static_cast<uint32_t>(seed >> (32 * half)) +
+         static_cast<uint32_t>(round) * (half == 0 ? kGoldenRatio : kSquareRootOf3Less1);
+}
+
+// All of them, for who would otherwise add them up anew for each call.
+struct PhiloxRoundKeys {
+  uint32_t word[10][2];
+};
+
+CSGD_HOST_DEVICE uint32_t round_key(const PhiloxRoundKeys& keys, int round, int half) { return keys.word[round][half]; }
+
+inline PhiloxRoundKeys philox_round_keys(uint64_t seed) {
+  PhiloxRoundKeys keys;
+  for (int round = 0; round < 10; ++round) {
+    for (int half = 0; half < 2; ++half) keys.word[round][half] = round_key(seed, round, half);
+  }
+  return keys;
+}
+
+// Key: a seed, or its round keys.
+template <class Word, class Key>
+CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, const Key& key) {
   Word c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
 #if defined(__CUDACC__)
 #pragma unroll
@@ -47,12 +75,10 @@ CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, uint
     Word high0, low0, high1, low1;
     multiply(0xD2511F53u, c0, &high0, &low0);
     multiply(0xCD9E8D57u, c2, &high1, &low1);
-    c0 = high1 ^ c1 ^ key0;
+    c0 = high1 ^ c1 ^ round_key(key, round, 0);
     c1 = low1;
-    c2 = high0 ^ c3 ^ key1;
+    c2 = high0 ^ c3 ^ round_key(key, round, 1);
     c3 = low0;
-    key0 += 0x9E3779B9u;  // the golden ratio
-    key1 += 0xBB67AE85u;  // sqrt(3) - 1
   }
   return {{c0, c1, c2, c3}};
 }
@@ -62,16 +88,17 @@ CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, uint
 //   block  element position in memory order, divided by 8 (below 2^60): low and high 32 bits
 //   index  position of the parameter over all param groups
 //   step   low 32 bits of the number of steps applied to the parameter before this one
-template <class Word>
-CSGD_HOST_DEVICE PhiloxWords<Word> draw_words(uint64_t seed, Stream stream, Word block_low, uint32_t block_high,
+template <class Word, class Key>
+CSGD_HOST_DEVICE PhiloxWords<Word> draw_words(const Key& key, Stream stream, Word block_low, uint32_t block_high,
                                               uint32_t index, uint32_t step) {
   const Word second = Word(block_high | (static_cast<uint32_t>(stream) << 28));
   const PhiloxWords<Word> counter = {{block_low, second, Word(index), Word(step)}};
-  return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  return philox4x32_10(counter, key);
 }
 
-CSGD_HOST_DEVICE Philox4x32 draw_block(uint64_t seed, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
-  return draw_words(seed, stream, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index, step);
+template <class Key>
+CSGD_HOST_DEVICE Philox4x32 draw_block(const Key& key, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
+  return draw_words(key, stream, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index, step);
 }
 
 // The draw of the element at 8 * block + lane: words 0..3, first their low halves, then their high ones.

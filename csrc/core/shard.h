@@ -13,9 +13,10 @@ CSGD_HOST_DEVICE int64_t run_position(const ShardLayout& layout, int64_t run) {
 }
 
 // The draws of the eight elements from `first`, a multiple of 8, on: lane k for element first + k (draw_lane).
-CSGD_HOST_DEVICE Philox4x32 draw_eight(uint64_t seed, Stream stream, const CsgdTensor& tensor, int64_t first,
+template <class Key>
+CSGD_HOST_DEVICE Philox4x32 draw_eight(const Key& key, Stream stream, const CsgdTensor& tensor, int64_t first,
                                        uint32_t step) {
-  return draw_block(seed, stream, static_cast<uint64_t>(first) / kDrawsPerCall, tensor.index, step);
+  return draw_block(key, stream, static_cast<uint64_t>(first) / kDrawsPerCall, tensor.index, step);
 }
 
 // The draw of a lane that is not known when compiling: no array, which a GPU would keep in memory.
@@ -28,14 +29,15 @@ CSGD_HOST_DEVICE uint32_t draw_any_lane(const Philox4x32& bits, int lane) {
 
 // The same for a shard; its elements may belong to several blocks, one after the other. Past the shard's end the draws
 // are those of positions that are not its own.
-CSGD_HOST_DEVICE Philox4x32 draw_eight(uint64_t seed, Stream stream, const CsgdShard& shard, int64_t first,
+template <class Key>
+CSGD_HOST_DEVICE Philox4x32 draw_eight(const Key& key, Stream stream, const CsgdShard& shard, int64_t first,
                                        uint32_t step) {
   const ShardLayout& layout = shard.layout;
   int64_t run = first / layout.run_length;
   int64_t in_run = first - run * layout.run_length;
   int64_t position = run_position(layout, run) + in_run;
   uint64_t block = static_cast<uint64_t>(position) / kDrawsPerCall;
-  Philox4x32 bits = draw_block(seed, stream, block, shard.index, step);
+  Philox4x32 bits = draw_block(key, stream, block, shard.index, step);
   if (position % kDrawsPerCall == 0 && in_run + kDrawsPerCall <= layout.run_length) return bits;
   Philox4x32 draws = {{0, 0, 0, 0}};
 #if defined(__CUDACC__)
@@ -44,7 +46,7 @@ CSGD_HOST_DEVICE Philox4x32 draw_eight(uint64_t seed, Stream stream, const CsgdS
   for (int k = 0; k < kDrawsPerCall; ++k) {
     if (static_cast<uint64_t>(position) / kDrawsPerCall != block) {
       block = static_cast<uint64_t>(position) / kDrawsPerCall;
-      bits = draw_block(seed, stream, block, shard.index, step);
+      bits = draw_block(key, stream, block, shard.index, step);
     }
     draws.word[k & 3] |= draw_any_lane(bits, static_cast<int>(position % kDrawsPerCall)) << ((k & 4) * 4);
     ++position;

@@ -67,13 +67,21 @@ struct BFloat16Format {
     return select(value == value, rounded, 0x7FC0u);
   }
 
+  static constexpr int32_t kLargest = 0x7F7F0000;  // as float32 bits
+
+  // bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16, and a sum
+  // with 2^16 - 1 - draw carries where the draw is below it.
+  template <class Words>
+  static CSGD_HOST_DEVICE auto stochastic_addend(Words draw) {
+    return 0xFFFFu - draw;
+  }
+
   template <class Value, class Words>
   static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
-    // bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16, and a sum
-    // with 2^16 - 1 - draw carries where the draw is below it. Beyond the largest: half of a step to nearest.
     const auto bits = cast_bits<uint32_t>(value);
-    const auto beyond = cast_bits<int32_t>(bits & 0x7FFFFFFFu) > 0x7F7F0000;
-    const auto rounded = (bits + select(beyond, 0x8000u, 0xFFFFu - draw)) >> 16;
+    // Beyond the largest: half of a step, to nearest.
+    const auto beyond = cast_bits<int32_t>(bits & 0x7FFFFFFFu) > kLargest;
+    const auto rounded = (bits + select(beyond, 0x8000u, stochastic_addend(draw))) >> 16;
     return select(value == value, rounded, 0x7FC0u);
   }
 };

@@ -21,6 +21,7 @@ namespace csgd {
 // Which parts of the rule a call uses. Loops take this as a template argument: RuntimeParts decides while
 // running, StaticParts while compiling.
 struct RuntimeParts {
+  static constexpr bool kMayHaveMomentum = true;
   bool weight_decay;
   bool momentum;
   bool nesterov;
@@ -28,6 +29,7 @@ struct RuntimeParts {
 
 template <bool kWeightDecay, bool kMomentum, bool kNesterov>
 struct StaticParts {
+  static constexpr bool kMayHaveMomentum = kMomentum;
   static constexpr bool weight_decay = kWeightDecay;
   static constexpr bool momentum = kMomentum;
   static constexpr bool nesterov = kNesterov;
@@ -37,13 +39,42 @@ CSGD_HOST_DEVICE RuntimeParts runtime_parts(const CsgdOptions& options) {
   return {options.weight_decay != 0, options.momentum != 0, options.nesterov};
 }
 
-// The scalars of one tensor in one step, in opmath.
+// Calls f with the StaticParts of the options.
+template <class F>
+auto with_static_parts(const CsgdOptions& options, F f) {
+  const RuntimeParts parts = runtime_parts(options);
+  if (parts.weight_decay) {
+    if (!parts.momentum) return f(StaticParts<true, false, false>{});
+    return parts.nesterov ? f(StaticParts<true, true, true>{}) : f(StaticParts<true, true, false>{});
+  }
+  if (!parts.momentum) return f(StaticParts<false, false, false>{});
+  return parts.nesterov ? f(StaticParts<false, true, true>{}) : f(StaticParts<false, true, false>{});
+}
+
+// The numbers among the options, each rounded once to opmath.
 template <class T>
-struct StepScalars {
-  T lr;
+struct OptionScalars {
+  T lr;  // where it is no tensor
   T momentum;
   T one_minus_dampening;
   T weight_decay;
+  T calibration;
+  T lipschitz;
+};
+
+template <class T>
+CSGD_HOST_DEVICE OptionScalars<T> option_scalars(const CsgdOptions& options) {
+  return {static_cast<T>(options.lr),
+          static_cast<T>(options.momentum),
+          static_cast<T>(options.one_minus_dampening),
+          static_cast<T>(options.weight_decay),
+          static_cast<T>(options.calibration),
+          static_cast<T>(options.lipschitz)};
+}
+
+// The scalars of one tensor in one step, in opmath.
+template <class T>
+struct StepScalars : OptionScalars<T> {
   T grad_factor;  // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
   T scale;        // calibration_scale()
   uint32_t step;  // low 32 bits of the steps applied before this one
@@ -55,35 +86,36 @@ CSGD_HOST_DEVICE bool overflowed(const CsgdOptions& options) {
   return options.found_inf != nullptr && *options.found_inf != 0.0f;
 }
 
-template <class T>
-CSGD_HOST_DEVICE T learning_rate(const CsgdOptions& options) {
-  if (options.lr_float32 != nullptr) return static_cast<T>(*options.lr_float32);
-  if (options.lr_float64 != nullptr) return static_cast<T>(*options.lr_float64);
-  return static_cast<T>(options.lr);
-}
-
 // 2^16 / T for T = c * l; Inf when T = 0, which makes every coordinate move.
 template <class T>
-CSGD_HOST_DEVICE T calibration_scale(double calibration, T lipschitz) {
-  const T bound = static_cast<T>(calibration) * lipschitz;
+CSGD_HOST_DEVICE T calibration_scale(T calibration, T lipschitz) {
+  const T bound = calibration * lipschitz;
   return bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
+}
+
+// `numbers` are those of the options, for who has rounded them before.
+template <class T>
+CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const OptionScalars<T>& numbers,
+                                             const CsgdTensor& tensor) {
+  StepScalars<T> s;
+  static_cast<OptionScalars<T>&>(s) = numbers;
+  if (options.lr_float32 != nullptr) {
+    s.lr = static_cast<T>(*options.lr_float32);
+  } else if (options.lr_float64 != nullptr) {
+    s.lr = static_cast<T>(*options.lr_float64);
+  }
+  const T unscale = options.grad_scale == nullptr ? T(1) : T(1) / static_cast<T>(*options.grad_scale);
+  s.grad_factor = options.maximize ? -unscale : unscale;
+  s.scale =
+      calibration_scale(s.calibration, tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : s.lipschitz);
+  s.step = static_cast<uint32_t>(*tensor.step);
+  s.first = *tensor.step == 0 || options.fresh_momentum;
+  return s;
 }
 
 template <class T>
 CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const CsgdTensor& tensor) {
-  StepScalars<T> s;
-  s.lr = learning_rate<T>(options);
-  s.momentum = static_cast<T>(options.momentum);
-  s.one_minus_dampening = static_cast<T>(options.one_minus_dampening);
-  s.weight_decay = static_cast<T>(options.weight_decay);
-  const T unscale = options.grad_scale == nullptr ? T(1) : T(1) / static_cast<T>(*options.grad_scale);
-  s.grad_factor = options.maximize ? -unscale : unscale;
-  const T lipschitz =
-      tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : static_cast<T>(options.lipschitz);
-  s.scale = calibration_scale(options.calibration, lipschitz);
-  s.step = static_cast<uint32_t>(*tensor.step);
-  s.first = *tensor.step == 0 || options.fresh_momentum;
-  return s;
+  return step_scalars(options, option_scalars<T>(options), tensor);
 }
 
 // From here on Value is T or, on a CPU, a vector of it.
@@ -106,6 +138,15 @@ CSGD_HOST_DEVICE auto magnitude_bits(Value value) {
   return cast_bits<typename Bits::Type>(value) & Bits::kMagnitude;
 }
 
+template <class Value>
+CSGD_HOST_DEVICE Value magnitude(Value value) {
+#if defined(__CUDA_ARCH__)
+  return fabs(value);  // costs nothing there
+#else
+  return cast_bits<LaneOf<Value>>(magnitude_bits(value));
+#endif
+}
+
 // |d| as an integer, 0 for NaN and Inf. An integer maximum, which may be taken in any order, finds max |d|.
 template <class Value>
 CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
@@ -114,43 +155,61 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
 }
 
-// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value, at least 1 where d is not 0, even
+// x = |d| * 2^16 / T, of which n is the smallest integer not below it: at most 2^16, and above 0 where d is not 0, even
 // if the product underflows. A product that is not below 2^16, NaN included, gives 2^16: such a d is applied as it is.
 // `scale` is one number for all of d, or one for each.
 template <class Value, class Scale>
-CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
+CSGD_HOST_DEVICE Value limited_product(Value d, Scale scale) {
   using T = LaneOf<Value>;
-  const Value size = cast_bits<T>(magnitude_bits(d));
-  const Value product = greater(lesser(size, Value(T(0x1p-100))), size * scale);
-  return round_up(lesser(product, Value(T(kDrawRange))));
+  const Value size = magnitude(d);
+  return larger(lesser(size * scale, Value(T(kDrawRange))), lesser(size, Value(T(0x1p-100))));
 }
 
+// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value.
+template <class Value, class Scale>
+CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
+  return round_up(limited_product(d, scale));
+}
+
+// A draw, as T or a vector of it.
+template <class T, class Draw>
+CSGD_HOST_DEVICE auto draw_value(Draw draw) {
+  using Bits = FloatBits<T>;
+  return cast_bits<T>(convert<typename Bits::Type>(draw) | Bits::kIntegers) - integers<T>();
+}
+
+// Whether the draw is below n; or below x, which is the same, since draws are integers.
 template <class Value, class Draw>
 CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
-  using T = LaneOf<Value>;
-  using Bits = FloatBits<T>;
-  return cast_bits<T>(convert<typename Bits::Type>(draw) | Bits::kIntegers) < n + integers<T>();
+  return draw_value<LaneOf<Value>>(draw) < n;
 }
 
-// 1 / n, correctly rounded, from an estimate within 2 units in the last place, for the integers n = 1 ... 2^16: one
-// Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC System/6000
-// processor", 1990). tests/test_quotient.py tries all n with all such estimates.
-CSGD_HOST_DEVICE float refine_reciprocal(float n, float estimate) {
-  return fmaf(estimate, fmaf(-n, estimate, 1.0f), estimate);
+// 1 / x, correctly rounded, from an estimate within 2 units in the last place, for x = n or n / 2^16, n = 1 ... 2^16:
+// one Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC System/6000
+// processor", 1990). tests/test_quotient.py tries all n with all such estimates; powers of two change nothing.
+CSGD_HOST_DEVICE float refine_reciprocal(float x, float estimate) {
+  return fmaf(estimate, fmaf(-x, estimate, 1.0f), estimate);
 }
 
-// 2^16 / n, correctly rounded. A GPU divides in software, three times as long as it takes to refine its estimate of
-// the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
+// 2^16 / n, correctly rounded.
 template <class Value>
 CSGD_HOST_DEVICE Value inverse_probability(Value n) {
   return LaneOf<Value>(kDrawRange) / n;
 }
+
+// The same, given integers() + n. A GPU divides in software, three times as long as it takes to refine its estimate of
+// the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
+template <class T>
+CSGD_HOST_DEVICE T inverse_probability_above(T above) {
+  return inverse_probability(above - integers<T>());
+}
 #if defined(__CUDA_ARCH__)
 template <>
-CSGD_HOST_DEVICE float inverse_probability(float n) {
+CSGD_HOST_DEVICE float inverse_probability_above(float above) {
+  const float probability = fmaf(above, 0x1p-16f, -0x1p7f);  // n / 2^16, exactly
   float estimate;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(n));
-  return refine_reciprocal(n, estimate) * float(kDrawRange);
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(probability));
+  return refine_reciprocal(probability, estimate);
 }
 #endif
 
@@ -159,16 +218,10 @@ CSGD_HOST_DEVICE uint32_t layer_index(const CalibrateGradCall& call) {
   return static_cast<uint32_t>(*call.index) + (call.rank << 16);
 }
 
-// What stands for d where the draw is below n; elsewhere 0 does.
-template <class Value>
-CSGD_HOST_DEVICE Value calibrated(Value d, Value n) {
-  return d * inverse_probability(n);
-}
-
-// The new value of a coordinate that moves.
+// The new value of a coordinate that moves: d * 2^16 / n stands for d. `inverse`: inverse_probability().
 template <class T, class Value>
-CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value n) {
-  return param - lr * calibrated(d, n);
+CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value inverse) {
+  return param - lr * (d * inverse);
 }
 
 // The bound for next time. `largest` is max |d| over the finite ones.

@@ -14,7 +14,8 @@ T bound_of(const CalibrateGradCall& call, int64_t channel) {
 
 template <class T>
 void write_scales(const CalibrateGradCall& call, T* scales) {
-  for (int64_t c = 0; c < call.channels; ++c) scales[c] = calibration_scale(call.calibration, bound_of<T>(call, c));
+  for (int64_t c = 0; c < call.channels; ++c)
+    scales[c] = calibration_scale(static_cast<T>(call.calibration), bound_of<T>(call, c));
 }
 
 template <class T>

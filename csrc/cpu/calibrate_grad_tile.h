@@ -81,7 +81,7 @@ static inline void calibrate_tile(const CalibrateGradCall& call, bool draw, uint
     const Values<S> n = moving_draws(d, Values<S>::load(scale + i));
     const Mask<S> move = moves(load_patterns<S>(draws + i), n);
     totals->moved = totals->moved + move;
-    store<S, kStochastic, false>(out + i, select(move, calibrated(d, n), Values<S>(T(0))), rounding + i, {});
+    store<S, kStochastic, false>(out + i, select(move, d * inverse_probability(n), Values<S>(T(0))), rounding + i, {});
   }
 }
 

@@ -61,7 +61,8 @@ static inline void step_tile(const CsgdOptions& options, const CsgdShard& tensor
   for (int i = 0; i < kTile; i += kLanes<S>) {
     if (!parts.weight_decay) prefetch(param + i + kAhead);
     const Values<S> n_i = Values<S>::load(n + i);
-    const Values<S> theta = moved_value(load(param + i), scalars.lr, Values<S>::load(d + i), n_i);
+    const Values<S> inverse = inverse_probability(n_i);
+    const Values<S> theta = moved_value(load(param + i), scalars.lr, Values<S>::load(d + i), inverse);
     store<S, kStochastic, true>(param + i, theta, rounding + i, n_i != Values<S>(0));
   }
 }

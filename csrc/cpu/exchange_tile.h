@@ -48,7 +48,7 @@ static inline void encode_tile(const EncodeCall& call, double bound, const CodeU
     const Values<S> g = load(grad + i);
     Mask<S> above, decided;
     const auto digit = own_digit(call, g, load_patterns<S>(draws + i));
-    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_as_float(digit), above, decided);
+    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_value<float>(digit), above, decided);
     undecided = undecided | (decided == Mask<S>(0));
     convert<uint8_t>(signed_code(g, above)).store(codes + i);
   }

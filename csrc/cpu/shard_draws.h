@@ -53,8 +53,7 @@ static inline void draw_shard_tile(uint64_t seed, Stream stream, const CsgdShard
   for (int j = 0; j < blocks.count; j += Words::kLanes) {
     const PhiloxWords<Words> counter = {
         {Words::blocks_at(blocks.low + j), Words::blocks_at(blocks.second + j), Words(shard.index), Words(step)}};
-    store_draws(philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)),
-                bits + j * kDrawsPerCall);
+    store_draws(philox4x32_10(counter, seed), bits + j * kDrawsPerCall);
   }
   for (int k = 0; k < piece_count; draws += pieces[k].count, ++k) {
     memcpy(draws, bits + pieces[k].first, static_cast<size_t>(pieces[k].count) * sizeof(uint16_t));

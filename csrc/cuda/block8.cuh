@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one thread does: step eight consecutive elements, which one Philox call serves.
+// What one thread does with eight elements: the parts of a step, and the step of eight consecutive ones.
 #pragma once
+
+#include <cmath>
 
 #include "../core/shard.h"
 #include "../core/update_rule.h"
 #include "blocks.cuh"
 #include "pruned.cuh"
+#include "rounding.cuh"
 
 namespace csgd {
-
-// 16 bytes, the widest access of one instruction.
-template <class S>
-struct alignas(16) Vector {
-  static constexpr int kSize = 16 / sizeof(S);
-  S value[kSize];
-};
-
-__device__ __forceinline__ bool aligned16(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
 
 // Eight consecutive elements; beyond `count` zeros are read and nothing is written. `wide`: 16-byte accesses,
 // for full blocks at aligned addresses.
@@ -55,30 +47,75 @@ __device__ __forceinline__ void store8(S* to, int count, bool wide, const S (&fr
   }
 }
 
-// Rounds eight opmath values to storage, each with its own of the eight draws that `draw` makes where rounding is
-// stochastic.
-template <class S, class T, class Draw>
-__device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&values)[kPerThread],
-                                       S (&out)[kPerThread]) {
-  if (Storage<S>::kRounds && stochastic) {
-    const Philox4x32 bits = draw();
+// integers() plus the draw in one half of a word. `half`: bytes for __byte_perm, two of the word and above them the
+// upper two of 2^23, which is what the sum's bits are.
+constexpr unsigned kLowHalf = 0x7610, kHighHalf = 0x7632;
+
+template <class T>
+__device__ __forceinline__ T half_above(uint32_t word, unsigned half) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return bit_cast<float>(__byte_perm(word, FloatBits<float>::kIntegers, half));
+  } else {
+    return bit_cast<double>(FloatBits<double>::kIntegers | __byte_perm(word, 0, half));
+  }
+}
+
+// Raises the partial's maximum to that of the finite |d|. All of eight nearly always are.
+template <class T>
+__device__ __forceinline__ void note_largest(const T (&d)[kPerThread], Partial<T>& partial) {
+  const auto note = [&](typename FloatBits<T>::Type bits) {
+    partial.largest_bits = bits > partial.largest_bits ? bits : partial.largest_bits;
+  };
+  T largest = 0;
 #pragma unroll
-    for (int k = 0; k < kPerThread; ++k) out[k] = Storage<S>::store_stochastic(values[k], draw_lane(bits, k));
+  for (int k = 0; k < kPerThread; ++k) largest = std::fmax(largest, std::fabs(d[k]));  // NaN is passed over
+  if (largest < bit_cast<T>(FloatBits<T>::kInfinity)) {
+    note(bit_cast<typename FloatBits<T>::Type>(largest));
   } else {
 #pragma unroll
-    for (int k = 0; k < kPerThread; ++k) out[k] = Storage<S>::store_nearest(values[k]);
+    for (int k = 0; k < kPerThread; ++k) note(finite_magnitude_bits(d[k]));
+  }
+}
+
+// The direction d of eight elements and integers() + n; returns which of them move, a bit for each. `momentum` becomes
+// the new one, unrounded. draw(k): integers() plus the calibration draw of element k.
+template <class T, class Parts, class Draw>
+__device__ __forceinline__ uint32_t decide8(const Parts& parts, const StepScalars<T>& scalars, Draw draw,
+                                            const T (&grad)[kPerThread], const T (&param)[kPerThread],
+                                            T (&momentum)[kPerThread], T (&d)[kPerThread], T (&above)[kPerThread],
+                                            Partial<T>& partial) {
+  uint32_t move = 0;
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    d[k] = direction(parts, scalars, grad[k], param[k], momentum[k]);
+    above[k] = round_up_above(limited_product(d[k], scalars.scale));
+    move |= (draw(k) < above[k] ? 1u : 0u) << k;
+  }
+  note_largest(d, partial);
+  return move;
+}
+
+// The new values, unrounded, of those of eight elements that move.
+template <class T>
+__device__ __forceinline__ void move8(const StepScalars<T>& scalars, const T (&d)[kPerThread],
+                                      const T (&above)[kPerThread], uint32_t move, T (&param)[kPerThread]) {
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const T moved = moved_value(param[k], scalars.lr, d[k], inverse_probability_above(above[k]));
+    param[k] = select((move >> k & 1u) != 0, moved, param[k]);
   }
 }
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
 // Tensor: CsgdTensor or CsgdShard, which draw differently, or CsgdPruned, for which `bins` may count.
-template <class S, class T, class Tensor>
-__device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& tensor, const StepScalars<T>& scalars,
-                                      int64_t position, int count, bool wide, Partial<T>& partial, unsigned* bins) {
-  const RuntimeParts parts = runtime_parts(options);
+template <class S, class T, class Parts, class Header, class Tensor>
+__device__ __forceinline__ void step8(const Header& header, const Parts& parts, const Tensor& tensor,
+                                      const StepScalars<T>& scalars, int64_t position, int count, bool wide,
+                                      Partial<T>& partial, unsigned* bins) {
+  const bool stochastic = header.options.stochastic_rounding;
   S* param_at = static_cast<S*>(tensor.param) + position;
   S* momentum_at = static_cast<S*>(tensor.momentum_buffer) + position;
-  const auto draw = [&](Stream stream) { return draw_eight(options.seed, stream, tensor, position, scalars.step); };
+  const auto draws_of = [&](Stream stream) { return draw_eight(header.keys, stream, tensor, position, scalars.step); };
 
   // All loads that do not depend on the draws are in flight before the first is needed.
   S grad[kPerThread], param[kPerThread] = {}, momentum_buffer[kPerThread] = {};
@@ -92,37 +129,25 @@ __device__ __forceinline__ void step8(const CsgdOptions& options, const Tensor& 
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) grad[k] = select((alive >> k & 1u) != 0, grad[k], S{});
   }
-  const Philox4x32 bits = draw(kCalibrationStream);
-
-  T d[kPerThread], momentum[kPerThread];
-  uint32_t move = 0;  // one bit for each element
-#pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    momentum[k] = Storage<S>::load(momentum_buffer[k]);
-    d[k] = direction(parts, scalars, Storage<S>::load(grad[k]), Storage<S>::load(param[k]), momentum[k]);
-    const auto largest_bits = finite_magnitude_bits(d[k]);
-    partial.largest_bits = largest_bits > partial.largest_bits ? largest_bits : partial.largest_bits;
-    move |= (moves(draw_lane(bits, k), moving_draws(d[k], scalars.scale)) ? 1u : 0u) << k;
-  }
+  const Philox4x32 bits = draws_of(kCalibrationStream);
+  const auto draw = [&](int k) { return half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf); };
+  T g[kPerThread], theta[kPerThread], momentum[kPerThread], d[kPerThread], above[kPerThread];
+  widen8(grad, g);
+  widen8(param, theta);
+  widen8(momentum_buffer, momentum);
+  uint32_t move = decide8(parts, scalars, draw, g, theta, momentum, d, above, partial);
   move &= (1u << count) - 1u;  // beyond the tensor's end d is 0, which moves when T = 0
   partial.moved += __popc(move);
 
   if (parts.momentum) {
-    round8<S>(options.stochastic_rounding, [&] { return draw(kMomentumStream); }, momentum, momentum_buffer);
+    round8(stochastic, [&] { return draws_of(kMomentumStream); }, momentum, 0xFFu, momentum_buffer);
     store8(momentum_at, count, wide, momentum_buffer);
   }
   if (move != 0) {  // else the parameter's memory is not touched
     if (!reads_param) load8(param_at, count, wide, param);
-    T theta[kPerThread];
-#pragma unroll
-    for (int k = 0; k < kPerThread; ++k) {
-      const T n = moving_draws(d[k], scalars.scale);  // again: cheaper than eight registers kept until here
-      theta[k] = moved_value(Storage<S>::load(param[k]), scalars.lr, d[k], n);
-    }
-    S stored[kPerThread];
-    round8<S>(options.stochastic_rounding, [&] { return draw(kParamStream); }, theta, stored);
-#pragma unroll
-    for (int k = 0; k < kPerThread; ++k) param[k] = select((move >> k) & 1u, stored[k], param[k]);
+    widen8(param, theta);
+    move8(scalars, d, above, move, theta);
+    round8(stochastic, [&] { return draws_of(kParamStream); }, theta, move, param);
     store8(param_at, count, wide, param);
   }
   if constexpr (kIsPruned<Tensor>) {

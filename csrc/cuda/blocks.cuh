@@ -58,6 +58,13 @@ __device__ __forceinline__ int find_tensor(const L& launch) {
   return low;
 }
 
+// How many blocks of the launch work on a tensor.
+template <class L>
+__device__ __forceinline__ uint32_t blocks_of_tensor(const L& launch, int number) {
+  const uint32_t next = number + 1 < launch.header.count ? launch.tensors[number + 1].first_block : gridDim.x;
+  return next - launch.tensors[number].first_block;
+}
+
 // What a thread, a warp, a block contributes to its tensor.
 template <class T>
 struct Partial {

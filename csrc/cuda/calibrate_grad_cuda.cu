@@ -29,7 +29,7 @@ struct Channels {
   __device__ __forceinline__ void set_channel(int64_t to) {
     channel = to;
     const T bound = static_cast<T>(call.bounds != nullptr ? call.bounds[channel] : call.lipschitz);
-    scale = calibration_scale(call.calibration, bound);
+    scale = calibration_scale(static_cast<T>(call.calibration), bound);
     least_bits = largest_bits = bit_cast<Bits>(next_bound(call.bound_decay, bound, T(0)));
   }
 
@@ -72,16 +72,16 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
   for (int k = 0; k < kPerThread; ++k) {
     if (k > 0) channels.next();
     const T d = Storage<S>::load(stored[k]);
-    channels.note(finite_magnitude_bits(d));  // beyond the end d is 0
-    const T n = moving_draws(d, channels.scale);
-    const bool move = moves(draw_lane(bits, k), n);
-    out[k] = select(move, calibrated(d, n), T(0));
+    channels.note(finite_magnitude_bits(d));                             // beyond the end d is 0
+    const T above = round_up_above(limited_product(d, channels.scale));  // 2^23 + n
+    const bool move = half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf) < above;
+    out[k] = select(move, d * inverse_probability_above(above), T(0));
     moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0
   }
   channels.end_run();
-  round8<S>(
+  round8(
       call.stochastic_rounding, [&] { return draw_block(call.seed, kGradRoundingStream, block, index, step); }, out,
-      stored);
+      0xFFu, stored);
   store8(static_cast<S*>(call.out) + position, count, wide, stored);
 }
 
@@ -116,7 +116,7 @@ __device__ __forceinline__ void finish(const CalibrateGradCall& call, const Part
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) calibrate_grad_kernel(const __grid_constant__ CalibrateGradCall call) {
+__global__ void __launch_bounds__(kThreads, 1) calibrate_grad_kernel(const __grid_constant__ CalibrateGradCall call) {
   using T = typename Storage<S>::Opmath;
   const uint32_t index = layer_index(call), step = static_cast<uint32_t>(*call.step);
   const bool aligned = aligned16(call.grad) && aligned16(call.out);

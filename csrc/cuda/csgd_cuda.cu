@@ -5,17 +5,20 @@
 #include "block8.cuh"
 #include "blocks.cuh"
 #include "csgd_cuda.h"
+#include "warp_pass.cuh"
 
 namespace csgd {
 namespace {
 
 // The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
-// Tensor_: CsgdTensor, or CsgdShard or CsgdPruned, of which fewer fit.
-template <int kBytes, class Tensor_>
+// T: opmath. Tensor_: CsgdTensor, or CsgdShard or CsgdPruned, of which fewer fit.
+template <int kBytes, class T, class Tensor_>
 struct Launch {
   using Tensor = Tensor_;
   struct Header {
     CsgdOptions options;
+    OptionScalars<T> numbers;  // instructions take them from where they are
+    PhiloxRoundKeys keys;
     int64_t chunk;  // elements that a block takes; a multiple of kPass
     int64_t count;
   };
@@ -25,7 +28,7 @@ struct Launch {
 };
 constexpr int kSmallLaunch = 4096;   // bytes that every driver takes
 constexpr int kLargeLaunch = 32764;  // from CUDA 12.1 on
-static_assert(Launch<kLargeLaunch, CsgdTensor>::kTensors >= 500, "a model of 500 tensors goes in one launch");
+static_assert(Launch<kLargeLaunch, double, CsgdTensor>::kTensors >= 500, "a model of 500 tensors goes in one launch");
 
 // Thread 0 of each block adds the block's part to its tensor's tally; the last block to come closes the step. Every
 // block has read the step and the bound by then, so they can be overwritten, and nobody needs the tally any more.
@@ -46,52 +49,84 @@ __device__ __forceinline__ void finish_tensor(const CsgdOptions& options, const 
   advance(options, tensor, bit_cast<T>(largest_bits), moved);
 }
 
-template <class S, class L>
-__global__ void __launch_bounds__(kThreads) csgd_kernel(const __grid_constant__ L launch) {
+// Parts: StaticParts where the lean kernels are, else RuntimeParts.
+template <class Parts>
+__device__ __forceinline__ Parts parts_of(const CsgdOptions& options) {
+  if constexpr (std::is_same_v<Parts, RuntimeParts>) {
+    return runtime_parts(options);
+  } else {
+    return {};
+  }
+}
+
+// Blocks that a multiprocessor is to hold, by which the compiler limits their registers: so many as it can without
+// spilling any.
+template <class S, class Parts>
+constexpr int kBlocksAtOnce = std::is_same_v<Parts, RuntimeParts> ? 1 : 2;
+template <bool kMomentum, bool kNesterov>
+constexpr int kBlocksAtOnce<float, StaticParts<false, kMomentum, kNesterov>> = 3;
+template <bool kMomentum, bool kNesterov>
+constexpr int kBlocksAtOnce<BFloat16, StaticParts<false, kMomentum, kNesterov>> = 3;
+
+template <class S, class Parts, class L>
+__global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kernel(const __grid_constant__ L launch) {
   using T = typename Storage<S>::Opmath;
   const CsgdOptions& options = launch.header.options;
   if (overflowed(options)) return;
-  const auto& tensor = launch.tensors[find_tensor(launch)];
-  const StepScalars<T> scalars = step_scalars<T>(options, tensor);
+  const int number = find_tensor(launch);
+  const auto& tensor = launch.tensors[number];
+  const Parts parts = parts_of<Parts>(options);
   const bool aligned = aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
-  const int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
+  int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
   const int64_t end = begin + launch.header.chunk < tensor.numel ? begin + launch.header.chunk : tensor.numel;
+  Partial<T> partial{0, 0};
+  StepScalars<T> scalars;
+  if constexpr (std::is_same_v<typename L::Tensor, CsgdTensor>) {
+    // What fills no warp's pass is left to the loop below.
+    const int64_t passes_end = aligned ? end - (end - begin) % kWarpPass : begin;
+    WarpPasses<S, Parts> passes(tensor, begin, passes_end);
+    scalars = step_scalars<T>(options, launch.header.numbers, tensor);
+    passes.step(launch.header, parts, scalars, partial);
+    begin = passes_end;
+  } else {
+    scalars = step_scalars<T>(options, launch.header.numbers, tensor);
+  }
   unsigned* bins = nullptr;
   if constexpr (kIsPruned<typename L::Tensor>) bins = start_counts(tensor);
-  Partial<T> partial{0, 0};
   for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    step8<S>(options, tensor, scalars, i, count, aligned && count == kPerThread, partial, bins);
+    step8<S>(launch.header, parts, tensor, scalars, i, count, aligned && count == kPerThread, partial, bins);
   }
   if constexpr (kIsPruned<typename L::Tensor>) end_counts(tensor, bins);
   partial = reduce_block(partial);
-  if (threadIdx.x == 0) {
-    finish_tensor(options, tensor, partial, static_cast<uint32_t>(blocks_of(tensor.numel, launch.header.chunk)));
+  if (threadIdx.x == 0) finish_tensor(options, tensor, partial, blocks_of_tensor(launch, number));
+}
+
+template <class S, class Parts, class L>
+cudaError_t launch_kernel(L& launch, int64_t blocks, cudaStream_t stream) {
+  void* arguments[] = {&launch};
+  const auto kernel = csgd_kernel<S, Parts, L>;
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
+}
+
+// What nearly all steps are has a kernel for each combination of the rule's parts.
+template <class S, class L>
+cudaError_t launch_parts(L& launch, int64_t blocks, cudaStream_t stream) {
+  if constexpr (sizeof(L) > kSmallLaunch && std::is_same_v<typename L::Tensor, CsgdTensor>) {
+    return with_static_parts(launch.header.options,
+                             [&](auto parts) { return launch_kernel<S, decltype(parts)>(launch, blocks, stream); });
+  } else {
+    return launch_kernel<S, RuntimeParts>(launch, blocks, stream);
   }
 }
 
 template <class S, class L>
-cudaError_t launch_kernel(L& launch, int64_t blocks, cudaStream_t stream) {
-  void* arguments[] = {&launch};
-  return cudaLaunchKernel(csgd_kernel<S, L>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
-}
-
-template <class L>
-cudaError_t launch_dtype(DType dtype, L& launch, int64_t blocks, cudaStream_t stream) {
-  switch (dtype) {
-    case DType::kFloat32: return launch_kernel<float>(launch, blocks, stream);
-    case DType::kFloat64: return launch_kernel<double>(launch, blocks, stream);
-    case DType::kBFloat16: return launch_kernel<BFloat16>(launch, blocks, stream);
-    case DType::kFloat16: return launch_kernel<Float16>(launch, blocks, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
-template <class L>
-cudaError_t launch_all(DType dtype, const CsgdOptions& options, const typename L::Tensor* tensors, int64_t count,
+cudaError_t launch_all(const CsgdOptions& options, const typename L::Tensor* tensors, int64_t count,
                        cudaStream_t stream, int64_t* launches) {
   L launch;
   launch.header.options = options;
+  launch.header.numbers = option_scalars<typename Storage<S>::Opmath>(options);
+  launch.header.keys = philox_round_keys(options.seed);
   int64_t elements = 0;
   for (int64_t k = 0; k < count; ++k) elements += tensors[k].numel;
   cudaError_t error = choose_chunk(elements, &launch.header.chunk);
@@ -108,22 +143,35 @@ cudaError_t launch_all(DType dtype, const CsgdOptions& options, const typename L
     }
     if (taken == 0) return cudaErrorInvalidValue;  // a tensor of more than 2^47 elements
     launch.header.count = taken;
-    error = launch_dtype(dtype, launch, blocks, stream);
+    error = launch_parts<S>(launch, blocks, stream);
     if (launches != nullptr) *launches += 1;
     first += taken;
   }
   return error;
 }
 
-template <class Tensor>
-cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
-                           cudaStream_t stream, int64_t* launches) {
+template <class S, class Tensor>
+cudaError_t launch_storage(const CsgdOptions& options, const Tensor* tensors, int64_t count, cudaStream_t stream,
+                           int64_t* launches) {
+  using T = typename Storage<S>::Opmath;
   static const bool large = [] {
     int driver = 0;
     return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010;
   }();
-  return large ? launch_all<Launch<kLargeLaunch, Tensor>>(dtype, options, tensors, count, stream, launches)
-               : launch_all<Launch<kSmallLaunch, Tensor>>(dtype, options, tensors, count, stream, launches);
+  return large ? launch_all<S, Launch<kLargeLaunch, T, Tensor>>(options, tensors, count, stream, launches)
+               : launch_all<S, Launch<kSmallLaunch, T, Tensor>>(options, tensors, count, stream, launches);
+}
+
+template <class Tensor>
+cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
+                           cudaStream_t stream, int64_t* launches) {
+  switch (dtype) {
+    case DType::kFloat32: return launch_storage<float>(options, tensors, count, stream, launches);
+    case DType::kFloat64: return launch_storage<double>(options, tensors, count, stream, launches);
+    case DType::kBFloat16: return launch_storage<BFloat16>(options, tensors, count, stream, launches);
+    case DType::kFloat16: return launch_storage<Float16>(options, tensors, count, stream, launches);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace

@@ -26,6 +26,6 @@ cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const Csgd
 const char* cuda_architectures();
 
 // For tests: one Philox call on the current GPU, result brought to the host.
-cudaError_t philox4x32_10_on_gpu(Philox4x32 counter, uint32_t key0, uint32_t key1, Philox4x32* result);
+cudaError_t philox4x32_10_on_gpu(Philox4x32 counter, uint64_t key, Philox4x32* result);
 
 }  // namespace csgd

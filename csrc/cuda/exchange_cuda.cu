@@ -24,7 +24,7 @@ __device__ __forceinline__ void encode8(const EncodeCall& call, double bound, co
     const float g = Storage<S>::load(stored[k]);
     const uint32_t draw = draw_lane(bits, k);
     bool above, decided;
-    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_as_float(own_digit(call, g, draw)), above,
+    compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_value<float>(own_digit(call, g, draw)), above,
                      decided);
     codes[k] = static_cast<uint8_t>(signed_code(g, above && !zero));
     if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);

@@ -14,9 +14,10 @@ template <class Tensor>
 constexpr bool kIsPruned = std::is_same_v<Tensor, CsgdPruned>;
 
 // Whose draws a pruned parameter takes: it is a whole one.
-CSGD_HOST_DEVICE Philox4x32 draw_eight(uint64_t seed, Stream stream, const CsgdPruned& tensor, int64_t first,
+template <class Key>
+CSGD_HOST_DEVICE Philox4x32 draw_eight(const Key& key, Stream stream, const CsgdPruned& tensor, int64_t first,
                                        uint32_t step) {
-  return draw_eight(seed, stream, static_cast<const CsgdTensor&>(tensor), first, step);
+  return draw_eight(key, stream, static_cast<const CsgdTensor&>(tensor), first, step);
 }
 
 // Which of the `count` (1 ... 8) elements from `position`, a multiple of 8, on are alive: a bit for each.

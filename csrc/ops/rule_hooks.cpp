@@ -27,14 +27,16 @@ Words to_words(const Philox4x32& bits) { return {bits.word[0], bits.word[1], bit
 
 Philox4x32 to_philox(const Words& w) { return {{w[0], w[1], w[2], w[3]}}; }
 
-Words philox(const Words& counter, std::array<uint32_t, 2> key) {
-  return to_words(philox4x32_10(to_philox(counter), key[0], key[1]));
+uint64_t to_key(const std::array<uint32_t, 2>& words) { return words[0] | uint64_t{words[1]} << 32; }
+
+Words philox(const Words& counter, const std::array<uint32_t, 2>& key) {
+  return to_words(philox4x32_10(to_philox(counter), to_key(key)));
 }
 
 #if CSGD_WITH_CUDA
-Words philox_cuda(const Words& counter, std::array<uint32_t, 2> key) {
+Words philox_cuda(const Words& counter, const std::array<uint32_t, 2>& key) {
   Philox4x32 bits;
-  const cudaError_t error = philox4x32_10_on_gpu(to_philox(counter), key[0], key[1], &bits);
+  const cudaError_t error = philox4x32_10_on_gpu(to_philox(counter), to_key(key), &bits);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   return to_words(bits);
 }
@@ -108,7 +110,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
     const T d = direction(runtime_parts(options), s, in_memory(grad), theta, m);
     const T n = moving_draws(d, s.scale);
     const S stored_m = rounded<S>(m, momentum_draw);
-    const S stored_theta = rounded<S>(moved_value(theta, s.lr, d, n), param_draw);
+    const S stored_theta = rounded<S>(moved_value(theta, s.lr, d, inverse_probability(n)), param_draw);
     const double moved = static_cast<double>(Storage<S>::load(stored_theta));
     ElementResult result{static_cast<double>(n), static_cast<double>(Storage<S>::load(stored_m)), {}};
     for (const uint32_t r : draws) result.params.push_back(moves(r, n) ? moved : static_cast<double>(theta));

@@ -16,9 +16,13 @@ int main(int argc, char** argv) {
                     &w[8], &w[9]) != 10) {
       continue;
     }
-    const csgd::Philox4x32 got = csgd::philox4x32_10(csgd::Philox4x32{{w[0], w[1], w[2], w[3]}}, w[4], w[5]);
+    const uint64_t key = w[4] | uint64_t{w[5]} << 32;
+    const csgd::Philox4x32 counter = {{w[0], w[1], w[2], w[3]}};
+    const csgd::Philox4x32 got = csgd::philox4x32_10(counter, key);
+    const csgd::Philox4x32 by_round_keys = csgd::philox4x32_10(counter, csgd::philox_round_keys(key));
     for (int k = 0; k < 4; ++k) {
-      if (got.word[k] != w[6 + k]) return std::fprintf(stderr, "wrong word %d for: %s", k, line), 1;
+      if (got.word[k] != w[6 + k] || by_round_keys.word[k] != w[6 + k])
+        return std::fprintf(stderr, "wrong word %d for: %s", k, line), 1;
     }
     ++answers;
   }

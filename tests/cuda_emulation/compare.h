@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -44,6 +45,20 @@ void fill(DType dtype, Buffer& to, int64_t numel, int offset, F next_value) {
     case DType::kBFloat16: return fill<BFloat16>(to, numel, offset, next_value);
     case DType::kFloat16: return fill<Float16>(to, numel, offset, next_value);
   }
+}
+
+// Makes all NaN one: processors disagree about their signs and payloads.
+template <class S>
+void unite_nans(Buffer& buffer) {
+  auto* values = reinterpret_cast<S*>(buffer.data());
+  for (size_t i = 0; i < buffer.size() * sizeof(double) / sizeof(S); ++i) {
+    if (values[i] != values[i]) values[i] = std::numeric_limits<S>::quiet_NaN();
+  }
+}
+
+inline void unite_nans(DType dtype, Buffer& buffer) {  // those of 16 bits are stored as one
+  if (dtype == DType::kFloat32) unite_nans<float>(buffer);
+  if (dtype == DType::kFloat64) unite_nans<double>(buffer);
 }
 
 // Most values small, a few large, as those of gradients.

@@ -70,6 +70,7 @@ struct Case {
   bool masks = false;
   bool histograms = false;  // of each of them
   bool together = false;    // one for all
+  bool special = false;     // some gradients are infinite, NaN or the largest of the dtype
 };
 
 cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdPruned>& pruned, int64_t* launches) {
@@ -83,6 +84,15 @@ cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdPruned>& pruned, in
   }
   const std::vector<CsgdTensor> whole(records.begin(), records.end());
   return launch_csgd_cuda(c.dtype, c.options, whole.data(), count, nullptr, launches);
+}
+
+double gradient(const Case& c, std::mt19937_64& random) {
+  if (c.special && random() % 97 == 0) {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    const double some[] = {infinity, -infinity, std::numeric_limits<double>::quiet_NaN(), 3.3961e38, -3.4e38, 65519.0};
+    return some[random() % std::size(some)];
+  }
+  return 0.1 * heavy_tailed(random);
 }
 
 bool run(const Case& c, std::mt19937_64& random) {
@@ -99,7 +109,7 @@ bool run(const Case& c, std::mt19937_64& random) {
   for (int step = 0; step < 3; ++step) {
     std::vector<CsgdPruned> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
-      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return 0.1 * heavy_tailed(random); });
+      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return gradient(c, random); });
       gpu[k].grad = cpu[k].grad;
       const auto index = static_cast<uint32_t>(k);
       CsgdPruned on_cpu = record(cpu[k], c.dtype, c.sizes[k], index, c.offset, momentum);
@@ -116,6 +126,9 @@ bool run(const Case& c, std::mt19937_64& random) {
       return std::printf("%s: %lld launches\n", c.name, static_cast<long long>(launches)), false;
     }
     for (size_t k = 0; k < c.sizes.size(); ++k) {
+      for (Buffers* each : {&gpu[k], &cpu[k]}) {
+        for (Buffer* buffer : {&each->param, &each->momentum_buffer, &each->grad}) unite_nans(c.dtype, *buffer);
+      }
       if (!same(gpu[k], cpu[k])) return std::printf("%s: tensor %zu differs in step %d\n", c.name, k, step), false;
     }
   }
@@ -150,10 +163,28 @@ std::vector<Case> cases() {
     all.push_back({name, dtype, o, std::move(sizes), offset, 1});
   };
   const std::vector<int64_t> some = {9, 2048, 5000};
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({.name = "infinite, NaN, too large",
+                   .dtype = dtype,
+                   .options = base_options(),
+                   .sizes = some,
+                   .offset = 0,
+                   .launches = 1,
+                   .special = true});
+  }
   with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, 1);
   with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, 3);
   with("no momentum", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
+  with("no momentum, bfloat16", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kBFloat16);
   with("weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
+  with(
+      "weight decay, nesterov, bfloat16", [](CsgdOptions& o) { o.weight_decay = 0.01, o.nesterov = true; }, some,
+      DType::kBFloat16);
+  with(
+      "weight decay, no momentum", [](CsgdOptions& o) { o.weight_decay = 0.01, o.momentum = 0; }, some,
+      DType::kFloat64);
+  with("little moves", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kFloat32);
+  with("little moves, bfloat16", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
   with(
       "nesterov, nearest", [](CsgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
       DType::kFloat16);
@@ -214,7 +245,7 @@ int main(int argc, char** argv) {
   std::mt19937_64 random(1);
   if (argc > 1 && std::strcmp(argv[1], "old-driver") == 0) {
     cuda_emulation::driver_version = 12000;
-    const int64_t small = Launch<kSmallLaunch, CsgdTensor>::kTensors;
+    const int64_t small = Launch<kSmallLaunch, float, CsgdTensor>::kTensors;
     const int64_t launches = (161 + small - 1) / small;
     return run({"old driver", DType::kFloat32, base_options(), std::vector<int64_t>(161, 9), 0, launches}, random) ? 0
                                                                                                                    : 1;
@@ -223,7 +254,9 @@ int main(int argc, char** argv) {
   for (const Case& c : cases()) good = good && run(c, random);
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   cuda_emulation::multiprocessors = 1;
-  good = good && run({"several passes", DType::kFloat32, base_options(), {100000, 3}, 0, 1}, random);
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
+    good = good && run({"several passes", dtype, base_options(), {100000, 3}, 0, 1}, random);
+  }
   good = good && run({.name = "counted in several passes",
                       .dtype = DType::kFloat32,
                       .options = base_options(),
@@ -234,7 +267,7 @@ int main(int argc, char** argv) {
                       .histograms = true,
                       .together = true},
                      random);
-  const int64_t more = Launch<kLargeLaunch, CsgdTensor>::kTensors + 2;
+  const int64_t more = Launch<kLargeLaunch, float, CsgdTensor>::kTensors + 2;
   good = good && run({"more than a launch holds", DType::kFloat32, base_options(),
                       std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2},
                      random);

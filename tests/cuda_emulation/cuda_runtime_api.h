@@ -36,6 +36,7 @@ namespace cuda_emulation {
 
 constexpr int kWarp = 32;
 constexpr int kBlocksInFlight = 3;
+constexpr size_t kSharedBytes = 48 * 1024;  // what a block may have unless its kernel asks for more
 
 // What a test sets: the device it pretends to have.
 inline int driver_version = 13000;
@@ -56,7 +57,7 @@ class Barrier {
 // twice, in turns: who is already on the way to the next barrier writes elsewhere, and one barrier does instead of two.
 struct Team {
   using Slots = std::vector<uint64_t>;
-  explicit Team(unsigned threads) : barrier(threads), slots{Slots(threads), Slots(threads)}, shared(16384) {
+  explicit Team(unsigned threads) : barrier(threads), slots{Slots(threads), Slots(threads)}, shared(kSharedBytes) {
     for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.push_back(new Barrier(kWarp));
   }
   ~Team() {
@@ -95,7 +96,16 @@ inline thread_local EmulatedIndex gridDim{0};
 
 inline void __syncthreads() { cuda_emulation::team->barrier.wait(); }
 inline void __threadfence() {}
+inline void __syncwarp() { cuda_emulation::team->warp_barriers[threadIdx.x / cuda_emulation::kWarp]->wait(); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
+
+// Bytes of the eight of (high, low), chosen by the lowest four hexadecimal digits of the selector.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t both = uint64_t{high} << 32 | low;
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) result |= static_cast<unsigned>(both >> (selector >> 4 * k & 7) * 8 & 0xFF) << 8 * k;
+  return result;
+}
 
 template <class T>
 T __shfl_down_sync(unsigned, T value, int offset) {

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// From storage to opmath and, rounded, back: eight elements of a thread at a time.
+#pragma once
+
+#include <type_traits>
+
+#include "vectors.cuh"
+
+namespace csgd {
+
+template <class S, class T>
+__device__ __forceinline__ void widen8(const S (&from)[kPerThread], T (&to)[kPerThread]) {
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) to[k] = Storage<S>::load(from[k]);
+}
+
+// Rounds those of eight opmath values that are in the mask, each with its own of the eight draws that `draw` makes
+// where rounding is stochastic.
+template <class S, class T, class Draw>
+__device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&values)[kPerThread], uint32_t mask,
+                                       S (&to)[kPerThread]) {
+  S rounded[kPerThread];
+  if (Storage<S>::kRounds && stochastic) {
+    const Philox4x32 bits = draw();
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) rounded[k] = Storage<S>::store_stochastic(values[k], draw_lane(bits, k));
+  } else {
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) rounded[k] = Storage<S>::store_nearest(values[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) to[k] = select((mask >> k & 1u) != 0, rounded[k], to[k]);
+}
+
+// The same of a lane's vectors.
+template <class S, class T>
+__device__ __forceinline__ void widen(const LaneVectors<S>& from, T (&to)[kPerThread]) {
+  if constexpr (std::is_same_v<S, BFloat16>) {  // by words, of which each has two: half the instructions
+    const auto words = bit_cast<Vector<uint32_t>>(from[0]);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      to[2 * w] = bit_cast<float>(words.value[w] << 16);
+      to[2 * w + 1] = bit_cast<float>(words.value[w] & 0xFFFF0000u);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) {
+      to[k] = Storage<S>::load(from[k / Lanes<S>::kEach].value[k % Lanes<S>::kEach]);
+    }
+  }
+}
+
+// Rounds eight bfloat16 stochastically, if none of them is NaN or beyond the largest; else returns false.
+__device__ __forceinline__ bool round_ordinary(const Philox4x32& draws, const float (&values)[kPerThread],
+                                               Vector<BFloat16>& to) {
+  bool ordinary = true;
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) ordinary &= magnitude(values[k]) <= bit_cast<float>(BFloat16Format::kLargest);
+  if (!ordinary) return false;
+  uint32_t sums[kPerThread];
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    sums[k] = bit_cast<uint32_t>(values[k]) + BFloat16Format::stochastic_addend(draw_lane(draws, k));
+  }
+  Vector<uint32_t> words;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) words.value[w] = __byte_perm(sums[2 * w], sums[2 * w + 1], 0x7632);  // the upper halves
+  to = bit_cast<Vector<BFloat16>>(words);
+  return true;
+}
+
+// Rounds those of the lane's values that are in the mask, each with its own of the eight draws that `draw` makes where
+// rounding is stochastic. `values` of the others are what `to` holds: rounded or not, they stay that.
+template <class S, class T, class Draw>
+__device__ __forceinline__ void narrow(bool stochastic, Draw draw, const T (&values)[kPerThread], uint32_t mask,
+                                       LaneVectors<S>& to) {
+  if constexpr (!Storage<S>::kRounds) {
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) to[k / Lanes<S>::kEach].value[k % Lanes<S>::kEach] = values[k];
+  } else {
+    Philox4x32 draws{};
+    if (stochastic) {
+      draws = draw();
+      if constexpr (std::is_same_v<S, BFloat16>) {
+        if (round_ordinary(draws, values, to[0])) return;
+      }
+    }
+    round8(stochastic, [&] { return draws; }, values, mask, to[0].value);
+  }
+}
+
+}  // namespace csgd

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// The step of a warp's pass: 256 consecutive elements, at addresses that allow 16-byte accesses. Here the bandwidth of
+// a GPU's memory is to be reached:
+//
+// - An instruction of the warp reads or writes 512 consecutive bytes (vectors.cuh). In float32 the eight elements of a
+//   Philox call then belong to two lanes, in float64 to four: each lane makes one call, and they tell each other
+//   through shared memory.
+// - Gradients and momentum are copied to shared memory a few passes ahead, past the registers, so that the memory has
+//   work while a warp makes draws. A lane copies what it will take itself: nobody waits for another.
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include "block8.cuh"
+
+namespace csgd {
+
+constexpr int64_t kWarpPass = 32 * kPerThread;
+
+// Gradients and momentum on their way to shared memory, a few of the lane's passes ahead.
+template <class S, bool kMomentum>
+class Ahead {
+ public:
+  // `grad`, `momentum_buffer`: of the lane's first vector in the first of so many passes.
+  __device__ __forceinline__ Ahead(const S* grad, const S* momentum_buffer, int passes)
+      : grad_(grad), momentum_buffer_(momentum_buffer), left_(passes) {
+    CSGD_SHARED_ARRAY(Vector<S>, slots, kSlots * kSlotSize);
+    slots_ = slots + threadIdx.x;
+#pragma unroll
+    for (unsigned slot = 0; slot < kSlots - 1; ++slot) copy(slot);
+  }
+
+  // Those of the next pass. The slot that the pass before has emptied is filled again.
+  template <class T>
+  __device__ __forceinline__ void take(T (&grad)[kPerThread], T (&momentum)[kPerThread]) {
+    copy((slot_ + kSlots - 1) % kSlots);
+    __pipeline_wait_prior(kSlots - 1);
+    __syncwarp();  // lets the compiler read nothing before the wait, and parts this pass's LaneDraws from the last
+                   // one's
+    read(0, grad);
+    if (kMomentum) read(1, momentum);
+    slot_ = (slot_ + 1) % kSlots;
+  }
+
+ private:
+  static constexpr int kArray = Lanes<S>::kVectors * kThreads;    // vectors of a block's pass
+  static constexpr int kSlotSize = (kMomentum ? 2 : 1) * kArray;  // vectors
+  // 32 KB of a block: three blocks of a multiprocessor then have 48 KB or more on the way.
+  static constexpr unsigned kSlots = std::max(1, 8 * kThreads / kSlotSize);
+
+  __device__ __forceinline__ void copy(unsigned slot) {
+    if (left_ > 0) {
+#pragma unroll
+      for (int v = 0; v < Lanes<S>::kVectors; ++v) {
+        Vector<S>* to = slots_ + slot * kSlotSize + v * kThreads;
+        __pipeline_memcpy_async(to, grad_ + v * Lanes<S>::kStride, sizeof(Vector<S>));
+        if (kMomentum) {
+          __pipeline_memcpy_async(to + kArray, momentum_buffer_ + v * Lanes<S>::kStride, sizeof(Vector<S>));
+        }
+      }
+      grad_ += kPass;
+      momentum_buffer_ += kPass;
+      --left_;
+    }
+    __pipeline_commit();
+  }
+
+  template <class T>
+  __device__ __forceinline__ void read(int array, T (&to)[kPerThread]) const {
+    LaneVectors<S> vectors;
+#pragma unroll
+    for (int v = 0; v < Lanes<S>::kVectors; ++v) vectors[v] = slots_[slot_ * kSlotSize + array * kArray + v * kThreads];
+    widen<S>(vectors, to);
+  }
+
+  const S* grad_;
+  const S* momentum_buffer_;
+  int left_;           // passes of which the copies have not begun
+  unsigned slot_ = 0;  // of the next pass
+  Vector<S>* slots_;
+};
+
+// integers() plus the calibration draws of the lane's elements, given those of the Philox call that is its own.
+// `words`: a place for each lane of the warp to tell the others; take() has parted those who read it from those who
+// write it.
+template <class S, class T>
+class LaneDraws {
+ public:
+  __device__ __forceinline__ LaneDraws(const Philox4x32& own, Vector<uint32_t>* words) {
+    if constexpr (Lanes<S>::kOwnDraws) {
+#pragma unroll
+      for (int k = 0; k < kPerThread; ++k) word_[k] = own.word[k & 3];
+    } else {
+      words[lane()] = {{own.word[0], own.word[1], own.word[2], own.word[3]}};
+      __syncwarp();
+      // Of a call a vector takes kEach draws: so many words from this one on, of each the same half.
+      const int within = lane() * Lanes<S>::kEach % kPerThread;
+      half_ = within < 4 ? kLowHalf : kHighHalf;
+      const auto* from = words + lane() * Lanes<S>::kEach / kPerThread;
+#pragma unroll
+      for (int v = 0; v < Lanes<S>::kVectors; ++v) {
+#pragma unroll
+        for (int e = 0; e < Lanes<S>::kEach; ++e) {
+          word_[v * Lanes<S>::kEach + e] = from[v * Lanes<S>::kStride / kPerThread].value[within % 4 + e];
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ T operator()(int k) const {
+    return half_above<T>(word_[k], !Lanes<S>::kOwnDraws ? half_ : k < 4 ? kLowHalf : kHighHalf);
+  }
+
+ private:
+  uint32_t word_[kPerThread];
+  unsigned half_;
+};
+
+// The passes of one warp among the elements begin ... end - 1, a multiple of kWarpPass, that a block takes.
+template <class S, class Parts>
+class WarpPasses {
+ public:
+  // Begins to copy.
+  __device__ __forceinline__ WarpPasses(const CsgdTensor& tensor, int64_t begin, int64_t end)
+      : tensor_(tensor),
+        position_(begin + threadIdx.x / 32 * kWarpPass),
+        passes_(static_cast<int>((end - position_ + kPass - kWarpPass) / kPass)),
+        ahead_(static_cast<const S*>(tensor.grad) + lane_position(), momentum_buffer() + lane_position(), passes_) {
+    if constexpr (!Lanes<S>::kOwnDraws) {
+      CSGD_SHARED_ARRAY(Vector<uint32_t>, words, kThreads);
+      words_ = words + threadIdx.x / 32 * 32;
+    }
+  }
+
+  template <class T, class Header>
+  __device__ __forceinline__ void step(const Header& header, const Parts& parts, const StepScalars<T>& scalars,
+                                       Partial<T>& partial) {
+    const bool stochastic = header.options.stochastic_rounding;
+    S* param_at = static_cast<S*>(tensor_.param) + lane_position();
+    S* momentum_at = momentum_buffer() + lane_position();
+    uint64_t block = static_cast<uint64_t>(position_) / kDrawsPerCall + static_cast<uint64_t>(lane());
+#pragma unroll 1
+    for (int pass = 0; pass < passes_; ++pass) {
+      const auto draws_of = [&](Stream stream) {
+        return draw_block(header.keys, stream, block, tensor_.index, scalars.step);
+      };
+      T grad[kPerThread], param[kPerThread] = {}, momentum[kPerThread] = {}, d[kPerThread], above[kPerThread];
+      LaneVectors<S> param_vectors = {};
+      if (parts.weight_decay) {
+        load_vectors(param_at, 0xFFu, param_vectors);
+        widen<S>(param_vectors, param);
+      }
+      ahead_.take(grad, momentum);
+      const LaneDraws<S, T> draw(draws_of(kCalibrationStream), words_);
+      const uint32_t move = decide8(parts, scalars, draw, grad, param, momentum, d, above, partial);
+      partial.moved += __popc(move);
+      if (parts.momentum) {
+        LaneVectors<S> momentum_vectors;
+        narrow<S>(stochastic, [&] { return draws_of(kMomentumStream); }, momentum, 0xFFu, momentum_vectors);
+        store_vectors(momentum_at, 0xFFu, momentum_vectors);
+      }
+      if (move != 0) {  // else the parameter's memory is not touched
+        if (!parts.weight_decay) load_vectors(param_at, move, param_vectors);
+        widen<S>(param_vectors, param);
+        move8(scalars, d, above, move, param);
+        narrow<S>(stochastic, [&] { return draws_of(kParamStream); }, param, move, param_vectors);
+        store_vectors(param_at, move, param_vectors);
+      }
+      param_at += kPass;
+      momentum_at += kPass;
+      block += kPass / kDrawsPerCall;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int64_t lane_position() const { return position_ + lane() * Lanes<S>::kEach; }
+  __device__ __forceinline__ S* momentum_buffer() const { return static_cast<S*>(tensor_.momentum_buffer); }
+
+  const CsgdTensor& tensor_;
+  int64_t position_;  // of the first pass
+  int passes_;
+  Ahead<S, Parts::kMayHaveMomentum> ahead_;
+  Vector<uint32_t>* words_ = nullptr;
+};
+
+}  // namespace csgd

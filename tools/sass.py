@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc made of the step's kernels: instructions per element, read from the machine code without a GPU.
+
+The loop that copies ahead to shared memory is the one that takes nearly all elements. Of the ways through it the
+shortest that makes all draws and stores everything is counted: a step in which every coordinate moves. What only NaN,
+infinity or the largest numbers need is not on it.
+"""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).resolve().parent.parent / "tests" / "cuda_instruction_counts.md"
+ELEMENTS = 8  # that a thread takes in one round of the loop
+PHILOX_FACTORS = ("-0x2daee0ad", "0xd2511f53")  # one multiplication by it for each of the ten rounds of a call
+
+
+class Case(NamedTuple):
+    """A kernel that has a row in the table."""
+
+    target: str
+    dtype: str
+    weight_decay: bool
+    momentum: bool
+    nesterov: bool
+
+    def words(self):
+        """Target, dtype and options, as the table has them."""
+        options = [name for name in ("weight_decay", "momentum", "nesterov") if getattr(self, name)]
+        return self.target, self.dtype, " ".join(options).replace("_", " ") or "plain"
+
+
+def disassembler():
+    """The path of nvdisasm: the toolkit's, or that of the package nvidia-cuda-nvdisasm; None without one."""
+    packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "nvdisasm"
+    return shutil.which("nvdisasm") or (str(packaged) if packaged.exists() else None)
+
+
+def functions(cubin):
+    """{mangled name: its instructions and labels, one in a line}."""
+    done = subprocess.run([disassembler(), "-c", str(cubin)], capture_output=True, text=True, check=True)
+    parts = re.split(r"^\.text\.(\S+):$", done.stdout, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def parse(text):
+    """(instructions, {label: number of the instruction behind it}) of a function, without those that it calls."""
+    instructions, labels = [], {}
+    for line in text.splitlines():
+        if found := re.match(r"\s*(\.L\S+):", line):
+            labels[found[1]] = len(instructions)
+        elif re.match(r"\s*\$__\S+:", line):
+            break
+        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+            instructions.append(found[1])
+    return instructions, labels
+
+
+def branch(instruction, labels):
+    """(number of the instruction that a branch may go to or None, whether the one behind it may be next)."""
+    if re.match(r"EXIT\b", instruction):
+        return None, False
+    found = re.search(r"\bBRA(\.DIV)?\S*\s.*`\((\.L\S+)\)", instruction)
+    if not found or found[1]:  # the latter leads away and back where threads of a warp have parted
+        return None, True
+    conditional = instruction.startswith("@") or re.search(r"\bBRA\S*\s+!?U?P\d", instruction)
+    return labels.get(found[2]), bool(conditional)
+
+
+def copying_loop(instructions, labels):
+    """(first, last instruction) of the smallest loop with copies to shared memory; None if there is none."""
+    loops = []
+    for last, instruction in enumerate(instructions):
+        first, _ = branch(instruction, labels)
+        if first is not None and first < last and any("LDGSTS" in each for each in instructions[first:last]):
+            loops.append((last - first, first, last))
+    return min(loops)[1:] if loops else None
+
+
+def instructions_of_a_round(instructions, labels):
+    """How many a thread executes for its eight elements; None where nothing is copied ahead."""
+    loop = copying_loop(instructions, labels)
+    if loop is None:
+        return None
+    first, last = loop
+    # For each instruction: {(multiplications of Philox, 16-byte stores) so far: fewest instructions up to it}.
+    fewest = {first: {(0, 0): 0}}
+    for at in range(first, last + 1):
+        instruction = instructions[at]
+        draws, stores = any(f in instruction for f in PHILOX_FACTORS), "STG.E.128" in instruction
+        target, goes_on = branch(instruction, labels)
+        following = [to for to in (target, at + 1 if goes_on else None) if to is not None and at < to <= last]
+        if at == last:
+            following = [last + 1]
+        for (draws_before, stores_before), count in fewest.get(at, {}).items():
+            key = draws_before + draws, stores_before + stores
+            for to in following:
+                known = fewest.setdefault(to, {})
+                known[key] = min(known.get(key, count + 1), count + 1)
+    ways = fewest[last + 1]
+    return ways[max(ways)]
+
+
+def case_of(target, name):
+    """The Case of a kernel's mangled name; None if it is none of the table's."""
+    dtypes = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
+    found = re.search(rf"csgd_kernelI({'|'.join(dtypes)})NS_11StaticPartsILb(\d)ELb(\d)ELb(\d)E", name)
+    return Case(target, dtypes[found[1]], *(digit == "1" for digit in found.groups()[1:])) if found else None
+
+
+def counts(target, cubin):
+    """{words of a Case: instructions per element} for the kernels of a cubin."""
+    found = {}
+    for name, text in functions(cubin).items():
+        case = case_of(target, name)
+        if case is not None:
+            found[case.words()] = instructions_of_a_round(*parse(text)) / ELEMENTS
+    return dict(sorted(found.items()))
+
+
+def read_table():
+    """{words of a Case: instructions per element}."""
+    rows = re.findall(r"^\| (sm_\d+) \| (\w+) \| ([\w ]+) \| ([\d.]+) \|$", TABLE.read_text(), flags=re.MULTILINE)
+    return {(target, dtype, options): float(figure) for target, dtype, options, figure in rows}
+
+
+def write_table(found, compiler):
+    rows = [f"| {' | '.join(words)} | {figure:.1f} |" for words, figure in found.items()]
+    TABLE.write_text(f"""# What nvcc makes of the step's kernels
+
+Made by `make check-cuda ARGS=--write`, which without it fails when a figure is exceeded by a tenth.
+
+Compiler: {compiler}
+
+Instructions that a thread executes per element where every coordinate moves, bfloat16 and float16 rounded
+stochastically; read from the machine code by tools/sass.py.
+
+| target | dtype | options | instructions per element |
+| --- | --- | --- | ---: |
+{chr(10).join(rows)}
+""")
