@@ -77,7 +77,12 @@ FAULTS = {
     ("csgd", "a slot is filled before it is read"): [("copy((slot_ + kSlots - 1) % kSlots)", "copy(slot_)")],
     ("csgd", "a pass too many"): [("+ kPass - kWarpPass) / kPass)", "+ kPass) / kPass)")],
     ("csgd", "what fills no pass is left out"): [("    begin = passes_end;\n", "    begin = end;\n")],
-    ("csgd", "passes at any address"): [("aligned ? end - (end - begin) % kWarpPass : begin", "end")],
+    ("csgd", "passes at any address"): [("aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin", "end")],
+    ("csgd", "passes where a shard's elements do not share calls"): [
+        (" && shard.layout.offset % kDrawsPerCall == 0;", ";")
+    ],
+    ("csgd", "passes across the runs of a shard"): [("shard.layout.run_length >= shard.numel && ", "")],
+    ("csgd", "a shard's passes draw from the start"): [("(shard.layout.offset) / kDrawsPerCall", "(0)")],
     ("csgd", "draws are read before they are told"): [("    __syncwarp();\n      // Of a call", "      // Of a call")],
     ("csgd", "draws are told before those of the last pass are read"): [("    __syncwarp();  // lets", "    // lets")],
     ("csgd", "a lane takes the other half of the words"): [("within < 4 ? kLowHalf", "within >= 4 ? kLowHalf")],

@@ -62,19 +62,19 @@ def check_kernels(nvcc, flags, source):
 
 
 def accesses_of_step(name):
-    """16-byte accesses of csgd_kernel, in units of eight elements: {"ld", "st": ..., "cp": ... and what is in a slot}.
+    """16-byte accesses of csgd_kernel, in units of eight elements: reads, writes, copies.
 
-    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them; the kernels
-    of whole parameters have all but the first two of them, and the writes, in two loops.
+    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them. All but the
+    kernels of pruned parameters have another loop, which copies the former and reads and writes like the first.
     """
     static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
     momentum = int(static[2]) if static else 1
     param = 1 if static else 2
-    whole = "CsgdTensor" in name
+    passes = "CsgdPruned" not in name
     return {
-        "ld": 1 + momentum + param * (1 + whole),
-        "st": (1 + momentum) * (1 + whole),
-        "cp": (1 + momentum) * whole,
+        "ld": 1 + momentum + param * (1 + passes),
+        "st": (1 + momentum) * (1 + passes),
+        "cp": (1 + momentum) * passes,
     }
 
 

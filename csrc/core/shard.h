@@ -19,6 +19,18 @@ CSGD_HOST_DEVICE Philox4x32 draw_eight(const Key& key, Stream stream, const Csgd
   return draw_block(key, stream, static_cast<uint64_t>(first) / kDrawsPerCall, tensor.index, step);
 }
 
+// Whether each eight elements from a multiple of 8 on share a Philox call, as all of a whole parameter do; and the
+// number of the call of the first eight, to which that of the others adds up.
+CSGD_HOST_DEVICE bool shares_calls(const CsgdTensor&) { return true; }
+CSGD_HOST_DEVICE bool shares_calls(const CsgdShard& shard) {
+  return shard.layout.run_length >= shard.numel && shard.layout.offset % kDrawsPerCall == 0;
+}
+
+CSGD_HOST_DEVICE uint64_t first_call(const CsgdTensor&) { return 0; }
+CSGD_HOST_DEVICE uint64_t first_call(const CsgdShard& shard) {
+  return static_cast<uint64_t>(shard.layout.offset) / kDrawsPerCall;
+}
+
 // The draw of a lane that is not known when compiling: no array, which a GPU would keep in memory.
 CSGD_HOST_DEVICE uint32_t draw_any_lane(const Philox4x32& bits, int lane) {
   const uint32_t even = (lane & 2) == 0 ? bits.word[0] : bits.word[2];

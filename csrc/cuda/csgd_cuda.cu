@@ -81,12 +81,12 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kern
   const int64_t end = begin + launch.header.chunk < tensor.numel ? begin + launch.header.chunk : tensor.numel;
   Partial<T> partial{0, 0};
   StepScalars<T> scalars;
-  if constexpr (std::is_same_v<typename L::Tensor, CsgdTensor>) {
+  if constexpr (!kIsPruned<typename L::Tensor>) {
     // What fills no warp's pass is left to the loop below.
-    const int64_t passes_end = aligned ? end - (end - begin) % kWarpPass : begin;
+    const int64_t passes_end = aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin;
     WarpPasses<S, Parts> passes(tensor, begin, passes_end);
     scalars = step_scalars<T>(options, launch.header.numbers, tensor);
-    passes.step(launch.header, parts, scalars, partial);
+    passes.step(launch.header, parts, scalars, first_call(tensor), partial);
     begin = passes_end;
   } else {
     scalars = step_scalars<T>(options, launch.header.numbers, tensor);

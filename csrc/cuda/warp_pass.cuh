@@ -132,17 +132,18 @@ class WarpPasses {
     }
   }
 
+  // `call`: the number of the Philox call of the tensor's first eight elements.
   template <class T, class Header>
   __device__ __forceinline__ void step(const Header& header, const Parts& parts, const StepScalars<T>& scalars,
-                                       Partial<T>& partial) {
+                                       uint64_t call, Partial<T>& partial) {
     const bool stochastic = header.options.stochastic_rounding;
     S* param_at = static_cast<S*>(tensor_.param) + lane_position();
     S* momentum_at = momentum_buffer() + lane_position();
-    uint64_t block = static_cast<uint64_t>(position_) / kDrawsPerCall + static_cast<uint64_t>(lane());
+    call += static_cast<uint64_t>(position_) / kDrawsPerCall + static_cast<uint64_t>(lane());
 #pragma unroll 1
     for (int pass = 0; pass < passes_; ++pass) {
       const auto draws_of = [&](Stream stream) {
-        return draw_block(header.keys, stream, block, tensor_.index, scalars.step);
+        return draw_block(header.keys, stream, call, tensor_.index, scalars.step);
       };
       T grad[kPerThread], param[kPerThread] = {}, momentum[kPerThread] = {}, d[kPerThread], above[kPerThread];
       LaneVectors<S> param_vectors = {};
@@ -168,7 +169,7 @@ class WarpPasses {
       }
       param_at += kPass;
       momentum_at += kPass;
-      block += kPass / kDrawsPerCall;
+      call += kPass / kDrawsPerCall;
     }
   }
 
