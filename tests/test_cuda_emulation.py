@@ -77,7 +77,9 @@ FAULTS = {
     ("csgd", "a slot is filled before it is read"): [("copy((slot_ + kSlots - 1) % kSlots)", "copy(slot_)")],
     ("csgd", "a pass too many"): [("+ kPass - kWarpPass) / kPass)", "+ kPass) / kPass)")],
     ("csgd", "what fills no pass is left out"): [("    begin = passes_end;\n", "    begin = end;\n")],
-    ("csgd", "passes at any address"): [("aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin", "end")],
+    ("csgd", "passes at any address"): [
+        ("aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin", "end")
+    ],
     ("csgd", "passes where a shard's elements do not share calls"): [
         (" && shard.layout.offset % kDrawsPerCall == 0;", ";")
     ],

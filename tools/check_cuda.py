@@ -62,7 +62,7 @@ def check_kernels(nvcc, flags, source):
 
 
 def accesses_of_step(name):
-    """16-byte accesses of csgd_kernel, in units of eight elements: reads, writes, copies.
+    """16-byte accesses of csgd_kernel, in units of eight elements: reads, writes, copies ahead.
 
     Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them. All but the
     kernels of pruned parameters have another loop, which copies the former and reads and writes like the first.
