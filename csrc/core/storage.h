@@ -93,6 +93,11 @@ struct Float16Format {
 
   template <class Words>
   static CSGD_HOST_DEVICE auto widen(Words bits) {
+#if defined(__CUDA_ARCH__)
+    float value;  // one instruction instead of ten
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+    return value;
+#else
     const auto sign = (bits & 0x8000u) << 16;
     const auto magnitude = bits & 0x7FFFu;
     const auto normal = (magnitude << 13) + kBiasDifference;
@@ -102,6 +107,28 @@ struct Float16Format {
     const auto subnormal = cast_bits<uint32_t>(convert<float>(units) * 0x1p-24f);
     const auto finite = select(units < 0x0400, subnormal, normal);
     return cast_bits<float>(sign | select(units > 0x7BFF, special, finite));
+#endif
+  }
+
+  // Towards zero; for |value| <= 65504.
+  static CSGD_HOST_DEVICE uint32_t truncate(float value) {
+#if defined(__CUDA_ARCH__)
+    uint16_t bits;
+    asm("cvt.rz.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+#else
+    const uint32_t bits = cast_bits<uint32_t>(value), magnitude = bits & 0x7FFFFFFFu;
+    const uint32_t normal = (magnitude - kBiasDifference) >> 13;
+    const uint32_t subnormal = static_cast<uint32_t>(cast_bits<float>(magnitude) * 0x1p24f);
+    const bool is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
+    return (is_subnormal ? subnormal : normal) | (bits >> 16 & 0x8000u);
+#endif
+  }
+
+  // 2^-16 of the distance from |value|, truncated, to the next number.
+  static CSGD_HOST_DEVICE float draw_unit(float value) {
+    const int32_t exponent = cast_bits<int32_t>(value) & 0x7F800000;
+    return cast_bits<float>((exponent > kSmallestNormal ? exponent : kSmallestNormal) - (26 << 23));
   }
 
   template <class Value>

@@ -67,6 +67,8 @@ template <bool kMomentum, bool kNesterov>
 constexpr int kBlocksAtOnce<float, StaticParts<false, kMomentum, kNesterov>> = 3;
 template <bool kMomentum, bool kNesterov>
 constexpr int kBlocksAtOnce<BFloat16, StaticParts<false, kMomentum, kNesterov>> = 3;
+template <bool kMomentum>
+constexpr int kBlocksAtOnce<Float16, StaticParts<false, kMomentum, false>> = 3;
 
 template <class S, class Parts, class L>
 __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kernel(const __grid_constant__ L launch) {

@@ -50,13 +50,20 @@ __device__ __forceinline__ void widen(const LaneVectors<S>& from, T (&to)[kPerTh
   }
 }
 
-// Rounds eight bfloat16 stochastically, if none of them is NaN or beyond the largest; else returns false.
-__device__ __forceinline__ bool round_ordinary(const Philox4x32& draws, const float (&values)[kPerThread],
-                                               Vector<BFloat16>& to) {
+// Whether none of eight is NaN or beyond the largest.
+template <class S>
+__device__ __forceinline__ bool are_ordinary(const float (&values)[kPerThread]) {
   bool ordinary = true;
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) ordinary &= magnitude(values[k]) <= bit_cast<float>(BFloat16Format::kLargest);
-  if (!ordinary) return false;
+  for (int k = 0; k < kPerThread; ++k) {
+    ordinary &= magnitude(values[k]) <= bit_cast<float>(Storage<S>::Format::kLargest);
+  }
+  return ordinary;
+}
+
+// Rounds eight ordinary values stochastically.
+__device__ __forceinline__ void round_ordinary(const Philox4x32& draws, const float (&values)[kPerThread],
+                                               Vector<BFloat16>& to) {
   uint32_t sums[kPerThread];
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
@@ -66,7 +73,18 @@ __device__ __forceinline__ bool round_ordinary(const Philox4x32& draws, const fl
 #pragma unroll
   for (int w = 0; w < 4; ++w) words.value[w] = __byte_perm(sums[2 * w], sums[2 * w + 1], 0x7632);  // the upper halves
   to = bit_cast<Vector<BFloat16>>(words);
-  return true;
+}
+
+// In float16 a GPU truncates by one instruction, subnormals, too; what is cut off is compared with the draw.
+__device__ __forceinline__ void round_ordinary(const Philox4x32& draws, const float (&values)[kPerThread],
+                                               Vector<Float16>& to) {
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const uint32_t truncated = Float16Format::truncate(values[k]);
+    const float rest = magnitude(values[k]) - magnitude(Float16Format::widen(truncated));
+    const bool up = draw_value<float>(draw_lane(draws, k)) * Float16Format::draw_unit(values[k]) < rest;
+    to.value[k].bits = static_cast<uint16_t>(truncated + (up ? 1u : 0u));
+  }
 }
 
 // Rounds those of the lane's values that are in the mask, each with its own of the eight draws that `draw` makes where
@@ -81,9 +99,7 @@ __device__ __forceinline__ void narrow(bool stochastic, Draw draw, const T (&val
     Philox4x32 draws{};
     if (stochastic) {
       draws = draw();
-      if constexpr (std::is_same_v<S, BFloat16>) {
-        if (round_ordinary(draws, values, to[0])) return;
-      }
+      if (are_ordinary<S>(values)) return round_ordinary(draws, values, to[0]);
     }
     round8(stochastic, [&] { return draws; }, values, mask, to[0].value);
   }

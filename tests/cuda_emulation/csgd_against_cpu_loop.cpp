@@ -145,6 +145,32 @@ bool run(const Case& c, std::mt19937_64& random) {
   return true;
 }
 
+// The kernels' own way to round eight numbers of 16 bits stochastically, from each finite number towards the next.
+template <class S>
+bool roundings_agree(const char* name, std::mt19937_64& random) {
+  for (uint32_t pattern = 0; pattern < 0x10000; ++pattern) {
+    const double from = Storage<S>::load(S{static_cast<uint16_t>(pattern)});
+    const double to = Storage<S>::load(S{static_cast<uint16_t>(pattern + 1)});
+    float values[kPerThread] = {};
+    for (int k = 0; k < kPerThread; ++k) {
+      const double shares[kPerThread] = {0, 0x1p-30, 0x1p-16, 1.0 / 3, 0.5, 0.75, 1 - 0x1p-13, 1 - 0x1p-24};
+      values[k] = static_cast<float>(from + shares[k] * (to - from));
+    }
+    if (!are_ordinary<S>(values)) continue;
+    for (const uint32_t all : {0u, 1u, 0xFFFFu, 0x8000u, static_cast<uint32_t>(random() % 0x10000)}) {
+      const uint32_t word = all | all << 16;
+      Vector<S> rounded;
+      round_ordinary({{word, word, word, word}}, values, rounded);
+      for (int k = 0; k < kPerThread; ++k) {
+        if (rounded.value[k].bits != Storage<S>::store_stochastic(values[k], all).bits) {
+          return std::printf("%s: %a with draw %u differs\n", name, values[k], all), false;
+        }
+      }
+    }
+  }
+  return std::printf("%s: all numbers agree\n", name), true;
+}
+
 CsgdOptions base_options() {
   CsgdOptions o{};
   o.lr = 0.1;
@@ -259,7 +285,8 @@ int main(int argc, char** argv) {
     return run({"old driver", DType::kFloat32, base_options(), std::vector<int64_t>(161, 9), 0, launches}, random) ? 0
                                                                                                                    : 1;
   }
-  bool good = true;
+  bool good = roundings_agree<BFloat16>("rounding to bfloat16", random);
+  good = good && roundings_agree<Float16>("rounding to float16", random);
   for (const Case& c : cases()) good = good && run(c, random);
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   cuda_emulation::multiprocessors = 1;
