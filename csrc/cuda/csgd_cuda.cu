@@ -65,8 +65,8 @@ template <class S, class Parts>
 constexpr int kBlocksAtOnce = std::is_same_v<Parts, RuntimeParts> ? 1 : 2;
 template <bool kMomentum, bool kNesterov>
 constexpr int kBlocksAtOnce<float, StaticParts<false, kMomentum, kNesterov>> = 3;
-template <bool kMomentum, bool kNesterov>
-constexpr int kBlocksAtOnce<BFloat16, StaticParts<false, kMomentum, kNesterov>> = 3;
+template <bool kMomentum>
+constexpr int kBlocksAtOnce<BFloat16, StaticParts<false, kMomentum, false>> = 3;
 template <bool kMomentum>
 constexpr int kBlocksAtOnce<Float16, StaticParts<false, kMomentum, false>> = 3;
 
