@@ -79,6 +79,12 @@ def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
 def philox4x32_10_cuda(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """The same on the GPU; only where built with CUDA."""
 
+def take_shortcuts(name: str, values: Sequence[float]) -> list[float]:
+    """What csrc/core/shortcuts.h has under this name, of each of the float32 ``values``."""
+
+def take_shortcuts_cuda(name: str, values: Sequence[float]) -> list[float]:
+    """The same on the GPU; only where built with CUDA."""
+
 def draw(seed: int, stream: int, position: int, index: int, step: int) -> int:
     """The 16-bit draw of one element."""
 

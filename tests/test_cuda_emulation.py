@@ -32,7 +32,7 @@ def programs(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "cases"), [("csgd", 47), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 163)]
+    ("kernel", "cases"), [("csgd", 57), ("calibrate_grad", 70), ("exchange", 34), ("hard_threshold", 163)]
 )
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):
@@ -45,7 +45,7 @@ def test_old_drivers_take_smaller_launches(programs):
     """Before CUDA 12.1 a kernel's parameters are 4 KB at most: the same bits in more launches."""
     done = programs.start(OLD_DRIVER).result()
     assert done.returncode == 0, done.stdout
-    assert "old driver: 161 tensors agree" in done.stdout
+    assert done.stdout.count("agree") == 9
 
 
 # Each breaks a kernel in one place; the comparison must notice, or it proves nothing. (kernel, what: changes)
@@ -77,6 +77,9 @@ FAULTS = {
     ("csgd", "a slot is filled before it is read"): [("copy((slot_ + kSlots - 1) % kSlots)", "copy(slot_)")],
     ("csgd", "a pass too many"): [("+ kPass - kWarpPass) / kPass)", "+ kPass) / kPass)")],
     ("csgd", "what fills no pass is left out"): [("    begin = passes_end;\n", "    begin = end;\n")],
+    ("csgd", "a momentum buffer that is not there is copied"): [
+        ("(kMayHaveMomentum && momentum)", "(kMayHaveMomentum)")
+    ],
     ("csgd", "passes at any address"): [
         ("aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin", "end")
     ],
@@ -209,6 +212,7 @@ SANITIZED = {
     "no barrier before thread 0 adds up": THREAD,
     "no barrier before the counting": THREAD,
     "a pass too many": ADDRESS,
+    "a momentum buffer that is not there is copied": ADDRESS,
     "draws are read before they are told": THREAD,
     "draws are told before those of the last pass are read": THREAD,
     "masks are read wide at any address": ADDRESS,

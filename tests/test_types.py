@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ONLY_WITH_CUDA = {"philox4x32_10_cuda"}
+ONLY_WITH_CUDA = {"philox4x32_10_cuda", "take_shortcuts_cuda"}
 
 
 def arguments(function):

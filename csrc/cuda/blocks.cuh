@@ -22,7 +22,7 @@ constexpr int kPerThread = kDrawsPerCall;  // elements a thread takes at a time:
 constexpr int kThreads = CSGD_CUDA_THREADS;
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements a block takes at a time
-constexpr int64_t kMostPasses = 32;                        // of one block
+constexpr int64_t kMostPasses = 16;                        // of one block
 constexpr int64_t kBlocksPerMultiprocessor = 16;           // wanted at least, before blocks take more than one pass
 
 constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid

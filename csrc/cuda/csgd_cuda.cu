@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kern
   if constexpr (!kIsPruned<typename L::Tensor>) {
     // What fills no warp's pass is left to the loop below.
     const int64_t passes_end = aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin;
-    WarpPasses<S, Parts> passes(tensor, begin, passes_end);
+    WarpPasses<S, Parts> passes(parts, tensor, begin, passes_end);
     scalars = step_scalars<T>(options, launch.header.numbers, tensor);
     passes.step(launch.header, parts, scalars, first_call(tensor), partial);
     begin = passes_end;
@@ -167,6 +167,7 @@ cudaError_t launch_storage(const CsgdOptions& options, const Tensor* tensors, in
 template <class Tensor>
 cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
                            cudaStream_t stream, int64_t* launches) {
+  if (count == 0) return cudaSuccess;
   switch (dtype) {
     case DType::kFloat32: return launch_storage<float>(options, tensors, count, stream, launches);
     case DType::kFloat64: return launch_storage<double>(options, tensors, count, stream, launches);

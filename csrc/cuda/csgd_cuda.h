@@ -5,7 +5,6 @@
 #include <cuda_runtime_api.h>
 
 #include "../core/params.h"
-#include "../core/philox.h"
 
 namespace csgd {
 
@@ -24,8 +23,5 @@ cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const Csgd
 
 // The architectures that the kernels were compiled for, e.g. "800,900".
 const char* cuda_architectures();
-
-// For tests: one Philox call on the current GPU, result brought to the host.
-cudaError_t philox4x32_10_on_gpu(Philox4x32 counter, uint64_t key, Philox4x32* result);
 
 }  // namespace csgd

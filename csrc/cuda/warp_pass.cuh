@@ -5,8 +5,9 @@
 // - An instruction of the warp reads or writes 512 consecutive bytes (vectors.cuh). In float32 the eight elements of a
 //   Philox call then belong to two lanes, in float64 to four: each lane makes one call, and they tell each other
 //   through shared memory.
-// - Gradients and momentum are copied to shared memory a few passes ahead, past the registers, so that the memory has
-//   work while a warp makes draws. A lane copies what it will take itself: nobody waits for another.
+// - Gradients and momentum are copied to shared memory ahead, past the registers, so that the memory has work while a
+//   warp makes draws: with momentum one pass ahead in float32, three in 16 bits; in float64, where a pass fills the
+//   room, while the draws are made. A lane copies what it will take itself: nobody waits for another.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -17,35 +18,38 @@ namespace csgd {
 
 constexpr int64_t kWarpPass = 32 * kPerThread;
 
-// Gradients and momentum on their way to shared memory, a few of the lane's passes ahead.
-template <class S, bool kMomentum>
+// Gradients and momentum on their way to shared memory. Without kMayHaveMomentum there is no room for the latter.
+template <class S, bool kMayHaveMomentum>
 class Ahead {
  public:
-  // `grad`, `momentum_buffer`: of the lane's first vector in the first of so many passes.
-  __device__ __forceinline__ Ahead(const S* grad, const S* momentum_buffer, int passes)
-      : grad_(grad), momentum_buffer_(momentum_buffer), left_(passes) {
+  // `grad`, `momentum_buffer`: of the lane's first vector in the first of so many passes. The latter is not looked at
+  // unless there is `momentum`.
+  __device__ __forceinline__ Ahead(const S* grad, const S* momentum_buffer, bool momentum, int passes)
+      : grad_(grad), momentum_buffer_(momentum_buffer), momentum_(kMayHaveMomentum && momentum), left_(passes) {
     CSGD_SHARED_ARRAY(Vector<S>, slots, kSlots * kSlotSize);
     slots_ = slots + threadIdx.x;
 #pragma unroll
     for (unsigned slot = 0; slot < kSlots - 1; ++slot) copy(slot);
   }
 
-  // Those of the next pass. The slot that the pass before has emptied is filled again.
+  // Begins to fill the slot that the pass before has emptied.
+  __device__ __forceinline__ void refill() { copy((slot_ + kSlots - 1) % kSlots); }
+
+  // Waits for those of the next pass.
   template <class T>
   __device__ __forceinline__ void take(T (&grad)[kPerThread], T (&momentum)[kPerThread]) {
-    copy((slot_ + kSlots - 1) % kSlots);
     __pipeline_wait_prior(kSlots - 1);
     __syncwarp();  // lets the compiler read nothing before the wait, and parts this pass's LaneDraws from the last
                    // one's
     read(0, grad);
-    if (kMomentum) read(1, momentum);
+    if (momentum_) read(1, momentum);
     slot_ = (slot_ + 1) % kSlots;
   }
 
  private:
-  static constexpr int kArray = Lanes<S>::kVectors * kThreads;    // vectors of a block's pass
-  static constexpr int kSlotSize = (kMomentum ? 2 : 1) * kArray;  // vectors
-  // 32 KB of a block: three blocks of a multiprocessor then have 48 KB or more on the way.
+  static constexpr int kArray = Lanes<S>::kVectors * kThreads;           // vectors of a block's pass
+  static constexpr int kSlotSize = (kMayHaveMomentum ? 2 : 1) * kArray;  // vectors
+  // 32 KB of a block: three blocks of a multiprocessor then have 48 KB or more on the way, but for float64.
   static constexpr unsigned kSlots = std::max(1, 8 * kThreads / kSlotSize);
 
   __device__ __forceinline__ void copy(unsigned slot) {
@@ -54,7 +58,7 @@ class Ahead {
       for (int v = 0; v < Lanes<S>::kVectors; ++v) {
         Vector<S>* to = slots_ + slot * kSlotSize + v * kThreads;
         __pipeline_memcpy_async(to, grad_ + v * Lanes<S>::kStride, sizeof(Vector<S>));
-        if (kMomentum) {
+        if (momentum_) {
           __pipeline_memcpy_async(to + kArray, momentum_buffer_ + v * Lanes<S>::kStride, sizeof(Vector<S>));
         }
       }
@@ -75,6 +79,7 @@ class Ahead {
 
   const S* grad_;
   const S* momentum_buffer_;
+  bool momentum_;
   int left_;           // passes of which the copies have not begun
   unsigned slot_ = 0;  // of the next pass
   Vector<S>* slots_;
@@ -121,11 +126,12 @@ template <class S, class Parts>
 class WarpPasses {
  public:
   // Begins to copy.
-  __device__ __forceinline__ WarpPasses(const CsgdTensor& tensor, int64_t begin, int64_t end)
+  __device__ __forceinline__ WarpPasses(const Parts& parts, const CsgdTensor& tensor, int64_t begin, int64_t end)
       : tensor_(tensor),
         position_(begin + threadIdx.x / 32 * kWarpPass),
         passes_(static_cast<int>((end - position_ + kPass - kWarpPass) / kPass)),
-        ahead_(static_cast<const S*>(tensor.grad) + lane_position(), momentum_buffer() + lane_position(), passes_) {
+        ahead_(static_cast<const S*>(tensor.grad) + lane_position(), momentum_buffer() + lane_position(),
+               parts.momentum, passes_) {
     if constexpr (!Lanes<S>::kOwnDraws) {
       CSGD_SHARED_ARRAY(Vector<uint32_t>, words, kThreads);
       words_ = words + threadIdx.x / 32 * 32;
@@ -151,8 +157,13 @@ class WarpPasses {
         load_vectors(param_at, 0xFFu, param_vectors);
         widen<S>(param_vectors, param);
       }
+      ahead_.refill();
+      Philox4x32
+          own;  // made before the wait, but in 16 bits: three passes are on their way there, and registers scarce
+      if constexpr (!Lanes<S>::kOwnDraws) own = draws_of(kCalibrationStream);
       ahead_.take(grad, momentum);
-      const LaneDraws<S, T> draw(draws_of(kCalibrationStream), words_);
+      if constexpr (Lanes<S>::kOwnDraws) own = draws_of(kCalibrationStream);
+      const LaneDraws<S, T> draw(own, words_);
       const uint32_t move = decide8(parts, scalars, draw, grad, param, momentum, d, above, partial);
       partial.moved += __popc(move);
       if (parts.momentum) {

@@ -10,10 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "../core/shortcuts.h"
 #include "../core/update_rule.h"
 
 #if CSGD_WITH_CUDA
-#include "../cuda/csgd_cuda.h"
+#include "../cuda/rule_hooks_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -39,6 +40,30 @@ Words philox_cuda(const Words& counter, const std::array<uint32_t, 2>& key) {
   const cudaError_t error = philox4x32_10_on_gpu(to_philox(counter), to_key(key), &bits);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   return to_words(bits);
+}
+#endif
+
+Shortcut shortcut_named(const std::string& name) {
+  if (name == "inverse_probability") return Shortcut::kInverseProbability;
+  if (name == "round_up") return Shortcut::kRoundUp;
+  if (name == "limited_product") return Shortcut::kLimitedProduct;
+  if (name == "widen_float16") return Shortcut::kWidenFloat16;
+  if (name == "truncate_float16") return Shortcut::kTruncateFloat16;
+  throw std::invalid_argument("no shortcut is named " + name);
+}
+
+std::vector<float> take_shortcuts(const std::string& name, std::vector<float> values) {
+  const Shortcut shortcut = shortcut_named(name);
+  for (float& value : values) value = take_shortcut(shortcut, value);
+  return values;
+}
+
+#if CSGD_WITH_CUDA
+std::vector<float> take_shortcuts_cuda(const std::string& name, std::vector<float> values) {
+  const auto count = static_cast<int64_t>(values.size());
+  const cudaError_t error = take_shortcuts_on_gpu(shortcut_named(name), values.data(), count);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return values;
 }
 #endif
 
@@ -124,7 +149,11 @@ void add_rule_hooks(py::module_& m) {
   m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"), "One Philox call on the host: four words.");
 #if CSGD_WITH_CUDA
   m.def("philox4x32_10_cuda", &philox_cuda, py::arg("counter"), py::arg("key"), "One Philox call on the GPU.");
+  m.def("take_shortcuts_cuda", &take_shortcuts_cuda, py::arg("name"), py::arg("values"),
+        "take_shortcuts as the GPU computes it.");
 #endif
+  m.def("take_shortcuts", &take_shortcuts, py::arg("name"), py::arg("values"),
+        "A part of the rule, named as in csrc/core/shortcuts.h, for each value.");
   m.def("draw", &draw, py::arg("seed"), py::arg("stream"), py::arg("position"), py::arg("index"), py::arg("step"),
         "The 16-bit draw of one element.");
   m.def("refine_reciprocal", &refine_reciprocal, py::arg("n"), py::arg("estimate"), "1 / n, as a GPU finds it.");

@@ -2,7 +2,8 @@
 // CUDA on a CPU, for tests: as much of it as the kernels in csrc/cuda use. Each CUDA thread is a thread of the
 // operating system, and several blocks run at a time, so that races between threads and between blocks are real ones.
 // Atomics and __ldcg() are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does
-// not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is.
+// not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is. What __CUDA_ARCH__
+// chooses in csrc/core does not run here, but what stands beside it; on a GPU tests/test_cuda.py compares the two.
 #pragma once
 
 #include <pthread.h>

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// For tests: those parts of the rule that a GPU computes by instructions of its own, each as a function of a float32.
+#pragma once
+
+#include "update_rule.h"
+
+namespace csgd {
+
+enum class Shortcut : int32_t {
+  kInverseProbability,  // of n
+  kRoundUp,             // of x in [0, 2^16]
+  kLimitedProduct,      // of d, with a scale of 1
+  kWidenFloat16,        // of sixteen bits, as a number
+  kTruncateFloat16,     // of |x| <= 65504; the bits, as a number
+};
+
+CSGD_HOST_DEVICE float take_shortcut(Shortcut shortcut, float x) {
+  switch (shortcut) {
+    case Shortcut::kInverseProbability: return inverse_probability_above(x + integers<float>());
+    case Shortcut::kRoundUp: return round_up_above(x) - integers<float>();
+    case Shortcut::kLimitedProduct: return limited_product(x, 1.0f);
+    case Shortcut::kWidenFloat16: return Float16Format::widen(static_cast<uint32_t>(x));
+    case Shortcut::kTruncateFloat16: return static_cast<float>(Float16Format::truncate(x));
+  }
+  return 0.0f;
+}
+
+}  // namespace csgd

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// What csgd_against_cpu_loop.cpp tries: sizes around every boundary, alignments, dtypes, options, shards, pruned ones.
+#pragma once
+
+#include <vector>
+
+#include "../../csrc/core/params.h"
+
+namespace csgd {
+
+struct Case {
+  const char* name;
+  DType dtype;
+  CsgdOptions options;
+  std::vector<int64_t> sizes;
+  int offset;
+  int64_t launches;      // expected of each step
+  ShardLayout layout{};  // of all of them
+  bool masks = false;
+  bool histograms = false;  // of each of them
+  bool together = false;    // one for all
+  bool special = false;     // some gradients are infinite, NaN or the largest of the dtype
+};
+
+inline CsgdOptions base_options() {
+  CsgdOptions o{};
+  o.lr = 0.1;
+  o.momentum = 0.9;
+  o.one_minus_dampening = 1.0;
+  o.calibration = 1.0;
+  o.bound_decay = 0.99;
+  o.seed = 0x123456789ABCDEFull;
+  o.stochastic_rounding = true;
+  return o;
+}
+
+inline std::vector<Case> cases() {
+  static const float overflow = 2.0f, no_overflow = 0.0f, scale = 3.0f;
+  static const float lr_tensor = 0.2f;
+  // Around the thread's block, the warp's, the block's pass, and several passes.
+  const std::vector<int64_t> boundaries = {0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 6143, 6145, 20000};
+  std::vector<Case> all;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({"boundaries", dtype, base_options(), boundaries, 0, 1});
+  }
+  const auto with = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, int offset = 0) {
+    CsgdOptions o = base_options();
+    change(o);
+    all.push_back({name, dtype, o, std::move(sizes), offset, 1});
+  };
+  const std::vector<int64_t> some = {9, 2048, 5000};
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({.name = "infinite, NaN, too large",
+                   .dtype = dtype,
+                   .options = base_options(),
+                   .sizes = some,
+                   .offset = 0,
+                   .launches = 1,
+                   .special = true});
+  }
+  with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, 1);
+  with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, 3);
+  with("no momentum", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
+  with("no momentum, bfloat16", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kBFloat16);
+  with("weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
+  with(
+      "weight decay, nesterov, bfloat16", [](CsgdOptions& o) { o.weight_decay = 0.01, o.nesterov = true; }, some,
+      DType::kBFloat16);
+  with(
+      "weight decay, no momentum", [](CsgdOptions& o) { o.weight_decay = 0.01, o.momentum = 0; }, some,
+      DType::kFloat64);
+  with("little moves", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kFloat32);
+  with("little moves, bfloat16", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
+  with(
+      "nesterov, nearest", [](CsgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
+      DType::kFloat16);
+  with(
+      "maximize, scaled", [&](CsgdOptions& o) { o.maximize = true, o.grad_scale = &scale, o.found_inf = &no_overflow; },
+      some, DType::kFloat32);
+  with("overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, some, DType::kFloat32);
+  with(
+      "lr tensor, no calibration", [&](CsgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
+      DType::kFloat64);
+  const auto shard = [&](const char* name, DType dtype, ShardLayout layout) {
+    all.push_back({name, dtype, base_options(), {0, 1, 7, 8, 9, 2049, 5000}, 0, 1, layout});
+  };
+  shard("shard of rows", DType::kFloat32, {8 * 1001, 5000, 5000, 1, 5000});
+  shard("shard of rows, bfloat16, from within a block", DType::kBFloat16, {1003, 5000, 5000, 1, 5000});
+  shard("shard of columns, blocks of 8", DType::kFloat32, {16, 24, 64, 1000, 64000});
+  shard("shard of columns", DType::kFloat64, {5, 3, 10, 1000, 10000});
+  shard("shard of columns, float16", DType::kFloat16, {(int64_t{1} << 36) - 40, 9, 27, 1000, 27000});
+  shard("single columns", DType::kBFloat16, {2, 1, 7, 9999, 69993});
+  shard("shard of two dimensions", DType::kFloat32, {33, 5, 12, 3, 60});
+  shard("shard of rows, float64", DType::kFloat64, {(int64_t{1} << 36) - 40, 5000, 5000, 1, 5000});
+  shard("shard of rows, no momentum", DType::kFloat32, {8 * 1001, 5000, 5000, 1, 5000});
+  all.back().options.momentum = 0;
+  shard("shard of rows, no momentum, bfloat16", DType::kBFloat16, {0, 5000, 5000, 1, 5000});
+  all.back().options.momentum = 0;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({.name = "counted and masked",
+                   .dtype = dtype,
+                   .options = base_options(),
+                   .sizes = boundaries,
+                   .offset = 0,
+                   .launches = 1,
+                   .masks = true,
+                   .histograms = true});
+  }
+  const auto pruned = [&](const char* name, auto change, bool masks, bool histograms, bool together, int offset) {
+    CsgdOptions o = base_options();
+    change(o);
+    all.push_back({.name = name,
+                   .dtype = DType::kFloat32,
+                   .options = o,
+                   .sizes = {9, 2048, 0, 5000},
+                   .offset = offset,
+                   .launches = 1,
+                   .masks = masks,
+                   .histograms = histograms,
+                   .together = together});
+  };
+  pruned("masked", [](CsgdOptions&) {}, true, false, false, 0);
+  pruned("masked, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, true, false, false, 0);
+  pruned("counted together", [](CsgdOptions&) {}, false, true, true, 0);
+  pruned("counted, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, false, true, false, 0);
+  pruned("counted where little moves", [](CsgdOptions& o) { o.calibration = 1e6; }, true, true, true, 0);
+  pruned("counted, misaligned", [](CsgdOptions&) {}, true, true, false, 1);
+  pruned("counted, overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, true, true, false, 0);
+  all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
+  return all;
+}
+
+// Chunks of several passes, on a card of one multiprocessor.
+inline std::vector<Case> several_passes() {
+  std::vector<Case> all;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({"several passes", dtype, base_options(), {100000, 3}, 0, 1});
+  }
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    all.push_back({"several passes, no momentum", dtype, base_options(), {100000, 3}, 0, 1});
+    all.back().options.momentum = 0;
+    all.push_back({"several passes, weight decay, nesterov", dtype, base_options(), {100000, 3}, 0, 1});
+    all.back().options.weight_decay = 0.01;
+    all.back().options.nesterov = true;
+    all.push_back({"several passes of a shard", dtype, base_options(), {100000, 3}, 0, 1, {80, 100000, 100000, 1, 1}});
+  }
+  return all;
+}
+
+}  // namespace csgd

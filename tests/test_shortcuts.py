@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU computes by instructions of its own has the bits that it should: all arguments, or all that matter."""
+
+import numpy as np
+import pytest
+import torch
+
+LARGEST = np.float32(65504)  # of float16
+TINY = np.float32(2.0**-100)  # stands for any |d| whose product underflows
+
+
+def neighbours(values):
+    """float32 values, and those next to them on either side."""
+    values = np.asarray(values, dtype=np.float32)
+    return np.concatenate([values, np.nextafter(values, np.float32(np.inf)), np.nextafter(values, np.float32(-np.inf))])
+
+
+def float16_steps():
+    """Values of float16 from 0 to the largest, what lies between them, and the negatives."""
+    grid = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = [grid[:-1] + np.float32(share) * np.diff(grid) for share in (2.0**-13, 0.3, 0.5, 1 - 2.0**-13)]
+    values = np.concatenate([neighbours(grid), *between])
+    values = values[(values >= 0) & (values <= LARGEST)]
+    return np.concatenate([values, -values])
+
+
+def truncated(values):
+    """The bits of float16 nearest to each value of those not farther from 0."""
+    magnitude = np.abs(values).astype(np.float64)
+    nearest = np.abs(values).astype(np.float16)
+    below = np.where(nearest.astype(np.float64) > magnitude, np.nextafter(nearest, np.float16(0)), nearest)
+    return below.view(np.uint16) | np.where(np.signbit(values), 0x8000, 0).astype(np.uint16)
+
+
+def limited(values):
+    with np.errstate(invalid="ignore"):
+        product = np.fmin(np.abs(values), np.float32(65536))  # of a number and NaN the number
+        return np.fmax(product, np.fmin(np.abs(values), TINY))
+
+
+# name: (arguments, expected)
+CASES = {
+    "inverse_probability": (
+        np.arange(1, 65537, dtype=np.float32),
+        lambda n: np.float32(65536) / n,
+    ),
+    "round_up": (
+        np.clip(neighbours(np.concatenate([np.arange(65537), [2.0**-149, 2.0**-126, 2.0**-24]])), 0, 65536),
+        np.ceil,
+    ),
+    "limited_product": (
+        np.float32([0.0, -0.0, 2.0**-149, 2.0**-101, TINY, -TINY, 1.5, -7e4, 65536, 3e38, np.inf, -np.inf, np.nan]),
+        limited,
+    ),
+    "widen_float16": (
+        np.delete(np.arange(65536), [*range(0x7C01, 0x8000), *range(0xFC01, 0x10000)]).astype(np.float32),  # no NaN
+        lambda bits: bits.astype(np.uint16).view(np.float16).astype(np.float32),
+    ),
+    "truncate_float16": (float16_steps(), lambda values: truncated(values).astype(np.float32)),
+}
+
+
+def taken(take, name, values):
+    return np.array(take(name, values.tolist()), dtype=np.float32).view(np.int32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shortcuts_are_exact(name, compiled):
+    values, expected = CASES[name]
+    assert np.array_equal(
+        taken(compiled.take_shortcuts, name, values), expected(values).astype(np.float32).view(np.int32)
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shortcuts_are_exact_on_a_gpu(name, compiled):
+    if compiled.build_info()["cuda"] is None or not torch.cuda.is_available():
+        pytest.skip("no CUDA build or no GPU")
+    values, expected = CASES[name]
+    assert np.array_equal(
+        taken(compiled.take_shortcuts_cuda, name, values), expected(values).astype(np.float32).view(np.int32)
+    )
