@@ -15,7 +15,7 @@ from csgd_cuda import extension
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench_step
-from step_bench import gradients, report, run, timing
+from step_bench import bars, gradients, report, run, timing
 from step_bench.lists import LISTS, numel, scaled
 from step_bench.peers import BASELINE, PEERS
 
@@ -135,6 +135,40 @@ def test_figures_not_measured_are_a_dash():
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "torch SGD fused", "1.00", "-", "-", "2.00", "50.0%", "-", "-", "-", "-", "1",
     ]  # fmt: skip
+
+
+def reached(dtype, flat, resnet50, elements=2**28):
+    """The last cells of the table of bars for made-up measurements on a GPU."""
+    lists = {"flat": {"elements": elements, "rows": flat}, "resnet50": {"elements": 25_557_032, "rows": resnet50}}
+    lines = bars.table({"device": "cuda", "dtype": dtype, "lists": lists})
+    return [[cell.strip() for cell in line.strip("|").split("|")][3:] for line in lines[2:]]
+
+
+def test_bars_are_met_or_missed():
+    off = {"ratio": 1.0}
+    five = {"ratio": 0.79}
+    baseline = {"host_us": 400.0}
+    model = {"sgd_fused": baseline, "csgd": {"launches": 1, "host_us": 199.0}}
+    flat = {"csgd_dense": {"share_of_copy": 0.9, "ratio": 1.04}, "csgd_off": off, "csgd_5": five}
+    assert reached("float32", flat, model) == [
+        ["90.0%", "met"], ["1.27", "met"], ["4.0%", "met"], ["1", "met"], ["49.8%", "met"],
+    ]  # fmt: skip
+    flat |= {"csgd_dense": {"share_of_copy": 0.89, "ratio": 1.06}, "csgd_5": {"ratio": 0.81}}
+    model["csgd"] = {"launches": 2, "host_us": 201.0}
+    assert [outcome for _, outcome in reached("float32", flat, model)] == ["MISSED"] * 5
+    assert reached("bfloat16", flat, model) == [["89.0%", "met"]]
+    flat["csgd_dense"]["share_of_copy"] = 0.79
+    assert reached("bfloat16", flat, model) == [["79.0%", "MISSED"]]
+
+
+def test_bars_without_their_figures_are_not_measured():
+    model = {"sgd_fused": {"host_us": None}, "csgd": {"launches": None, "host_us": 199.0}}
+    dense = {"csgd_dense": {"share_of_copy": 0.9, "ratio": 1.04}}
+    flat = {**dense, "csgd_off": {"ratio": None}, "csgd_5": {"left_out": "no kernel"}}
+    outcomes = [outcome for _, outcome in reached("float32", flat, model)]
+    assert outcomes == ["met", *["not measured"] * 4]
+    assert reached("bfloat16", dense, {}, elements=2**20) == [["-", "not measured"]]
+    assert bars.table({"device": "cpu", "dtype": "float32", "lists": {}}) == []
 
 
 @pytest.mark.parametrize("options", [["--lists", "nonsense"], ["--repeat", "0"], ["--scale", "-1"], ["--peers", "x"]])

@@ -20,7 +20,7 @@ CASES = [(dtype, density) for dtype in ("float32", "bfloat16") for density in (1
 
 
 def run_steps():
-    """What is profiled: for each case one step of which the kernel is counted; prints touched shares."""
+    """For each case one step that is profiled; prints touched shares."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import torch
 
@@ -31,8 +31,13 @@ def run_steps():
         param.grad = torch.full_like(param, 0.5)
         # Without decay or dampening and with a momentum of 2^-10, d stays near the gradient: density = d / T.
         optimizer = CSGD([param], lr=0.5, momentum=2.0**-10, lipschitz=0.5 / density if density < 1 else 0.0)
+        optimizer.step()  # makes the momentum, which the next one reads
         before = param.clone()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
         optimizer.step()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
         sector = 32 // param.element_size()
         touched = (param != before).view(-1, sector).any(dim=1).double().mean().item()
         print(f"case,{name},{density},{param.element_size()},{touched}", flush=True)
@@ -41,18 +46,25 @@ def run_steps():
 def counted(ncu):
     """Runs this file under ncu: (the lines of run_steps, bytes read and written by each step's kernel)."""
     command = [ncu, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:csgd_kernel"]
+    command += ["--print-units", "base", "--clock-control", "none", "--profile-from-start", "off"]
     done = subprocess.run([*command, sys.executable, __file__, "--steps"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"ncu failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    lines = done.stdout.splitlines()
+    cases, kernels = parse(done.stdout)
+    if done.returncode != 0 or not cases or len(cases) != len(kernels):
+        counts = f"{len(cases)} steps, {len(kernels)} kernels counted, exit status {done.returncode}"
+        sys.exit(f"count_bytes: ncu failed: {counts}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return cases, kernels
+
+
+def parse(output):
+    """(the cases of run_steps, {metric: bytes} of each kernel) from the output of ncu --csv and the program."""
+    lines = output.splitlines()
     cases = [line.split(",")[1:] for line in lines if line.startswith("case,")]
-    table = csv.DictReader(io.StringIO("\n".join(line for line in lines if line.startswith('"'))))
-    units = {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
-    sums = {}
-    for row in table:
-        value = float(row["Metric Value"].replace(",", "")) * units[row["Metric Unit"]]
-        sums.setdefault(row["ID"], {})[row["Metric Name"]] = value
-    return cases, list(sums.values())
+    kernels = {}
+    for row in csv.DictReader(io.StringIO("\n".join(line for line in lines if line.startswith('"')))):
+        if row["Metric Unit"] != "byte":
+            raise ValueError(f"{row['Metric Name']} is in {row['Metric Unit']}, not in bytes")
+        kernels.setdefault(row["ID"], {})[row["Metric Name"]] = float(row["Metric Value"].replace(",", ""))
+    return cases, list(kernels.values())
 
 
 def main():
@@ -62,8 +74,6 @@ def main():
     if ncu is None:
         sys.exit("count_bytes: ncu (Nsight Compute) is not on the PATH")
     cases, kernels = counted(ncu)
-    if len(cases) != len(kernels):
-        sys.exit(f"count_bytes: {len(cases)} steps but {len(kernels)} kernels were counted")
     print("| dtype | density | sectors touched | read, B/param | written, B/param | both | floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (name, density, size, touched), sums in zip(cases, kernels, strict=True):

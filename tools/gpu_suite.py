@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a GPU, in one command: build, tests on CUDA, compute-sanitizer, benchmark.
+"""Everything that needs a GPU, in one command: build, benchmark, tests on CUDA, bytes moved, compute-sanitizer.
 
-Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. Without expecttest most of
-tests/torch_optim is skipped. Builds in place. Writes gpu-suite.json and gpu-suite.md into --out, besides what the
-benchmark writes there. Exit status: 0 if every part passed, 1 if one failed (the later ones run all the same), 2 if
-there is nothing to run on.
+Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. With pytest-xdist the tests
+run in several processes; without expecttest most of tests/torch_optim is skipped. Builds in place. Writes
+gpu-suite.json and gpu-suite.md into --out, besides what the benchmark writes there. Exit status: 0 if every part
+passed, 1 if one failed or found no time left (the later ones run all the same), 2 if there is nothing to run on.
 """
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TAIL = 25  # lines of a part's output that the report keeps
+TAIL = 60  # lines of a part's output that the report keeps: enough for a benchmark's tables
+# The tests that put something on a GPU, by their names: "cuda" is also the device in the parameters of most of them.
+GPU_TESTS = "cuda or gpu or nccl or backends_agree or twins_stay_equal or semi_structured or another_device"
+# What GPU_TESTS would find beside them: the emulation, and programs that only refuse a device.
+CPU_ONLY = ("test_cuda_emulation", "test_example", "example_train", "test_train", "test_network", "integration")
+TEST_PROCESSES = 6  # of which each holds a context of about 0.5 GB on the GPU
+# Not the reference, which takes seconds for a step of the larger lists, nor torch.compile, which takes minutes.
+PEERS = "sgd_fused,sgd_foreach,csgd,csgd_5,csgd_dense,csgd_off"
 
 
 def machine(torch):
@@ -40,23 +49,20 @@ def machine(torch):
 
 
 def parts(args):
-    """(name, command) of each part, in order."""
+    """(name, command) of each part, in order: what is wanted most first, in case the time runs out."""
     python = sys.executable
     yield "build", [python, "setup.py", "build_ext", "--inplace"]
-    # What is about the CPU: the emulation, the programs that train, several processes with gloo.
-    cpu_only = ["test_cuda_emulation", "test_example", "example_train", "test_train", "detection", "test_network"]
-    gloo = ("sharded", "missing", "checkpoints", "overlap", "hook", "replicas")
-    cpu_only += [f"distributed/test_{name}" for name in gloo]
-    skipped = [f"--ignore-glob=tests/{name}*" for name in cpu_only]
-    yield "tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *skipped]
+    for dtype in ("float32", "bfloat16"):
+        bench = [python, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]
+        yield f"benchmark {dtype}", [*bench, "--out", str(args.out)] if not args.no_benchmark else None
+    skipped = [f"--ignore-glob=tests/{name}*" for name in CPU_ONLY]
+    parallel = ["-n", str(min(TEST_PROCESSES, os.cpu_count()))] if importlib.util.find_spec("xdist") else []
+    yield "tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", GPU_TESTS, *parallel, *skipped]
+    yield "bytes moved", [python, "tools/count_bytes.py"] if shutil.which("ncu") else None
     sanitizer = shutil.which("compute-sanitizer")
     for tool in SANITIZERS:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "3", python, "tools/sanitize_step.py"]
         yield f"compute-sanitizer {tool}", command if sanitizer else None
-    yield "bytes moved", [python, "tools/count_bytes.py"] if shutil.which("ncu") else None
-    for dtype in ("float32", "bfloat16"):
-        bench = [python, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--out", str(args.out)]
-        yield f"benchmark {dtype}", bench if not args.no_benchmark else None
 
 
 def run_part(name, command, limit):
@@ -64,19 +70,23 @@ def run_part(name, command, limit):
     if command is None:
         print(f"== {name}: left out", flush=True)
         return {"part": name, "result": "left out", "seconds": 0.0, "output": ""}
-    print(f"== {name}: {' '.join(command)}", flush=True)
+    if limit < 1:
+        print(f"== {name}: no time left", flush=True)
+        return {"part": name, "result": "no time left", "seconds": 0.0, "output": ""}
+    print(f"== {name}: {shlex.join(command)}", flush=True)
     start = time.perf_counter()
     lines = []
     environment = {**os.environ, "CSGD_CUDA_BUILD": "cuda", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        ["timeout", str(limit), *command], cwd=ROOT, env=environment, text=True, errors="replace",
+        ["timeout", "--kill-after", "5", str(limit), *command], cwd=ROOT, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line.rstrip())
     status = process.wait()
-    result = {0: "passed", 124: f"not finished after {limit} s"}.get(status, f"failed, exit status {status}")
+    late = f"not finished after {limit} s"
+    result = {0: "passed", 124: late, 137: late}.get(status, f"failed, exit status {status}")
     return {"part": name, "result": result, "seconds": time.perf_counter() - start, "output": "\n".join(lines[-TAIL:])}
 
 
@@ -96,7 +106,9 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the reports")
     parser.add_argument("--no-benchmark", action="store_true", help="leave out the benchmark")
     parser.add_argument("--limit", type=int, default=240, help="seconds for each part (default: %(default)s)")
+    parser.add_argument("--total", type=int, default=470, help="seconds for all parts (default: %(default)s)")
     args = parser.parse_args()
+    end = time.monotonic() + args.total
     try:
         import torch
     except ImportError as error:
@@ -110,7 +122,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for name, command in parts(args):
-        results.append(run_part(name, command, args.limit))
+        results.append(run_part(name, command, min(args.limit, int(end - time.monotonic()))))
         # After each part, so that an interrupted suite leaves what it knows.
         (args.out / "gpu-suite.json").write_text(json.dumps({**info, "parts": results}, indent=1) + "\n")
         (args.out / "gpu-suite.md").write_text(report(info, results))

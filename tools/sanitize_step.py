@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few calls of the CUDA kernels, short enough for compute-sanitizer: every dtype, tails, misalignment, options."""
 
+from os import environ
 from pathlib import Path
 from sys import path
 
+# Each tensor an allocation of its own: in a block of torch's cache no access beyond a tensor's end would be seen.
+environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch

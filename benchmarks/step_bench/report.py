@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from . import bars
 from .peers import BASELINE, PEERS
 
 _DASH = "-"
@@ -44,6 +45,8 @@ def markdown(results: dict) -> str:
     lines = [f"# One optimizer step, {results['device']}, {results['dtype']}", ""]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
     lines += [f"- {note}" for note in results["notes"]]
+    if reached := bars.table(results):
+        lines += ["", *reached]
     lines += ["", f"ratio: to {PEERS[BASELINE].label} in the same round. The columns: benchmarks/README.md."]
     for entry in results["lists"].values():
         lines += ["", *_list_section(entry)]

@@ -36,7 +36,7 @@ class CpuTimer:
         call()
         return (time.perf_counter() - start) * 1e3
 
-    def host_us(self, call: Callable[[], object], steps: int = 5, rounds: int = 5) -> None:
+    def host_us(self, call: Callable[[], object], steps: int = 5, rounds: int = 15) -> None:
         """On a CPU the step has no second, asynchronous part."""
 
     def launches(self, call: Callable[[], object]) -> None:
@@ -77,7 +77,7 @@ class CudaTimer:
         end.synchronize()
         return begin.elapsed_time(end)
 
-    def host_us(self, call: Callable[[], object], steps: int = 5, rounds: int = 5) -> float:
+    def host_us(self, call: Callable[[], object], steps: int = 5, rounds: int = 15) -> float:
         """Microseconds that the host spends per call: median over rounds of a few calls without a wait in between."""
         samples = []
         for _ in range(rounds):

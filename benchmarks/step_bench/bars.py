@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step on a GPU has to reach, and whether a run has: a short table ahead of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .lists import LISTS, numel
+from .peers import BASELINE
+
+
+class Bar(NamedTuple):
+    """One bar: ``measured(rows)`` is compared with ``bound``; a KeyError or TypeError there: it was not measured."""
+
+    dtype: str
+    list_name: str
+    text: str
+    measured: Callable[[dict], float]
+    at_least: bool
+    bound: float
+    form: str = "{:.1%}"
+
+    def met(self, value: float) -> bool:
+        """Whether ``value`` reaches the bound."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def _copy_share(rows: dict) -> float:
+    return rows["csgd_dense"]["share_of_copy"]
+
+
+# Both ratios are to the same baseline in the same rounds, so that their quotient has no drift of the clock in it.
+def _calibration_adds(rows: dict) -> float:
+    return rows["csgd_dense"]["ratio"] / rows["csgd_off"]["ratio"] - 1
+
+
+BARS = (
+    Bar("float32", "flat", "dense: share of the copy's GB/s, at 20 bytes per parameter", _copy_share, True, 0.90),
+    Bar("float32", "flat", "5 % of the coordinates move: times as fast as torch SGD fused",
+        lambda rows: 1 / rows["csgd_5"]["ratio"], True, 1.25, "{:.2f}"),
+    Bar("float32", "flat", "dense: what calibration adds to c = 0", _calibration_adds, False, 0.05),
+    Bar("float32", "resnet50", "kernel launches of a step", lambda rows: 1.0 * rows["csgd"]["launches"], False, 1,
+        "{:.0f}"),
+    Bar("float32", "resnet50", "host time of a step, share of that of torch SGD fused",
+        lambda rows: rows["csgd"]["host_us"] / rows[BASELINE]["host_us"], False, 0.50),
+    Bar("bfloat16", "flat", "dense: share of the copy's GB/s, at 10 bytes per parameter", _copy_share, True, 0.80),
+)  # fmt: skip
+
+
+def table(results: dict) -> list[str]:
+    """Lines of Markdown; none for a CPU. Lists that were scaled count as not measured."""
+    bars = [bar for bar in BARS if bar.dtype == results["dtype"]] if results["device"] == "cuda" else []
+    if not bars:
+        return []
+    lines = ["| list | bar | needed | measured | |", "| --- | --- | ---: | ---: | --- |"]
+    for bar in bars:
+        needed = f"{'≥' if bar.at_least else '≤'} {bar.form.format(bar.bound)}"
+        value = _value(bar, results["lists"])
+        outcome = "- | not measured" if value is None else f"{bar.form.format(value)} | {_outcome(bar, value)}"
+        lines.append(f"| {LISTS[bar.list_name].label} | {bar.text} | {needed} | {outcome} |")
+    return lines
+
+
+def _outcome(bar: Bar, value: float) -> str:
+    return "met" if bar.met(value) else "MISSED"
+
+
+def _value(bar: Bar, lists: dict) -> float | None:
+    entry = lists.get(bar.list_name)
+    if entry is None or entry["elements"] != numel(LISTS[bar.list_name].shapes("cuda")):
+        return None
+    try:
+        return bar.measured(entry["rows"])
+    except (KeyError, TypeError):  # a peer was left out, or a figure is None
+        return None
