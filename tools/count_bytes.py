@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes that a step moves through GPU memory per parameter, as Nsight Compute counts them, against the floor.
 
-    python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table
+    python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table, or why there is none
 
 The floor with momentum and without weight decay, for elements of b bytes: read gradient and momentum, write momentum,
 and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched).
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NUMEL = 2**26  # larger than any cache
+NUMEL = 2**28  # what is still in a cache when a step ends, 50 MB, is less than 1 % of what it writes
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 CASES = [(dtype, density) for dtype in ("float32", "bfloat16") for density in (1.0, 0.05, 0.01)]
 
@@ -48,6 +48,9 @@ def counted(ncu):
     command = [ncu, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:csgd_kernel"]
     command += ["--print-units", "base", "--clock-control", "none", "--profile-from-start", "off"]
     done = subprocess.run([*command, sys.executable, __file__, "--steps"], capture_output=True, text=True, check=False)
+    if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
+        print("not measured: ncu may not read the GPU's counters here")
+        sys.exit(0)
     cases, kernels = parse(done.stdout)
     if done.returncode != 0 or not cases or len(cases) != len(kernels):
         counts = f"{len(cases)} steps, {len(kernels)} kernels counted, exit status {done.returncode}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a GPU, in one command: build, benchmark, tests on CUDA, bytes moved, compute-sanitizer.
+"""Everything that needs a GPU, in one command: build, bits, benchmark, tests, bytes moved, compute-sanitizer.
 
 Needs Python with torch (a CUDA build), ninja, pytest and hypothesis, and nvcc; no network. With pytest-xdist the tests
 run in several processes; without expecttest most of tests/torch_optim is skipped. Builds in place. Writes
@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TAIL = 60  # lines of a part's output that the report keeps: enough for a benchmark's tables
 # The tests that put something on a GPU, by their names: "cuda" is also the device in the parameters of most of them.
-GPU_TESTS = "cuda or gpu or nccl or backends_agree or twins_stay_equal or semi_structured or another_device"
+GPU_TESTS = "cuda or gpu or nccl or twins_stay_equal or semi_structured or another_device"
+# A step that is wrong need not be measured: the rule's arithmetic, and steps compared with the CPU's, come first.
+BITS = ("tests/test_philox.py", "tests/test_shortcuts.py", "tests/test_backends_agree.py")
 # What GPU_TESTS would find beside them: the emulation, and programs that only refuse a device.
 CPU_ONLY = ("test_cuda_emulation", "test_example", "example_train", "test_train", "test_network", "integration")
 TEST_PROCESSES = 6  # of which each holds a context of about 0.5 GB on the GPU
@@ -52,12 +54,14 @@ def parts(args):
     """(name, command) of each part, in order: what is wanted most first, in case the time runs out."""
     python = sys.executable
     yield "build", [python, "setup.py", "build_ext", "--inplace"]
+    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    yield "bits", [*pytest, "-q", *BITS]
     for dtype in ("float32", "bfloat16"):
         bench = [python, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]
         yield f"benchmark {dtype}", [*bench, "--out", str(args.out)] if not args.no_benchmark else None
-    skipped = [f"--ignore-glob=tests/{name}*" for name in CPU_ONLY]
+    skipped = [f"--ignore-glob=tests/{name}*" for name in CPU_ONLY] + [f"--ignore={path}" for path in BITS]
     parallel = ["-n", str(min(TEST_PROCESSES, os.cpu_count()))] if importlib.util.find_spec("xdist") else []
-    yield "tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", GPU_TESTS, *parallel, *skipped]
+    yield "tests", [*pytest, "-rs", "-k", GPU_TESTS, *parallel, *skipped]
     yield "bytes moved", [python, "tools/count_bytes.py"] if shutil.which("ncu") else None
     sanitizer = shutil.which("compute-sanitizer")
     for tool in SANITIZERS:
