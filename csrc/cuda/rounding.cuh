@@ -95,13 +95,12 @@ __device__ __forceinline__ void narrow(bool stochastic, Draw draw, const T (&val
   if constexpr (!Storage<S>::kRounds) {
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) to[k / Lanes<S>::kEach].value[k % Lanes<S>::kEach] = values[k];
+  } else if (stochastic) {
+    const Philox4x32 draws = draw();
+    if (are_ordinary<S>(values)) return round_ordinary(draws, values, to[0]);
+    round8(true, [&] { return draws; }, values, mask, to[0].value);
   } else {
-    Philox4x32 draws{};
-    if (stochastic) {
-      draws = draw();
-      if (are_ordinary<S>(values)) return round_ordinary(draws, values, to[0]);
-    }
-    round8(stochastic, [&] { return draws; }, values, mask, to[0].value);
+    round8(false, draw, values, mask, to[0].value);
   }
 }
 
