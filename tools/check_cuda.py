@@ -53,7 +53,10 @@ def check_kernels(nvcc, flags, source):
                 if any(int(n) for n in (stack, stores, loads)):
                     errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
             print(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
-            counts |= sass.counts(name, output)
+            try:
+                counts |= sass.counts(name, output)
+            except ValueError as error:
+                errors.append(f"{source}: {error}")
         run([nvcc, "-std=c++17", *flags, PTX_TARGET, "-ptx", source, "-o", output])
         print(f"{source}: PTX compiles")
         if expected := WIDE_ACCESSES.get(Path(source).name):

@@ -4,7 +4,8 @@
     python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table, or why there is none
 
 The floor with momentum and without weight decay, for elements of b bytes: read gradient and momentum, write momentum,
-and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched).
+and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched). What a cache still holds
+when the step ends is not counted as written: with the 50 MB of an H100 up to 0.2 bytes per parameter.
 """
 
 import csv
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NUMEL = 2**28  # what is still in a cache when a step ends, 50 MB, is less than 1 % of what it writes
+NUMEL = 2**28
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 CASES = [(dtype, density) for dtype in ("float32", "bfloat16") for density in (1.0, 0.05, 0.01)]
 

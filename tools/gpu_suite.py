@@ -55,6 +55,9 @@ def parts(args):
     python = sys.executable
     yield "build", [python, "setup.py", "build_ext", "--inplace"]
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    # Without this, tests would pass over a kernel that is not there.
+    no_kernel = "import torch, csgd_cuda.extension as e; raise SystemExit(e.why_no_kernel(torch.device('cuda')))"
+    yield "kernels", [python, "-c", no_kernel]
     yield "bits", [*pytest, "-q", *BITS]
     for dtype in ("float32", "bfloat16"):
         bench = [python, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]

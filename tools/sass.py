@@ -3,7 +3,8 @@
 
 The loop that copies ahead to shared memory is the one that takes nearly all elements. Of the ways through it the
 shortest that makes all draws and stores everything is counted: a step in which every coordinate moves. What only NaN,
-infinity or the largest numbers need is not on it.
+infinity or the largest numbers need is not on it. Conditions are not followed: who asks for one twice may get a way
+that cannot happen.
 """
 
 import re
@@ -117,7 +118,10 @@ def counts(target, cubin):
     for name, text in functions(cubin).items():
         case = case_of(target, name)
         if case is not None:
-            found[case.words()] = instructions_of_a_round(*parse(text)) / ELEMENTS
+            round_of_eight = instructions_of_a_round(*parse(text))
+            if round_of_eight is None:
+                raise ValueError(f"{' '.join(case.words())}: no loop copies to shared memory ahead")
+            found[case.words()] = round_of_eight / ELEMENTS
     return dict(sorted(found.items()))
 
 

@@ -53,7 +53,7 @@ def table(results: dict) -> list[str]:
     bars = [bar for bar in BARS if bar.dtype == results["dtype"]] if results["device"] == "cuda" else []
     if not bars:
         return []
-    lines = ["| list | bar | needed | measured | |", "| --- | --- | ---: | ---: | --- |"]
+    lines = ["| list | bar | needed | measured | outcome |", "| --- | --- | ---: | ---: | --- |"]
     for bar in bars:
         needed = f"{'≥' if bar.at_least else '≤'} {bar.form.format(bar.bound)}"
         value = _value(bar, results["lists"])

@@ -178,7 +178,7 @@ CSGD_HOST_DEVICE auto draw_value(Draw draw) {
   return cast_bits<T>(convert<typename Bits::Type>(draw) | Bits::kIntegers) - integers<T>();
 }
 
-// Whether the draw is below n; or below x, which is the same, since draws are integers.
+// Whether the draw is below n.
 template <class Value, class Draw>
 CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
   return draw_value<LaneOf<Value>>(draw) < n;

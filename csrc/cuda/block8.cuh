@@ -9,6 +9,7 @@
 #include "blocks.cuh"
 #include "pruned.cuh"
 #include "rounding.cuh"
+#include "vectors.cuh"
 
 namespace csgd {
 
@@ -58,6 +59,12 @@ __device__ __forceinline__ T half_above(uint32_t word, unsigned half) {
   } else {
     return bit_cast<double>(FloatBits<double>::kIntegers | __byte_perm(word, 0, half));
   }
+}
+
+// The same for element k of the eight that a Philox call serves.
+template <class T>
+__device__ __forceinline__ T draw_above(const Philox4x32& bits, int k) {
+  return half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf);
 }
 
 // Raises the partial's maximum to that of the finite |d|. All of eight nearly always are.
@@ -130,7 +137,7 @@ __device__ __forceinline__ void step8(const Header& header, const Parts& parts, 
     for (int k = 0; k < kPerThread; ++k) grad[k] = select((alive >> k & 1u) != 0, grad[k], S{});
   }
   const Philox4x32 bits = draws_of(kCalibrationStream);
-  const auto draw = [&](int k) { return half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf); };
+  const auto draw = [&](int k) { return draw_above<T>(bits, k); };
   T g[kPerThread], theta[kPerThread], momentum[kPerThread], d[kPerThread], above[kPerThread];
   widen8(grad, g);
   widen8(param, theta);

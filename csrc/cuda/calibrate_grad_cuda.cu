@@ -73,8 +73,8 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
     if (k > 0) channels.next();
     const T d = Storage<S>::load(stored[k]);
     channels.note(finite_magnitude_bits(d));                             // beyond the end d is 0
-    const T above = round_up_above(limited_product(d, channels.scale));  // 2^23 + n
-    const bool move = half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf) < above;
+    const T above = round_up_above(limited_product(d, channels.scale));  // integers() + n
+    const bool move = draw_above<T>(bits, k) < above;
     out[k] = select(move, d * inverse_probability_above(above), T(0));
     moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0
   }

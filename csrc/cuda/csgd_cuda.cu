@@ -59,16 +59,20 @@ __device__ __forceinline__ Parts parts_of(const CsgdOptions& options) {
   }
 }
 
-// Blocks that a multiprocessor is to hold, by which the compiler limits their registers: so many as it can without
-// spilling any.
+// Blocks that a multiprocessor is to hold, by which the compiler limits their registers. Found by trying: with more of
+// them it spills registers; in float32 a fourth would do, and would have to prove itself on a GPU.
 template <class S, class Parts>
-constexpr int kBlocksAtOnce = std::is_same_v<Parts, RuntimeParts> ? 1 : 2;
-template <bool kMomentum, bool kNesterov>
-constexpr int kBlocksAtOnce<float, StaticParts<false, kMomentum, kNesterov>> = 3;
+constexpr int kBlocksAtOnce = 2;
+template <bool kWeightDecay, bool kMomentum, bool kNesterov>
+constexpr int kBlocksAtOnce<float, StaticParts<kWeightDecay, kMomentum, kNesterov>> = 3;
 template <bool kMomentum>
 constexpr int kBlocksAtOnce<BFloat16, StaticParts<false, kMomentum, false>> = 3;
 template <bool kMomentum>
 constexpr int kBlocksAtOnce<Float16, StaticParts<false, kMomentum, false>> = 3;
+template <>
+constexpr int kBlocksAtOnce<BFloat16, StaticParts<true, false, false>> = 3;
+template <>
+constexpr int kBlocksAtOnce<Float16, StaticParts<true, false, false>> = 3;
 
 template <class S, class Parts, class L>
 __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kernel(const __grid_constant__ L launch) {

@@ -158,8 +158,8 @@ class WarpPasses {
         widen<S>(param_vectors, param);
       }
       ahead_.refill();
-      Philox4x32
-          own;  // made before the wait, but in 16 bits: three passes are on their way there, and registers scarce
+      // Made before the wait, but in 16 bits: three passes are on their way there, and registers scarce.
+      Philox4x32 own;
       if constexpr (!Lanes<S>::kOwnDraws) own = draws_of(kCalibrationStream);
       ahead_.take(grad, momentum);
       if constexpr (Lanes<S>::kOwnDraws) own = draws_of(kCalibrationStream);

@@ -3,7 +3,7 @@
 // operating system, and several blocks run at a time, so that races between threads and between blocks are real ones.
 // Atomics and __ldcg() are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does
 // not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is. What __CUDA_ARCH__
-// chooses in csrc/core does not run here, but what stands beside it; on a GPU tests/test_cuda.py compares the two.
+// chooses in csrc/core does not run here, but what stands beside it; on a GPU tests/test_shortcuts.py tries it.
 #pragma once
 
 #include <pthread.h>
