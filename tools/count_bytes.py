@@ -4,8 +4,8 @@
     python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table, or why there is none
 
 The floor with momentum and without weight decay, for elements of b bytes: read gradient and momentum, write momentum,
-and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched). What a cache still holds
-when the step ends is not counted as written: with the 50 MB of an H100 up to 0.2 bytes per parameter.
+and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched). What a cache still
+holds when the step ends is not counted as written: with the 50 MB of an H100 up to 0.2 bytes per parameter.
 """
 
 import csv
