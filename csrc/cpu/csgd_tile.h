@@ -135,21 +135,10 @@ static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdPru
              : step_chunk<S, Parts, false>(options, tensor, begin, end);
 }
 
-template <class S, bool kWeightDecay>
-static ChunkResult step_chunk_momentum(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin,
-                                       int64_t end) {
-  const RuntimeParts parts = runtime_parts(options);
-  if (!parts.momentum) {
-    return step_chunk_rounding<S, StaticParts<kWeightDecay, false, false>>(options, tensor, begin, end);
-  }
-  return parts.nesterov ? step_chunk_rounding<S, StaticParts<kWeightDecay, true, true>>(options, tensor, begin, end)
-                        : step_chunk_rounding<S, StaticParts<kWeightDecay, true, false>>(options, tensor, begin, end);
-}
-
 template <class S>
 static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin, int64_t end) {
-  return options.weight_decay != 0 ? step_chunk_momentum<S, true>(options, tensor, begin, end)
-                                   : step_chunk_momentum<S, false>(options, tensor, begin, end);
+  return with_static_parts(
+      options, [&](auto parts) { return step_chunk_rounding<S, decltype(parts)>(options, tensor, begin, end); });
 }
 
 ChunkFunction chunk_function(DType dtype) {
