@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpp/* tests/cuda_emulation/*)
+CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpu/*.cpp tests/cuda/emulation/*)
 ARGS ?=
 
 .PHONY: train test test-integration lint docs format check-cuda count-instructions gpu-suite clean

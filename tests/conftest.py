@@ -9,12 +9,12 @@ import torch
 
 from csgd_cuda import extension
 
+from .helpers import DEVICES
+
 hypothesis.settings.register_profile(
     "csgd", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("csgd")
-
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def pytest_addoption(parser):

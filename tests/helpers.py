@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test files share: raw bits, awkward data, and steps made by one backend."""
 
+import math
+
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, extension
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 STATE_NAMES = ("momentum_buffer", "step", "lipschitz_bound")
+LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+# Around the Philox block (8), vectors of counters (64, 128), the CPU tile (256), a pass of a CUDA block (2048), the
+# CPU chunk (16384) and the smallest size that wakes other threads (32768).
+BOUNDARIES = [0, 1, 7, 8, 9, 1000]
+BOUNDARIES += [base + off for base in (64, 128, 256, 512, 2048, 16384, 32768) for off in (-1, 0, 1)]
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+# Every backend that this machine has, as (device, fused).
+BACKENDS = [
+    (device, fused)
+    for device in DEVICES
+    for fused in (True, False)
+    if not fused or extension.why_no_kernel(torch.device(device)) is None
+]
 
 
 def bits(tensor):
@@ -49,6 +66,33 @@ def heavy_tailed(shape, generator, dtype=torch.float32):
     x = torch.randn(shape, generator=generator, dtype=torch.float64) ** 3
     x[torch.rand(shape, generator=generator) < 0.05] = 0.0
     return x.to(dtype)
+
+
+def laid_out(values, layout):
+    """The values as a parameter of the given layout; a view into a larger base for the last two."""
+    if layout == "contiguous":
+        return values.clone()
+    if layout == "reversed dimensions":
+        dims = list(reversed(range(values.dim())))
+        return values.permute(dims).contiguous().permute(dims)
+    if layout == "last dimension first":  # channels_last, for four dimensions
+        return values.movedim(-1, 0).contiguous().movedim(0, -1)
+    if layout == "odd offset":
+        base = values.new_zeros(values.numel() + 3)
+        return base[3:].view(values.shape).copy_(values)
+    if layout == "strided view":
+        base = values.new_full((*values.shape, 3), 7.0)
+        return base[..., 1].copy_(values)
+    raise ValueError(layout)
+
+
+def edge_values(shape, generator, dtype):
+    """Gradients with zeros, subnormals, huge values, Inf and NaN among them."""
+    values = heavy_tailed(shape, generator, torch.float64)
+    special = torch.tensor([0.0, -0.0, 1e-45, -3e-42, 1e-7, 6e4, math.inf, -math.inf, math.nan], dtype=torch.float64)
+    pick = torch.randint(0, 4 * len(special), shape, generator=generator)
+    chosen = special[pick.clamp(max=len(special) - 1)]
+    return torch.where(pick < len(special), chosen, values).to(dtype)
 
 
 def make_params(shapes, dtype, device="cpu", seed=0):

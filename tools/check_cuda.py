@@ -3,7 +3,7 @@
 
 Compiles every .cu file for sm_80, sm_90, sm_100 and PTX; fails where the compiler had to spill registers or put
 arrays into local memory, where a kernel no longer reads and writes its tensors 16 bytes at a time, and where the step
-takes more instructions per element than tests/cuda_instruction_counts.md has (--write makes that file anew); checks
+takes more instructions per element than tests/cuda/instruction_counts.md has (--write makes that file anew); checks
 the syntax of the CUDA bindings against the installed torch's headers.
 """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instructions per element of a step on the CPU, as valgrind counts them: a measure that no other load disturbs.
 
-    python tools/count_instructions.py            # prints the table; --write puts it into tests/instruction_counts.md
+    python tools/count_instructions.py    # prints the table; --write puts it into tests/cpu/instruction_counts.md
 
-tests/test_instruction_count.py holds the counts against that file. valgrind does not know AVX-512, whose code is read
-instead: how many of its floating-point multiplications do not work on 512 bits.
+tests/cpu/test_instruction_count.py holds the counts against that file. valgrind does not know AVX-512, whose code is
+read instead: how many of its floating-point multiplications do not work on 512 bits.
 """
 
 import math
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "tests" / "instruction_counts.md"
+TABLE = ROOT / "tests" / "cpu" / "instruction_counts.md"
 CXX_FLAGS = runpy.run_path(str(ROOT / "setup.py"))["CXX_FLAGS"]
 CXX = os.environ.get("CXX", "c++").split()
 
@@ -62,17 +62,17 @@ def compiler():
 
 
 def build(folder, vector_bytes=None):
-    """Compiles tests/cpp/count_instructions.cpp and csrc/cpu as setup.py would, in ``folder``, which it returns.
+    """Compiles tests/cpu/count_instructions.cpp and csrc/cpu as setup.py would, in ``folder``, which it returns.
 
     ``vector_bytes`` plants a fault: vectors of that many bytes, whatever the instruction set has.
     """
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    shutil.copytree(ROOT / "tests" / "cpp", folder / "tests" / "cpp")
+    shutil.copytree(ROOT / "tests" / "cpu", folder / "tests" / "cpu")
     sources = sorted((folder / "csrc" / "cpu").glob("*.cpp"))
     for source in sources if vector_bytes else ():
         planted = re.sub(r"(#define CSGD_VECTOR_BYTES) \d+", rf"\1 {vector_bytes}", source.read_text())
         source.write_text(planted)
-    program = [folder / "tests" / "cpp" / "count_instructions.cpp", *sources]
+    program = [folder / "tests" / "cpu" / "count_instructions.cpp", *sources]
     # -std as torch.utils.cpp_extension adds it.
     run([*CXX, "-std=c++20", "-fPIC", *CXX_FLAGS, "-c", *program], cwd=folder)
     run([*CXX, *sorted(folder.glob("*.o")), "-o", folder / "program"])
@@ -128,7 +128,7 @@ def read_table():
 PREFACE = """\
 # What the compiler makes of the CPU loop
 
-Made by `make count-instructions ARGS=--write`. tests/test_instruction_count.py fails when a figure is exceeded by half.
+Made by `make count-instructions ARGS=--write`. test_instruction_count.py fails when a figure is exceeded by half.
 
 Compiler: {compiler}
 

@@ -26,9 +26,9 @@ TAIL = 60  # lines of a part's output that the report keeps: enough for a benchm
 # The tests that put something on a GPU, by their names: "cuda" is also the device in the parameters of most of them.
 GPU_TESTS = "cuda or gpu or nccl or twins_stay_equal or semi_structured or another_device"
 # A step that is wrong need not be measured: the rule's arithmetic, and steps compared with the CPU's, come first.
-BITS = ("tests/test_philox.py", "tests/test_shortcuts.py", "tests/test_backends_agree.py")
+BITS = ("tests/rule/test_philox.py", "tests/cuda/test_shortcuts.py", "tests/rule/test_backends_agree.py")
 # What GPU_TESTS would find beside them: the emulation, and programs that only refuse a device.
-CPU_ONLY = ("test_cuda_emulation", "test_example", "example_train", "test_train", "test_network", "integration")
+CPU_ONLY = ("cuda/test_emulation", "cuda/test_sass", "cuda/test_gpu_tools", "cpu", "experiments", "integration")
 TEST_PROCESSES = 6  # of which each holds a context of about 0.5 GB on the GPU
 # Not the reference, which takes seconds for a step of the larger lists, nor torch.compile, which takes minutes.
 PEERS = "sgd_fused,sgd_foreach,csgd,csgd_5,csgd_dense,csgd_off"

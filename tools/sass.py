@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).resolve().parent.parent / "tests" / "cuda_instruction_counts.md"
+TABLE = Path(__file__).resolve().parent.parent / "tests" / "cuda" / "instruction_counts.md"
 ELEMENTS = 8  # that a thread takes in one round of the loop
 PHILOX_FACTORS = ("-0x2daee0ad", "0xd2511f53")  # one multiplication by it for each of the ten rounds of a call
 

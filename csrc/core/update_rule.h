@@ -186,7 +186,7 @@ CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
 
 // 1 / x, correctly rounded, from an estimate within 2 units in the last place, for x = n or n / 2^16, n = 1 ... 2^16:
 // one Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC System/6000
-// processor", 1990). tests/test_quotient.py tries all n with all such estimates; powers of two change nothing.
+// processor", 1990). tests/rule/test_quotient.py tries all n with all such estimates; powers of two change nothing.
 CSGD_HOST_DEVICE float refine_reciprocal(float x, float estimate) {
   return fmaf(estimate, fmaf(-x, estimate, 1.0f), estimate);
 }

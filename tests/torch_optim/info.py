@@ -6,14 +6,14 @@ their bodies are our own. Each runs on every device there is, with the kernel an
 below: SGD's without calibration, the same with it, and ours.
 
 Left out, because there is nothing to hold:
-    complex, complex_2d                     complex parameters are refused (tests/test_errors.py)
-    forloop_sparse, rosenbrock_sparse       sparse gradients are refused (tests/test_errors.py)
+    complex, complex_2d                     complex parameters are refused (tests/optim/test_errors.py)
+    forloop_sparse, rosenbrock_sparse       sparse gradients are refused (tests/optim/test_errors.py)
     differentiable, hypergradients          differentiable=True is refused (test_construction.py)
     defaults_changed_to_foreach, foreach_large_tensor, peak_memory_foreach
                                             foreach is accepted and ignored (test_implementations.py holds its bits)
-    capturable, graph_optims                accepted and ignored; CUDA graphs are in tests/test_cuda.py
+    capturable, graph_optims                accepted and ignored; CUDA graphs are in tests/cuda/test_cuda.py
     forloop_goes_right_direction_multigpu   mixed_device_dtype has the bits of a step over several devices
-    grad_scaling_autocast_fused_optimizers  tests/test_optimizer.py, tests/test_traps.py
+    grad_scaling_autocast_fused_optimizers  tests/optim/test_optimizer.py, tests/optim/test_traps.py
     state_dict_with_cuda_params, cpu_load_state_dict
                                             one test, checkpoint_moves_between_devices
     compiled optimizers, peak memory        not a promise of the generic tests, and slow

@@ -62,7 +62,7 @@ def test_forloop_matches_sgd(options, device, fused):
 
 @pytest.mark.parametrize("options", WITH_MOMENTUM, indirect=True)
 def test_fused_large_tensor(options, device):
-    """Many blocks for every thread, and a rest. More than 2^31 elements: tests/test_huge.py, where memory allows."""
+    """Many blocks for every thread, and a rest. 2^31 elements: tests/rule/test_huge.py, where memory allows."""
     need_kernel(device)
     shapes = [(2**18 + 77,), (7,)]
     kernel, reference = (

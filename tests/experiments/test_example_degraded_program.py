@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m examples.degraded``: from the command line to the report, in pieces, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.degraded import __main__ as program
+from examples.degraded import report
+from examples.degraded.log import Log
+from examples.degraded.summary import Summary
+
+ROOT = Path(__file__).parents[2]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def arguments(out, *more):
+    """A tiny comparison on the digits; later options win."""
+    tiny = "--limit 48 --test-limit 12 --epochs 1 --batch-size 16 --width 2 --levels 1 --seeds 0 --optimizers csgd"
+    return [*tiny.split(), "--out", str(out), *map(str, more)]
+
+
+def assert_is_picture(path):
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert min(pixels.shape) > 200
+    assert len(np.unique(pixels)) > 20
+
+
+def test_one_command_trains_all_and_reports(tmp_path):
+    out = tmp_path / "new" / "out"
+    options = "--injections", "film", "plane", "--optimizers", "csgd", "sgd", "--seeds", 0, 1
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.degraded", *arguments(out, *options)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "csgd, film, 0 (1 of 8)" in done.stderr  # the progress bar
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert table.strip() in done.stdout
+    for words in ("| CSGD ", "| SGD ", "feature modulation", "input planes", "JPEG quality 5", "noise sigma 100"):
+        assert words in table
+    assert "python -m examples.degraded --limit 48" in table
+    assert str(tmp_path) not in table
+    logs = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert len(logs) == 8
+    for log in logs:
+        assert log["parameters"]["known"] == log["parameters"]["absent"] > log["parameters"]["estimator"] > 0
+        assert [result["kind"] for result in log["results"]] == ["clean", "jpeg", "noise", "blur"]
+        assert all(0 <= share <= 1 for result in log["results"] for share in result["accuracy"].values())
+    for variant in ("csgd-film", "csgd-plane", "sgd-film", "sgd-plane"):
+        assert_is_picture(out / f"accuracy-{variant}.png")
+        assert_is_picture(out / f"samples-{variant}.png")
+
+
+def figures(out):
+    """File name -> what it says, without times and environment."""
+    found = {}
+    for path in out.glob("*.trial.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found[path.name] = content["results"], [row["known_loss"] for row in content["epochs"]]
+    return found
+
+
+def test_in_pieces_or_at_once_gives_the_same_and_trains_nothing_twice(tmp_path, monkeypatch):
+    at_once, pieces = tmp_path / "a", tmp_path / "b"
+    assert program.main(arguments(at_once, "--seeds", 0, 1)) == 0
+    for seed in (1, 0):
+        assert program.main(arguments(pieces, "--seeds", seed)) == 0
+    assert figures(pieces) == figures(at_once)
+    assert len(figures(at_once)) == 2
+    tables = [
+        (directory / "table.md").read_text(encoding="utf-8").partition("```sh")[0] for directory in (at_once, pieces)
+    ]
+    assert tables[0] == tables[1]
+    monkeypatch.setattr(program, "Trial", None)
+    assert program.main(arguments(at_once, "--seeds", 0, 1)) == 0
+
+
+def test_mixture_of_all_and_colour(tmp_path, capsys):
+    """CIFAR's binary files, by the project's reader; a chain of two."""
+    generator = np.random.default_rng(0)
+    for i in range(1, 7):
+        rows = generator.integers(0, 256, (12, 3073), dtype=np.uint8)
+        rows[:, 0] = np.arange(12) % 10
+        (tmp_path / ("test_batch.bin" if i == 6 else f"data_batch_{i}.bin")).write_bytes(rows.tobytes())
+    options = "--data", "cifar10", "--data-dir", tmp_path, "--degradations", "jpeg", "blur", "--mixture", "chain"
+    assert program.main(arguments(tmp_path / "out", *options)) == 0
+    printed = capsys.readouterr().out
+    assert "12 test images of 3 x 32 x 32" in printed
+    assert "JPEG quality 5, blur sigma 3" in printed
+    assert_is_picture(tmp_path / "out" / "samples-csgd-film.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--worst-quality", "0"], "--worst-quality: '0' is not a whole number from 1 to 95"),
+        (["--worst-quality", "96"], "--worst-quality: '96' is not a whole number from 1 to 95"),
+        (["--max-noise", "-1"], "--max-noise: '-1' is not a number from 0 to 255"),
+        (["--max-noise", "nan"], "--max-noise: 'nan' is not a number from 0 to 255"),
+        (["--max-blur", "10.5"], "--max-blur: '10.5' is not a number from 0 to 10"),
+        (["--strengths", "0.5", "2"], "--strengths: '2' is not a number from 0 to 1"),
+        (["--strengths", "1", "0"], "--strengths 1 0: "),
+        (["--degradations", "fog"], "--degradations: invalid choice: 'fog'"),
+        (["--data", "cifar10"], "--data cifar10: needs --data-dir"),
+        (["--data", "letters"], "--data letters: not among digits"),
+        (["--limit", "100000"], "--limit"),
+        (["--test-limit", "3"], "--test-limit: '3' is not a whole number of at least 8"),
+        (["--device", "tpu"], "--device tpu: not a device"),
+        (["--calibration", "-1"], "--calibration: '-1'"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(tmp_path, capsys, options, words):
+    assert program.main(arguments(tmp_path / "out", *options)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("examples.degraded: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_logs_of_other_settings_are_not_mixed(tmp_path, capsys):
+    assert program.main(arguments(tmp_path)) == 0
+    before = (tmp_path / "table.md").read_bytes()
+    capsys.readouterr()
+    assert program.main(arguments(tmp_path, "--max-blur", 2, "--seeds", 1)) == 2
+    assert "mixture.worst.blur: 3.0 there, 2.0 here" in capsys.readouterr().err
+    assert (tmp_path / "table.md").read_bytes() == before
+    (tmp_path / "csgd-film-seed5.trial.json").write_text('{"settings": {}}', encoding="utf-8")
+    assert program.main(arguments(tmp_path)) == 2
+    assert "csgd-film-seed5.trial.json: not a log of this program" in capsys.readouterr().err
+
+
+def test_unwritable_out_is_said_before_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(program, "Trial", None)
+    assert program.main(arguments(tmp_path / "file" / "out")) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def make_log(seed, accuracies, injection="film"):
+    """accuracies: (text, kind, strength) -> known, estimated, absent, withheld."""
+    common = {
+        "data": {"name": "made up", "train": 10, "test": 100, "image_size": [1, 8, 8], "checksum": "0"},
+        "mixture": {
+            "kinds": ["noise"], "how": "one", "strengths": [0, 1],
+            "worst": {"quality": 5, "noise": 40.0, "blur": 3.0},
+        },
+        "recipe": {
+            "epochs": 1, "batch_size": 2, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "calibration": 1.0,
+            "width": 2, "levels": 1,
+        },
+    }  # fmt: skip
+    names = "known", "estimated", "absent", "withheld"
+    results = [
+        {
+            "text": text, "kind": kind, "strength": strength, "value": "", "vector": [strength],
+            "accuracy": dict(zip(names, shares, strict=True)),
+            "estimation_error": [0.25], "probe_error": [0.125], "shown": {},
+        }
+        for (text, kind, strength), shares in accuracies.items()
+    ]  # fmt: skip
+    settings = common | {"optimizer": "csgd", "injection": injection, "seed": seed}
+    parameters = {"known": 1234, "absent": 1234, "estimator": 567}
+    epochs = [{"known_loss": 9.0, "absent_loss": 0.0}, {"known_loss": 0.5 + 0.01 * seed, "absent_loss": 0.52}]
+    return Log(settings, parameters, epochs, results, {"command": f"run {seed}", "CPU": "one", "date": str(seed)})
+
+
+def row(table, *starts):
+    """Cells of the one row of a Markdown text whose first cells are these."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    (found,) = (cells for cells in rows if tuple(cells[: len(starts)]) == starts)
+    return found[len(starts) :]
+
+
+def test_report_computes_means_deviations_and_paired_gains():
+    clean, noisy = ("clean", "clean", 0.0), ("noise sigma 40", "noise", 1.0)
+    logs = [
+        make_log(1, {clean: (0.90, 0.80, 0.70, 0.1), noisy: (0.60, 0.58, 0.50, 0.1)}),
+        make_log(0, {clean: (0.80, 0.80, 0.70, 0.3), noisy: (0.64, 0.54, 0.50, 0.1)}),
+        make_log(0, {clean: (0.50, 0.50, 0.50, 0.5), noisy: (0.50, 0.50, 0.50, 0.5)}, "plane"),
+    ]
+    text = report.markdown(Summary(logs))
+    # Deviation of (0.9, 0.8): 7.07 points; of the means of both conditions, (0.75, 0.72): 2.12.
+    assert row(text, "CSGD", "feature modulation") == [
+        "2", "73.50 ± 2.12", "68.00 ± 1.41", "60.00 ± 0.00", "+13.50 ± 1.50", "+8.00 ± 1.00",
+        "-0.0150 ± 0.0050", "1,234", "567",
+    ]  # fmt: skip
+    film, plane = text.split("**CSGD, feature modulation**")[1].split("**CSGD, input planes**")
+    assert row(film, "clean") == [
+        "85.00 ± 7.07", "80.00 ± 0.00", "70.00 ± 0.00", "+15.00 ± 5.00", "+10.00 ± 0.00", "20.00 ± 14.14",
+        "0.250", "0.125",
+    ]  # fmt: skip
+    assert row(film, "noise sigma 40")[3:5] == ["+12.00 ± 2.00", "+6.00 ± 2.00"]
+    assert row(plane, "clean")[:4] == ["50.00", "50.00", "50.00", "+0.00"]  # one seed: no deviation
+    assert row(text, "CSGD, feature modulation", "known") == ["+15.00 ± 5.00", "+12.00 ± 2.00"]
+    assert "run 0\nrun 1" in text
+    assert text.count("- CPU: one") == 1
+
+
+def test_help_explains_regimes_and_gives_commands(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    printed = capsys.readouterr().out
+    for words in (
+        "known",
+        "estimated",
+        "absent",
+        "equal size",
+        "python -m examples.degraded",
+        "--worst-quality",
+        "Endo",
+    ):
+        assert words in printed

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CSGD says about itself: bounds, and the warning where a GPU is left to the reference."""
+
+import contextlib
+import linecache
+import math
+import warnings
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from csgd_cuda import CSGD, extension, functional
+
+from ..helpers import DTYPES, make_params, run_steps, set_grads
+
+
+def test_bounds_are_those_of_the_state_and_of_the_groups(device, fused):
+    """Exactly, in every dtype; the parameter without a gradient has none yet."""
+    params = [make_params([(40,)], dtype, device)[0] for dtype in DTYPES]
+    fixed = make_params([(5,), (6,)], torch.float32, device)
+    optimizer = CSGD([{"params": params}, {"params": fixed, "lipschitz": 0.3}], lr=0.1, fused=fused)
+    assert optimizer.lipschitz_bounds() == [0.0] * 4 + [0.3] * 2
+    set_grads(params[:3], seed=0)
+    optimizer.step()
+    bounds = optimizer.lipschitz_bounds()
+    largest = [p.grad.abs().max().item() for p in params[:3]]
+    assert bounds == [*largest, 0.0, 0.3, 0.3]
+    assert all(largest)
+
+
+def test_an_estimate_counts_only_while_no_constant_is_given(device, fused):
+    (param,) = params = make_params([(40,)], torch.float32, device)
+    optimizer = run_steps(params, fused=fused)
+    estimate = optimizer.state[param]["lipschitz_bound"].item()
+    optimizer.param_groups[0]["lipschitz"] = 2
+    assert optimizer.lipschitz_bounds() == [2.0]
+    optimizer.param_groups[0]["lipschitz"] = None
+    assert optimizer.lipschitz_bounds() == [estimate]
+
+
+def test_bounds_are_read_at_once(device, fused, monkeypatch):
+    """On a GPU each read waits for it."""
+    optimizer = run_steps(make_params([(40,)] * 5, torch.float32, device), fused=fused)
+    reads = []
+    for name in ("item", "tolist", "__float__", "cpu"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *a, read=read, name=name: reads.append(name) or read(*a))
+    assert len(optimizer.lipschitz_bounds()) == 5
+    assert reads == ["tolist"]
+
+
+def test_there_are_no_numbers_on_meta():
+    params = make_params([(40,)], torch.float32, "meta") + make_params([(40,)], torch.float32)
+    optimizer = run_steps(params)
+    for numbers in (optimizer.density(), optimizer.lipschitz_bounds()):
+        assert math.isnan(numbers[0])
+        assert numbers[1] > 0
+
+
+@pytest.fixture
+def without_cuda_kernel(monkeypatch):
+    """As in a process that has not warned yet, with an extension for the CPU alone. Needs no GPU."""
+    monkeypatch.setattr(extension, "_with_cuda", False)
+    monkeypatch.setattr(functional, "_warned_of", set())
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_reference_on_a_gpu_is_warned_of_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names = [functional.choose_backend(torch.device("cuda"), None).name for _ in range(3)]
+    assert names == ["reference"] * 3
+    (warning,) = caught
+    assert warning.category is UserWarning
+    for part in ("since the extension", "CSGD_CUDA_BUILD=cuda", "fused=False"):
+        assert part in str(warning.message)
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_warning_points_at_the_users_line(frozen):
+    """That of the constructor, or of the step where that is the first to see the parameter. Fake tensors: no GPU."""
+    with FakeTensorMode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        param = torch.nn.Parameter(torch.empty(8, device="cuda"), requires_grad=not frozen)
+        optimizer = CSGD([param], momentum=0.9)
+        assert len(caught) == (not frozen)
+        param.grad = torch.empty(8, device="cuda")
+        for _ in range(3):
+            with contextlib.suppress(RuntimeError):  # for torch without CUDA cannot make the step
+                optimizer.step()
+    (warning,) = caught
+    assert "pure-PyTorch reference" in str(warning.message)
+    assert warning.filename == __file__
+    assert (
+        linecache.getline(__file__, warning.lineno)
+        .strip()
+        .startswith("optimizer.step()" if frozen else "optimizer = CSGD(")
+    )
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_no_warning_where_the_reference_is_meant_or_nothing_can_be_built():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.choose_backend(torch.device("cuda"), False)
+        for device_type in ("cpu", "mps"):
+            functional.choose_backend(torch.device(device_type), None)
+
+
+@pytest.mark.usefixtures("without_cuda_kernel")
+def test_warning_does_not_break_a_graph():
+    """torch.compile cannot trace it; the constructor, which is not compiled, has warned before."""
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(x):
+        return x + len(functional.choose_backend(torch.device("cuda"), None).name)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert compiled(torch.zeros(())) == len("reference")
+    assert not functional._warned_of

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input gets an error that names what was wrong, and leaves every parameter and state untouched."""
+
+import re
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD, extension
+
+from ..helpers import assert_same_snapshots, make_params, run_steps, set_grads, snapshot
+
+BAD_OPTIONS = [
+    ({"lr": -0.1}, "lr must be a finite number >= 0"),
+    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
+    ({"lr": torch.tensor(-1.0)}, "lr must be a finite number >= 0"),
+    ({"lr": torch.ones(2)}, "lr must be a number or a tensor with one element"),
+    ({"momentum": -0.1}, "momentum must be a finite number >= 0"),
+    ({"weight_decay": -1}, "weight_decay must be a finite number >= 0"),
+    ({"calibration": -1}, "calibration must be a finite number >= 0"),
+    ({"calibration": float("inf")}, "calibration must be a finite number >= 0"),
+    ({"lipschitz": -2.0}, "lipschitz must be a finite number >= 0"),
+    ({"bound_decay": -0.01}, "bound_decay must be in [0, 1]"),
+    ({"bound_decay": 1.01}, "bound_decay must be in [0, 1]"),
+    ({"dampening": float("inf"), "momentum": 0.9}, "dampening must be a finite number"),
+    ({"rounding": "up"}, "rounding must be 'stochastic' or 'nearest'"),
+    ({"seed": -1}, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 2**64}, "seed must be in 0 ... 2^64-1"),
+    ({"nesterov": True}, "nesterov needs momentum > 0 and dampening = 0"),
+    ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov needs momentum > 0 and dampening = 0"),
+    ({"differentiable": True}, "differentiable=True is not supported"),
+    ({"fused": True, "foreach": True}, "fused and foreach cannot both be True"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_bad_option_is_refused_by_the_constructor(options, message):
+    params = make_params([(3,)], torch.float32)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CSGD(params, **options)
+    optimizer = CSGD(params)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.add_param_group({"params": make_params([(4,)], torch.float32), **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None])
+def test_seed_of_another_type(seed):
+    with pytest.raises(TypeError):
+        CSGD(make_params([(3,)], torch.float32), seed=seed)
+
+
+SET_LATER = [
+    ({"lr": float("inf")}, "lr must be a finite number, got inf"),
+    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
+    ({"momentum": float("nan")}, "momentum must be"),
+    ({"weight_decay": float("nan")}, "weight_decay must be"),
+    ({"dampening": float("inf")}, "dampening must be"),
+    ({"calibration": -1}, "calibration must be"),
+    ({"lipschitz": -2.0}, "lipschitz must be"),
+    ({"bound_decay": 1.01}, "bound_decay must be"),
+    ({"rounding": "up"}, "rounding must be"),
+    ({"lr": torch.ones(2)}, "lr must be a number or a tensor with one element"),
+    ({"lr": torch.tensor(float("-inf"))}, "lr must be a finite number, got -inf"),
+    ({"lr": torch.tensor(float("nan"))}, "lr must be a finite number, got nan"),
+    ({"lr": torch.tensor([0.1]).to_sparse()}, "lr must be a dense tensor"),
+    ({"seed": -1}, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 2**64}, "seed must be in 0 ... 2^64-1"),
+    ({"differentiable": True}, "differentiable=True is not supported"),
+]
+
+
+@pytest.fixture
+def trained(device, fused):
+    """Two groups that have made steps and have new gradients: an error in the second must not step the first."""
+    params = make_params([(50,), (60,)], torch.float32, device)
+    optimizer = run_steps(params[:1], fused=fused)
+    optimizer.add_param_group({"params": params[1:]})
+    set_grads(params, seed=1)
+    optimizer.step()
+    set_grads(params, seed=2)
+    return params, optimizer
+
+
+@pytest.mark.parametrize(("options", "message"), SET_LATER, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_bad_option_set_later_is_refused_by_the_step(options, message, trained):
+    params, optimizer = trained
+    before = snapshot(params, optimizer)
+    optimizer.param_groups[1].update(options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.step()
+    assert_same_snapshots(before, snapshot(params, optimizer))
+
+
+def break_state(name, value):
+    def do(params, optimizer):
+        optimizer.state[params[1]][name] = value
+
+    return do
+
+
+def break_data(value):
+    def do(params, optimizer):
+        params[1].data = value
+
+    return do
+
+
+def sparse_grad(params, optimizer):
+    embedding = torch.nn.Embedding(60, 1, sparse=True, device=params[1].device)
+    embedding(torch.tensor([3], device=params[1].device)).sum().backward()
+    params[1].data = embedding.weight.data
+    params[1].grad = embedding.weight.grad
+
+
+BROKEN = {
+    "sparse gradient": (sparse_grad, TypeError, "parameter 1: gradient is sparse"),
+    "gradient of another shape": (
+        break_data(torch.zeros(61)), ValueError, "parameter 1: gradient has shape [60], expected [61]",
+    ),
+    "gradient of another dtype": (
+        break_data(torch.zeros(60, dtype=torch.float64)), TypeError, "parameter 1: gradient has dtype",
+    ),
+    "overlapping parameter": (
+        break_data(torch.zeros(1).expand(60)), ValueError, "parameter 1 may overlap itself in memory",
+    ),
+    "complex parameter": (
+        break_data(torch.zeros(60, dtype=torch.complex64)), TypeError, "parameter 1 is complex",
+    ),
+    "parameter in float8": (
+        break_data(torch.zeros(60, dtype=torch.float8_e4m3fn)), TypeError, "parameter 1 has dtype",
+    ),
+    "momentum buffer of another shape": (
+        break_state("momentum_buffer", torch.zeros(59)), ValueError, "parameter 1: momentum_buffer has shape [59]",
+    ),
+    "momentum buffer of another dtype": (
+        break_state("momentum_buffer", torch.zeros(60).half()), TypeError, "parameter 1: momentum_buffer has dtype",
+    ),
+    "step in float32": (
+        break_state("step", torch.tensor(4.0)), ValueError, "parameter 1: step must be one",
+    ),
+    "bound in another dtype": (
+        break_state("lipschitz_bound", torch.tensor(4.0).half()), ValueError, "parameter 1: lipschitz_bound must be",
+    ),
+    "loss scale of another dtype": (
+        lambda params, optimizer: setattr(optimizer, "grad_scale", torch.tensor(2.0, dtype=torch.float64)),
+        ValueError, "grad_scale must be one Float",
+    ),
+    "overflow flag of two elements": (
+        lambda params, optimizer: setattr(optimizer, "found_inf", torch.zeros(2)), ValueError, "found_inf must be one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("same_group", [False, True])
+@pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN.keys())
+def test_broken_tensor_is_refused_by_the_step(case, same_group, trained, fused, device):
+    break_it, error, message = case
+    params, optimizer = trained
+    if device.type != "cpu" and break_it is not sparse_grad:
+        pytest.skip("the broken tensors are on the CPU")
+    if same_group:
+        optimizer.param_groups[0]["params"] += optimizer.param_groups.pop()["params"]
+    break_it(params, optimizer)
+    before = snapshot(params, optimizer)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step()
+    assert_same_snapshots(before, snapshot(params, optimizer))
+
+
+def test_error_on_the_first_step_leaves_no_state(device, fused):
+    params = make_params([(50,), (60,)], torch.float32, device)
+    optimizer = CSGD(params, momentum=0.9, fused=fused)
+    set_grads(params, seed=2)
+    sparse_grad(params, optimizer)
+    with pytest.raises(TypeError, match="sparse=False"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_unsupported_dtype_is_refused_by_the_constructor(dtype):
+    param = torch.zeros(3).to(dtype).requires_grad_()
+    with pytest.raises(TypeError, match="parameter 1"):
+        CSGD([torch.zeros(3), param])
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0])
+def test_model_converted_between_steps_is_told_how_to_convert_the_state(momentum, fused):
+    """torch.optim.SGD would go on with a momentum buffer in the old dtype."""
+    model = torch.nn.Linear(4, 3)
+    optimizer = CSGD(model.parameters(), lr=0.1, momentum=momentum, fused=fused)
+    set_grads(model.parameters(), seed=0)
+    optimizer.step()
+    model.double()
+    set_grads(model.parameters(), seed=1)
+    with pytest.raises((TypeError, ValueError), match=r"optimizer.load_state_dict\(optimizer.state_dict\(\)\)"):
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert all(int(state["step"]) == 2 for state in optimizer.state.values())
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch is older")
+def test_gradient_of_a_dtype_of_its_own_is_refused(fused):
+    (param,) = make_params([(4,)], torch.float32)
+    param.grad_dtype = torch.bfloat16
+    param.grad = torch.ones(4, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"parameter 0: gradient has dtype .*param\.grad_dtype"):
+        CSGD([param], fused=fused).step()
+
+
+def test_fused_where_it_cannot_be_says_why(monkeypatch):
+    params = make_params([(3,)], torch.float32, "meta")
+    optimizer = CSGD(params, fused=True)  # a model may be made on meta, and be somewhere else by the first step
+    set_grads(params, seed=0)
+    with pytest.raises(RuntimeError, match=r"fused=True, but .*no kernel for device type 'meta'"):
+        optimizer.step()
+    monkeypatch.setattr(extension, "_C", None)
+    monkeypatch.setattr(extension, "load_error", "for a test")
+    with pytest.raises(RuntimeError, match=r"fused=True, but the extension is not built .*for a test"):
+        CSGD(make_params([(3,)], torch.float32), fused=True)
+
+
+def test_checkpoint_of_another_model_is_refused():
+    optimizer = run_steps(make_params([(50,)], torch.float32))
+    params = make_params([(60,)], torch.float32)
+    other = run_steps(params)
+    before = snapshot(params, other)
+    with pytest.raises(ValueError, match=re.escape("parameter 0: the loaded momentum_buffer has shape [50]")):
+        other.load_state_dict(optimizer.state_dict())
+    assert_same_snapshots(before, snapshot(params, other))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.ops.csgd_cuda: schema, fake implementation, torch.compile."""
+
+import pytest
+import torch
+
+from csgd_cuda import csgd_, hard_threshold_
+from csgd_cuda.pruned_step import BINS
+from csgd_cuda.shards import WHOLE
+
+from ..conftest import need_kernel
+from ..helpers import DTYPES, assert_same_bits, make_params
+
+
+def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
+    params = [p.detach() for p in make_params([(70,), (3, 4)], dtype, device)]
+    opmath = torch.float64 if dtype is torch.float64 else torch.float32
+    lists = (
+        params,
+        [torch.ones_like(p) for p in params],
+        [torch.zeros_like(p) for p in params] if momentum else [],
+        [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
+        [torch.zeros((), dtype=opmath, device=device) for _ in params] if lipschitz is None else [],
+        [0, 1],
+        [10, 7, 20, 1, 7, *WHOLE] if part == "shard" else [],
+    )
+    options = {
+        "lr": 0.1, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
+        "calibration": 1.0, "lipschitz": lipschitz, "bound_decay": 0.99, "rounding": "stochastic", "seed": -1,
+        "maximize": False, "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None,
+        "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
+        "masks": [p > 0 for p in params] if part == "pruned" else [],
+        "histograms": torch.zeros(2, BINS, dtype=torch.int64, device=device) if part == "pruned" else None,
+    }  # fmt: skip
+    return lists, options
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("momentum", "lipschitz"), [(0.9, None), (0.0, 2.0)])
+@pytest.mark.parametrize("name", ["csgd_", "check_csgd"])
+@pytest.mark.parametrize("part", ["whole", "shard", "pruned"])
+def test_opcheck(name, dtype, momentum, lipschitz, part, device):
+    """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
+    need_kernel(device)
+    lists, options = arguments(dtype, device, momentum, lipschitz, part)
+    torch.library.opcheck(getattr(torch.ops.csgd_cuda, name).default, lists, options)
+
+
+@pytest.mark.parametrize("structure", ["element", "filter"])
+@pytest.mark.parametrize("across", [False, True])
+def test_opcheck_of_the_threshold(structure, across, device):
+    need_kernel(device)
+    params = [torch.randn(6, 5, device=device), torch.randn(4, 3, device=device)]
+    keeps = [3] if across else [2, 3]
+    of_elements = structure == "element"
+    options = {
+        "structure": structure, "across": across, "found_inf": torch.zeros((), device=device),
+        "histograms": torch.ones(len(keeps), BINS, dtype=torch.int64, device=device) if of_elements else None,
+    }  # fmt: skip
+    masks = [torch.ones(p.shape if of_elements else p.shape[:1], dtype=torch.bool, device=device) for p in params]
+    lists = (params, [torch.ones_like(p) for p in params], masks, keeps)
+    torch.library.opcheck(torch.ops.csgd_cuda.hard_threshold_.default, lists, options)
+
+
+def test_check_operator_changes_nothing(device):
+    need_kernel(device)
+    lists, options = arguments(torch.float32, device)
+    before = [t.clone() for tensors in lists[:5] for t in tensors]
+    torch.ops.csgd_cuda.check_csgd(*lists, **options)
+    for a, b in zip(before, (t for tensors in lists[:5] for t in tensors), strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_step_makes_the_bits_of_an_eager_one(backend, device):
+    """Step and model in one graph, without a break at the operator."""
+    need_kernel(device)
+
+    def train_step(weight, x, momentum_buffer, step, bound):
+        csgd_([weight], [x], [momentum_buffer], [step], [bound], lr=0.1, momentum=0.9)
+        return weight.square().mean()
+
+    results = []
+    for function in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(16, 8, generator=generator).to(device)
+        state = (torch.zeros(16, 8, device=device), torch.tensor(0, device=device), torch.tensor(0.0, device=device))
+        for _ in range(3):
+            function(weight, torch.randn(16, 8, generator=generator).to(device), *state)
+        results.append((weight, *state))
+    for eager, compiled in zip(*results, strict=True):
+        assert_same_bits(eager, compiled)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_pruning_step_makes_the_bits_of_an_eager_one(backend, device):
+    """The masked step, its counts, and the threshold that goes on from them, in one graph."""
+    need_kernel(device)
+
+    def train_step(weights, grads, masks, steps):
+        histograms = torch.zeros(1, BINS, dtype=torch.int64, device=device)
+        csgd_(weights, grads, [], steps, [], lr=0.1, lipschitz=1.0, masks=masks, histograms=histograms)
+        hard_threshold_(weights, [20], masks=masks, across=True, histograms=histograms)
+        return weights[0] * 2, histograms
+
+    results = []
+    for function in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=generator).to(device) for shape in ((9, 8), (3, 5))]
+        masks = [w > -0.5 for w in weights]
+        steps = [torch.tensor(0, device=device) for _ in weights]
+        for _ in range(3):
+            grads = [torch.randn(w.shape, generator=generator).to(device) for w in weights]
+            loss, histograms = function(weights, grads, masks, steps)
+        results.append((*weights, *masks, *steps, loss, histograms))
+    assert sum(int((w != 0).sum()) for w in results[0][:2]) == 20
+    for eager, compiled in zip(*results, strict=True):
+        assert_same_bits(eager, compiled)
+
+
+def test_empty_call_does_nothing(device):
+    need_kernel(device)
+    _, options = arguments(torch.float32, device)
+    for name in ("csgd_", "check_csgd"):
+        getattr(torch.ops.csgd_cuda, name)([], [], [], [], [], [], [], **options)
+
+
+def test_build_info_is_complete(compiled):
+    info = compiled.build_info()
+    assert set(info) == {"torch", "cuda", "cuda_architectures", "compiler", "cpu_isa"}
+    assert info["torch"] == torch.__version__.split("+")[0]
+    assert info["cpu_isa"] in ("baseline", "avx2", "avx512")

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CSGD as an optimizer: groups, state, checkpoints, closures, loss scaling."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from csgd_cuda import CSGD, csgd_
+
+from ..conftest import need_kernel
+from ..helpers import (
+    DTYPES,
+    STATE_NAMES,
+    assert_same_bits,
+    assert_same_snapshots,
+    make_params,
+    run_steps,
+    set_grads,
+    snapshot,
+)
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fused_option", [None, "demanded"])
+@pytest.mark.parametrize("start", [0, 2**24, 2**32 - 1])
+def test_resume_restores_every_bit(dtype, start, fused_option, device, fused):
+    """torch casts a loaded bound to the parameter's dtype, and a loaded step to float32 when fused."""
+    options = {"fused": fused if fused_option else (None if fused else False), "weight_decay": 0.01}
+    params = make_params([(100,), (3, 5, 7)], dtype, device)
+    optimizer = run_steps(params, steps=2, **options)
+    for param in params:
+        optimizer.state[param]["step"] += start
+    checkpoint = through_a_file({"params": params, "optimizer": optimizer.state_dict()})
+    resumed = [p.detach().to(device).requires_grad_() for p in checkpoint["params"]]
+    second = CSGD(resumed, lr=7.0)
+    second.load_state_dict(checkpoint["optimizer"])
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(resumed, second))
+    for step in range(2):
+        for ps, o in ((params, optimizer), (resumed, second)):
+            set_grads(ps, seed=step)
+            o.step()
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(resumed, second))
+
+
+def test_loading_shares_nothing_with_the_checkpoint(device, fused):
+    params = make_params([(10,)], torch.float32, device)
+    optimizer = run_steps(params, fused=fused)
+    checkpoint = optimizer.state_dict()
+    second = CSGD(make_params([(10,)], torch.float32, device), lr=0.1, momentum=0.9, fused=fused)
+    second.load_state_dict(checkpoint)
+    before = snapshot(params, optimizer)
+    set_grads(second.param_groups[0]["params"], seed=0)
+    second.step()
+    assert_same_snapshots(before, snapshot(params, optimizer))
+
+
+def test_what_others_keep_in_the_state_is_loaded_too(device):
+    """Wrappers such as Lookahead do: on the parameter's device, and no longer the checkpoint's tensor."""
+    params = make_params([(10,)], torch.bfloat16, device)
+    optimizer = run_steps(params)
+    slow = torch.full((10,), 0.1, dtype=torch.bfloat16)
+    optimizer.state[params[0]]["slow"] = {"weights": [slow], "count": 3}
+    optimizer.load_state_dict(optimizer.state_dict())
+    loaded = optimizer.state[params[0]]["slow"]
+    assert loaded["count"] == 3
+    assert loaded["weights"][0].device == params[0].device
+    assert loaded["weights"][0] is not slow
+    assert_same_bits(loaded["weights"][0], slow)
+
+
+def test_state_is_what_the_documentation_says(device, fused):
+    params = [p for dtype in DTYPES for p in make_params([(4, 5)], dtype, device)]
+    optimizer = run_steps(params, fused=fused)
+    for param in params:
+        state = optimizer.state[param]
+        assert set(state) == set(STATE_NAMES)
+        assert all(tensor.device == param.device for tensor in state.values())
+        assert state["momentum_buffer"].dtype == param.dtype
+        assert state["momentum_buffer"].stride() == param.stride()
+        assert (state["step"].dtype, state["step"].shape, int(state["step"])) == (torch.int64, (), 3)
+        opmath = torch.float64 if param.dtype is torch.float64 else torch.float32
+        assert (state["lipschitz_bound"].dtype, state["lipschitz_bound"].shape) == (opmath, ())
+
+
+def test_bound_is_the_decayed_running_maximum(device, fused):
+    param = torch.zeros(3, dtype=torch.float64, device=device, requires_grad=True)
+    optimizer = CSGD([param], lr=0.1, bound_decay=0.5, fused=fused)
+    for largest, expected in ((2.0, 2.0), (0.25, 1.0), (0.75, 0.75), (math.inf, 0.375), (math.nan, 0.1875)):
+        param.grad = torch.tensor([0.0, -largest, 0.0], dtype=torch.float64, device=device)
+        optimizer.step()
+        assert optimizer.state[param]["lipschitz_bound"].item() == expected
+
+
+def test_fixed_lipschitz_constant_needs_no_bound(device, fused):
+    params = make_params([(50,)], torch.float32, device)
+    optimizer = run_steps(params, lipschitz=2.0, fused=fused)
+    assert "lipschitz_bound" not in optimizer.state[params[0]]
+
+
+def test_every_option_may_differ_between_groups(device, fused):
+    """Two groups in one optimizer make the bits of two optimizers that know their parameters' indices."""
+    options = [
+        {"lr": 0.1, "momentum": 0.9, "seed": 3, "calibration": 0.5},
+        {"lr": torch.tensor(0.02), "weight_decay": 0.1, "lipschitz": 1.5, "rounding": "nearest", "maximize": True},
+    ]
+    shapes, dtype = [(100,), (65,)], torch.bfloat16
+    together = [make_params(shapes, dtype, device, seed=k) for k in range(2)]
+    optimizer = CSGD(
+        [{"params": params, **extra} for params, extra in zip(together, options, strict=True)], fused=fused
+    )
+    alone = [make_params(shapes, dtype, device, seed=k) for k in range(2)]
+    state = [
+        [
+            [torch.zeros_like(p, requires_grad=False) for p in params] if "momentum" in extra else [],
+            [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
+            [torch.zeros((), device=device) for _ in params] if "lipschitz" not in extra else [],
+        ]
+        for params, extra in zip(alone, options, strict=True)
+    ]
+    for step in range(3):
+        set_grads([*together[0], *together[1]], seed=step)
+        set_grads([*alone[0], *alone[1]], seed=step)
+        optimizer.step()
+        for k in range(2):
+            csgd_(
+                alone[k], [p.grad for p in alone[k]], *state[k], indices=[2 * k, 2 * k + 1], fused=fused, **options[k]
+            )
+    for a, b in zip([*together[0], *together[1]], [*alone[0], *alone[1]], strict=True):
+        assert_same_bits(a, b)
+
+
+class _CountCalls(TorchDispatchMode):
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.ops.csgd_cuda.csgd_.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_operator_call_for_each_group(device):
+    """Whatever the number of tensors and dtypes; a group without gradients costs none."""
+    need_kernel(device)
+    groups = [[p for dtype in DTYPES for p in make_params([(9,), (3, 4)], dtype, device)] for _ in range(3)]
+    optimizer = CSGD([{"params": params} for params in groups], lr=0.1, momentum=0.9, fused=True)
+    set_grads(groups[0] + groups[2], seed=0)
+    with _CountCalls() as count:
+        optimizer.step()
+    assert count.calls == 2
+
+
+def test_density_counts_what_moved(device, fused):
+    params = make_params([(1000,), (50,), (0,), (7,)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.5, fused=fused)
+    assert all(math.isnan(share) for share in optimizer.density())
+    for step in range(3):
+        set_grads(params, seed=step)
+        params[3].grad = None
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+    changed = [(p.detach() != b).double().mean().item() for p, b in zip(params, before, strict=True)]
+    shares = optimizer.density()
+    assert shares[0] == pytest.approx(changed[0], abs=1e-9)
+    assert 0 < shares[0] < 0.5
+    assert math.isnan(shares[2])
+    assert math.isnan(shares[3])
+    optimizer.add_param_group({"params": make_params([(3,)], torch.float32, device)})
+    assert optimizer.density()[:2] == shares[:2]
+    assert math.isnan(optimizer.density()[4])
+
+
+def test_closure_is_evaluated_with_gradients(device, fused):
+    (param,) = params = make_params([(10,)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, fused=fused)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (param * param).sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure) < first
+
+
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]
+)
+def test_copies_go_on_with_the_same_bits(copy_of, device, fused):
+    params = make_params([(500,)], torch.bfloat16, device)
+    optimizer = run_steps(params, fused=fused)
+    second = copy_of(optimizer)
+    copied = second.param_groups[0]["params"]
+    for ps, o in ((params, optimizer), (copied, second)):
+        set_grads(ps, seed=0)
+        o.step()
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(copied, second))
+    assert optimizer.density() == second.density()
+
+
+def test_grad_scaler_trains(device, fused):
+    """The loss scale is undone (with fused=True inside the step), an overflow is skipped, and the scale goes down."""
+    param = torch.full((64,), 2.0, device=device, requires_grad=True)
+    optimizer = CSGD([param], lr=0.25, calibration=0.0, fused=fused)
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, growth_interval=100)
+    for loss_factor, expected in ((1.0, 1.0), (math.inf, 1.0), (1.0, 0.5)):
+        optimizer.zero_grad()
+        scaler.scale((param * param).sum() * loss_factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert param.eq(expected).all()
+    assert scaler.get_scale() == 512.0
+    assert int(optimizer.state[param]["step"]) == 2
+
+
+def test_grad_scaler_after_clipping(device, fused):
+    """scaler.unscale_ has divided already; then only found_inf is passed on."""
+    param = torch.full((4,), 3.0, device=device, requires_grad=True)
+    optimizer = CSGD([param], lr=1.0, fused=fused)
+    scaler = torch.amp.GradScaler(device.type, init_scale=64.0)
+    scaler.scale((param * param).sum()).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_([param], 1.0)
+    scaler.step(optimizer)
+    torch.testing.assert_close(param.detach(), torch.full_like(param, 2.5))
+
+
+def test_learning_rate_as_a_tensor(device, fused):
+    """The same bits as the number, on the CPU or on the parameter's device; schedulers change it in place."""
+    results = []
+    for lr in (0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64, device=device)):
+        params = make_params([(100,)], torch.float64, device)
+        results.append(snapshot(params, run_steps(params, lr=lr, fused=fused)))
+    assert_same_snapshots(results[0], results[1])
+    assert_same_snapshots(results[0], results[2])
+
+
+def test_parameters_without_gradient_are_left_alone(device, fused):
+    params = make_params([(5,), (6,)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, momentum=0.9, fused=fused)
+    optimizer.step()
+    assert not optimizer.state
+
+
+def test_empty_parameter_counts_its_steps(device, fused):
+    (param,) = params = make_params([(0, 3)], torch.float32, device)
+    optimizer = run_steps(params, fused=fused)
+    assert int(optimizer.state[param]["step"]) == 3
+
+
+def test_drop_in_call_of_sgd(device):
+    """The arguments of torch.optim.SGD, by position and by name."""
+    params = make_params([(5,)], torch.float32, device)
+    optimizer = CSGD(params, 0.1, 0.9, 0, 1e-4, True, maximize=True, foreach=True, fused=None, differentiable=False)
+    set_grads(params, seed=0)
+    optimizer.step()
+    assert "momentum: 0.9" in repr(optimizer)
+
+
+def test_named_parameters_and_schedulers(device, fused):
+    model = torch.nn.Linear(4, 3).to(device)
+    optimizer = CSGD(model.named_parameters(), lr=1.0, fused=fused)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    for _ in range(2):
+        model(torch.ones(2, 4, device=device)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_backend_names_what_is_used(device, fused):
+    optimizer = CSGD(make_params([(5,)], torch.float32, device), fused=fused)
+    assert optimizer.backend() == (f"{device.type} kernel" if fused else "reference")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update rule, element by element: draws, rounding, theorem, agreement of the backends."""

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The theorem of docs/algorithm.md, proven by enumerating all 2^16 draws of one element: no luck of a sample."""
+
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+import torch
+
+from csgd_cuda import CSGD, reference
+from csgd_cuda.checks import opmath_dtype
+
+from ..helpers import DTYPES
+
+ALL_DRAWS = range(2**16)
+BOUND = 0.75  # T
+# |d| / T from far below one draw in 2^16 up to beyond the hypothesis
+SHARES = [2.0**-40, 2.0**-17, 1.5 * 2.0**-16, 2.0**-16, 0.001, 0.1, 1 / 3, 0.5, 0.7, 0.999, 1 - 2.0**-17, 1, 1.5, 1e4]
+NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def directions(dtype):
+    """Magnitudes on the dtype's own grid: subnormals, normals, and around T."""
+    info = torch.finfo(dtype)
+    values = [info.smallest_normal, info.smallest_normal / 2, info.tiny * info.eps]
+    values += [BOUND * share for share in SHARES]
+    stored = [torch.tensor(v, dtype=torch.float64).to(dtype).item() for v in values]
+    return sorted({sign * v for v in stored if v != 0 for sign in (1, -1)})
+
+
+def expected_draws(d, opmath):
+    """n in the arithmetic of the rule: two roundings to opmath, then integers."""
+    scale = torch.tensor(2.0**16, dtype=opmath) / torch.tensor(BOUND, dtype=opmath)
+    product = (torch.tensor(abs(d), dtype=opmath) * scale).item()
+    return max(1, -int(-product // 1)) if product < 2**16 else 2**16
+
+
+def assert_theorem(d, updated, opmath):
+    """``updated``: the variable after each draw, from 0 with lr 1."""
+    n = expected_draws(d, opmath)
+    assert all(v == 0 for v in updated[n:])
+    assert len(set(updated[:n])) == 1
+    moved = -Fraction(updated[0])
+    assert moved != 0
+    exact, mean = Fraction(d), n * moved / 2**16  # n equal values and 2^16 - n zeros
+    # d * (2^16 / n) is rounded twice, and once more where it is subnormal.
+    info = torch.finfo(opmath)
+    tolerance = abs(exact) * Fraction(info.eps) * Fraction(5, 4) + Fraction(info.tiny * info.eps)
+    assert abs(mean - exact) <= tolerance
+    variance = n * moved * moved / 2**16 - mean * mean
+    if abs(d) >= BOUND:
+        assert moved == exact  # applied as it is
+        assert variance == 0
+    else:
+        assert variance <= abs(exact) * (Fraction(BOUND) - abs(exact)) * (1 + 8 * Fraction(info.eps)) + tolerance
+
+
+@pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
+def test_compiled_rule_is_unbiased(opmath, compiled):
+    for d in directions(opmath):
+        got = compiled.update_element(NAMES[opmath], 0.0, d, lipschitz_bound=BOUND, draws=list(ALL_DRAWS))
+        assert got.n == expected_draws(d, opmath)
+        assert_theorem(d, got.params, opmath)
+
+
+@pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
+def test_reference_is_unbiased(opmath, device, monkeypatch):
+    """One parameter of 2^16 elements with equal gradients, of which the i-th draws i."""
+    monkeypatch.setattr(reference, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    for d in directions(opmath):
+        param = torch.zeros(2**16, dtype=opmath, device=device, requires_grad=True)
+        param.grad = torch.full_like(param, d)
+        CSGD([param], lr=1.0, lipschitz=BOUND, fused=False).step()
+        assert_theorem(d, param.tolist(), opmath)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_update_is_unbiased(dtype, compiled):
+    """Both draws enumerated: whether the coordinate moves, and how its new value is rounded."""
+    name, opmath = NAMES[dtype], opmath_dtype(dtype)
+    lr, theta = 0.0625, torch.tensor(1.7).to(dtype).item()
+    every = list(ALL_DRAWS)
+    for d in directions(dtype):
+        n = expected_draws(d, opmath)
+        exact_move = -Fraction(lr) * Fraction(d) * Fraction(2**16, n)
+        # The new value in opmath; two roundings in the move, one in the difference.
+        size = abs(exact_move) + abs(Fraction(theta))
+        new = torch.tensor(theta - lr * (d * (2.0**16 / n)), dtype=torch.float32).item()
+        stored = sum(Fraction(v) * k for v, k in Counter(compiled.store(name, new, every)).items()) / 2**16
+        mean = stored * n / 2**16 + Fraction(theta) * (2**16 - n) / 2**16
+        target = Fraction(theta) - Fraction(lr) * Fraction(d)
+        assert abs(mean - target) <= 2 * size * Fraction(torch.finfo(torch.float32).eps) * Fraction(n, 2**16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_moves_the_expected_share(dtype, fused, device):
+    """Over a million elements the density is mean(n) / 2^16 within 5 standard deviations, and so is the mean."""
+    n = 2**20
+    d = torch.linspace(-1, 1, n).to(dtype)
+    param = torch.zeros(n, dtype=dtype, device=device, requires_grad=True)
+    param.grad = d.to(device)
+    optimizer = CSGD([param], lr=1.0, lipschitz=1.0, fused=fused, seed=3)
+    optimizer.step()
+    (density,) = optimizer.density()
+    assert abs(density - d.double().abs().mean()) < 5 * 0.5 / n**0.5
+    mean = (param.double().cpu() + d.double()).mean()
+    assert abs(mean) < 5 * (1 / 6) ** 0.5 / n**0.5  # Var = |d| (1 - |d|), 1/6 on average
+
+
+def test_zero_calibration_and_zero_bound_move_everything(compiled):
+    for options in ({"calibration": 0.0, "lipschitz_bound": 1.0}, {"lipschitz_bound": 0.0}):
+        got = compiled.update_element("float32", 1.0, 0.25, draws=list(ALL_DRAWS), **options)
+        assert got.n == 2**16
+        assert set(got.params) == {0.75}
+
+
+@pytest.mark.parametrize("d", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_inf_pass_through(d, compiled):
+    got = compiled.update_element("float32", 1.0, d, lipschitz_bound=BOUND, draws=[0, 2**16 - 1])
+    assert got.n == 2**16
+    assert all(str(v) == str(1.0 - d) for v in got.params)
