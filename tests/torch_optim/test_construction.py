@@ -24,15 +24,9 @@ def test_optim_inputs_do_not_choose_an_implementation():
 
 
 def test_all_values_of_the_inputs_for_sgd_are_among_the_options():
-    ours = {
-        name: [option.get(name) for option in factor]
-        for factor in VALUES.values()
-        for option in factor
-        for name in option
-    }
+    ours = [given for values in VALUES.values() for options in values for given in options.items()]
     for each in SGD_INFO.optim_inputs_func("cpu"):
-        for name, value in each.kwargs.items():
-            assert value in ours[name], each.desc
+        assert all(given in ours for given in each.kwargs.items()), each.desc
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.optimizer_error_input.desc)
