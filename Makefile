@@ -14,8 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpu/*.cpp tests/cuda/emulation/*)
 ARGS ?=
-# A test marked with xdist_group(name) runs in the same process as the others of its group.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# A test marked with xdist_group(name) runs in the same process as the others of its group. Tests of threads have more
+# threads than there are cores left: these must not spin while they wait.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 # What make test leaves out: tests of experiments and tools, and those that need other packages.
 PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py
 INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
