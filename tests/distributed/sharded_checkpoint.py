@@ -100,6 +100,24 @@ class Training:
         self.step = parts["step"]
 
 
+def train_from_checkpoint(folder, given, in_step=lambda step: None):
+    """Goes on from the last checkpoint in ``folder``, or begins, and trains to the end, with new checkpoints.
+
+    Returns the step it went on after, or None, and the weights. ``given``: see run_given.
+    """
+    training = Training((dist.get_world_size(),), torch.float32)
+    make_steps = training.run_given if given else training.run_real
+    begun_after = None
+    complete = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
+    if complete:
+        training.load(max(complete))
+        begun_after = training.step
+    while training.step < STEPS:
+        make_steps(min(SAVE_EVERY, STEPS - training.step), in_step)
+        training.save(folder / f"step-{training.step}")  # .metadata comes last
+    return begun_after, [param.full_tensor().detach() for param in training.model.parameters()]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -115,16 +133,8 @@ def main():
         if first_life and (rank, step) == (options.kill_rank, options.kill_step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training = Training((dist.get_world_size(),), torch.float32)
-    make_steps = training.run_given if options.given else training.run_real
-    complete = [path for path in options.folder.glob("step-*") if (path / ".metadata").exists()]
-    if complete:
-        training.load(max(complete))
-        print(f"rank {rank} goes on after step {training.step}", flush=True)
-    while training.step < STEPS:
-        make_steps(min(SAVE_EVERY, STEPS - training.step), in_step)
-        training.save(options.folder / f"step-{training.step}")  # .metadata comes last
-    weights = [param.full_tensor() for param in training.model.parameters()]
+    begun_after, weights = train_from_checkpoint(options.folder, options.given, in_step)
+    print(f"rank {rank} began after step {begun_after}", flush=True)
     if rank == 0:
         torch.save(weights, options.folder / "weights.pt")
     dist.barrier()  # nobody leaves before all have what they came for

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 from ..helpers import assert_same_bits
 from .launch import run
-from .sharded_checkpoint import STEPS, Training
+from .sharded_checkpoint import STEPS, Training, train_from_checkpoint
 from .test_sharded import assert_same_everything, everything
 
 BREAK = 3
@@ -109,13 +109,6 @@ def torchrun(folder, count, *arguments, restarts=3):
     )  # fmt: skip
 
 
-def trained(folder, count, *arguments):
-    """The weights that such a training leaves, and what it said."""
-    done = torchrun(folder, count, *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "weights.pt"), done.stdout
-
-
 def undisturbed(rank):
     training = Training((2,), torch.float32)
     training.run_real(STEPS)
@@ -129,10 +122,15 @@ def assert_same_weights(a, b):
 
 def test_killed_worker_does_not_change_the_end(tmp_path):
     """SIGKILL between backward and step, after the checkpoint of step 3; torchrun starts both processes again."""
-    got, said = trained(tmp_path, 2, "--kill-rank=1", "--kill-step=5")
-    assert {"0", "1"} <= set(re.findall(r"rank (\d) goes on after step 3", said))
+    done = torchrun(tmp_path, 2, "--kill-rank=1", "--kill-step=5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(re.findall(r"rank (\d) began after step 3", done.stdout)) == {"0", "1"}
     for weights in run(2, undisturbed):
-        assert_same_weights(weights, got)
+        assert_same_weights(weights, torch.load(tmp_path / "weights.pt"))
+
+
+def gone_on_from_the_last_checkpoint(rank, folder):
+    return train_from_checkpoint(folder, given=True)
 
 
 def test_job_goes_on_with_fewer_workers_after_one_was_killed(tmp_path):
@@ -146,6 +144,6 @@ def test_job_goes_on_with_fewer_workers_after_one_was_killed(tmp_path):
     assert killed.returncode != 0
     assert "SIGKILL" in killed.stderr
     assert not (tmp_path / "weights.pt").exists()
-    got, said = trained(tmp_path, 2, "--given")
-    assert {"0", "1"} <= set(re.findall(r"rank (\d) goes on after step 3", said))
-    assert_same_weights([param.detach() for param in plain.model.parameters()], got)
+    for begun_after, weights in run(2, gone_on_from_the_last_checkpoint, tmp_path):
+        assert begun_after == 3
+        assert_same_weights([param.detach() for param in plain.model.parameters()], weights)
