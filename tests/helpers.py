@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test files share: raw bits, awkward data, and steps made by one backend."""
 
+import contextlib
 import math
 
 import torch
@@ -25,6 +26,17 @@ BACKENDS = [
     for fused in (True, False)
     if not fused or extension.why_no_kernel(torch.device(device)) is None
 ]
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Runs torch's and the kernels' loops on ``count`` threads; the tests have one otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def bits(tensor):

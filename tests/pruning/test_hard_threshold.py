@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from csgd_cuda import hard_threshold_
 
-from ..helpers import BACKENDS, DTYPES, assert_same_bits, heavy_tailed
+from ..helpers import BACKENDS, DTYPES, assert_same_bits, heavy_tailed, threads
 
 # Around a GPU thread's eight, the lanes of a norm (32), a pass of a CUDA block (2048), the CPU's grain (32768).
 SIZES = [0, 1, 7, 8, 9, 31, 32, 33, 255, 257, 1000, 2047, 2048, 2049, 32767, 32768, 32769, 70000]
@@ -210,14 +210,11 @@ def test_overflow_changes_nothing(structure, found_inf, device, fused):
 
 def test_threads_do_not_matter(compiled):
     values = torch.randint(-50, 50, (300_000,), generator=torch.Generator().manual_seed(0)).float()
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
             results.append(values.clone())
             hard_threshold_([results[-1]], [100_001], fused=True)
-    finally:
-        torch.set_num_threads(threads)
     assert int((results[0] != 0).sum()) == 100_001
     for other in results[1:]:
         assert_same_bits(results[0], other)

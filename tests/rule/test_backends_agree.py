@@ -25,6 +25,7 @@ from ..helpers import (
     make_params,
     run_steps,
     snapshot,
+    threads,
 )
 
 
@@ -119,6 +120,7 @@ def cases(draw):
         "data_seed": draw(st.integers(0, 2**32 - 1)),
         "edges": draw(st.booleans()),
         "steps": draw(st.integers(1, 4)),
+        "threads": draw(st.integers(1, 3)),
         "scaled": draw(st.booleans()),
         "options": {
             "lr": draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0])),
@@ -153,7 +155,8 @@ def run_case(case, device, fused):
     for _ in range(case["steps"]):
         for param, layout in zip(params, grad_layouts, strict=True):
             param.grad = laid_out(make(tuple(param.shape), generator, case["dtype"]).to(device), layout)
-        optimizer.step()
+        with threads(case["threads"]):
+            optimizer.step()
     return snapshot(params, optimizer), optimizer.density()
 
 
@@ -171,14 +174,11 @@ def test_random_cases(case):
 def test_any_number_of_threads_gives_the_same_bits(dtype):
     need_kernel(torch.device("cpu"))
     shapes = [(16384 * 5 + 3,), (100,), (40000,)]
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3, 7):
+        with threads(count):
             params = make_params(shapes, dtype)
             results.append(snapshot(params, run_steps(params, fused=True)))
-    finally:
-        torch.set_num_threads(before)
     for other in results[1:]:
         assert_same_snapshots(results[0], other)
 

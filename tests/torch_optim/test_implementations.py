@@ -9,7 +9,7 @@ import torch
 from csgd_cuda import CSGD
 
 from ..conftest import need_kernel
-from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot, threads
 from .common import SHAPES, go_on, optimizer_of, trained
 from .info import INFO, _get_optim_inputs_including_global_cliquey_kwargs
 from .options import WITH_MOMENTUM, of_sgd, with_options
@@ -63,9 +63,10 @@ def test_fused_large_tensor(options, device):
     """Many blocks for every thread, and a rest. 2^31 elements: tests/rule/test_huge.py, where memory allows."""
     need_kernel(device)
     shapes = [(2**18 + 77,), (7,)]
-    kernel, reference = (
-        snapshot(*trained(options, device, shapes=shapes, dtype=torch.bfloat16, fused=how)) for how in (True, False)
-    )
+    with threads(3):
+        kernel, reference = (
+            snapshot(*trained(options, device, shapes=shapes, dtype=torch.bfloat16, fused=how)) for how in (True, False)
+        )
     assert_same_snapshots(kernel, reference)
 
 
