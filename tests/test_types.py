@@ -49,4 +49,4 @@ def test_wheel_carries_the_types(tmp_path):
     )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
-    assert {"csgd_cuda/py.typed", "csgd_cuda/_C.pyi", "csgd_cuda/optimizer.py"} <= files
+    assert {"csgd_cuda/py.typed", "csgd_cuda/_C.pyi", "csgd_cuda/optim/csgd.py", "csgd_cuda/reference/step.py"} <= files

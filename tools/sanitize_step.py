@@ -13,7 +13,7 @@ import torch
 
 from csgd_cuda import CSGD, calibrate_grad, csgd_, hard_threshold_
 from csgd_cuda.distributed.coding import choose_coding
-from csgd_cuda.shards import ShardLayout
+from csgd_cuda.distributed.shards import ShardLayout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

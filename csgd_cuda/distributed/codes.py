@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..philox import DRAW_RANGE, EXCHANGE_STREAM, draws, draws_at
+from ..reference.philox import DRAW_RANGE, EXCHANGE_STREAM, draws, draws_at
 
 CODES = 3  # -1, 0, +1, stored as 0, 1, 2
 ZERO_CODE = 1

@@ -13,10 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blocks import block_exponents, pack_exponents, scale_blocks, smallest_exponents, unpack_exponents
 from .codes import unit_of
-from .coding import Coding
-from .outliers import Outliers, add_mean, norm_of, pack_outliers, take_outliers, unpack_outliers
+from .coding import (
+    Coding,
+    Outliers,
+    add_mean,
+    block_exponents,
+    norm_of,
+    pack_exponents,
+    pack_outliers,
+    scale_blocks,
+    smallest_exponents,
+    take_outliers,
+    unpack_exponents,
+    unpack_outliers,
+)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csgd_cuda import csgd_
-from csgd_cuda.shards import WHOLE, ShardLayout, layout_of_block
+from csgd_cuda.distributed.shards import WHOLE, ShardLayout, layout_of_block
 
 from ..helpers import DTYPES, assert_same_bits, heavy_tailed
 

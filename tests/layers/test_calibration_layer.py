@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from csgd_cuda import GradientCalibration, calibrate_grad, gradient
+from csgd_cuda import GradientCalibration, calibrate_grad
+from csgd_cuda.layers import functional
 
 from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits
@@ -71,7 +72,7 @@ def test_gradcheck_without_calibration(fused):
 
 def test_mean_over_all_draws_is_the_gradient_of_the_network(monkeypatch):
     """A weight used 2^16 times, where the i-th use draws i: its gradient is that without the layer."""
-    monkeypatch.setattr(gradient, "draws", lambda begin, end, **_: torch.arange(begin, end))
+    monkeypatch.setattr(functional, "draws", lambda begin, end, **_: torch.arange(begin, end))
     layer = GradientCalibration(lipschitz=0.75, fused=False)
     for value in (0.001, 0.3, -0.7, 2.0):
         w = torch.tensor(value, dtype=torch.float64, requires_grad=True)

@@ -14,7 +14,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from csgd_cuda import CSGD, optimizer, step_plan
+from csgd_cuda import CSGD
+from csgd_cuda.optim import base, plan
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
 

@@ -4,7 +4,7 @@
 import torch
 
 from csgd_cuda import CSGD
-from csgd_cuda.checks import opmath_dtype
+from csgd_cuda.tensors import opmath_dtype
 
 from ..helpers import STATE_NAMES, assert_same_snapshots
 from .guarded import Guarded, strides_of

@@ -8,13 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import SUPPORTED_DTYPES, opmath_dtype
-from .functional import choose_backend
-from .options import check_calibration, check_seed, signed_seed
-from .philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
-from .rounding import round_stochastic
-from .rows import memory_order
-from .rule import LAYOUTS, calibrated, calibration_scale, largest_size, moves, moving_draws, next_bound, ordered_bits
+from .. import extension
+from ..optim.options import CALIBRATION_OPTIONS, check_options, operator_options, signed_seed
+from ..reference.flatten import empty_in_order
+from ..reference.philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
+from ..reference.rule import (
+    LAYOUTS,
+    calibrated,
+    calibration_scale,
+    largest_size,
+    moves,
+    moving_draws,
+    next_bound,
+    ordered_bits,
+    round_stochastic,
+)
+from ..tensors import SUPPORTED_DTYPES, opmath_dtype
 
 # What ``tally`` holds before its entry for each channel (csrc/core/params.h).
 CALIBRATION_TALLY_WORDS = 4
@@ -71,25 +80,35 @@ def calibrate_grad(
 
     Source: docs/algorithm.md.
     """
-    check_seed(seed)
     options: dict[str, Any] = {
-        "channel_dim": channel_dim, "calibration": float(calibration),
-        "lipschitz": None if lipschitz is None else float(lipschitz), "bound_decay": float(bound_decay),
-        "rounding": rounding, "seed": seed, "rank": rank,
+        "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
+        "seed": seed,
     }  # fmt: skip
-    if choose_backend(grad.device, fused).name == "reference":
+    check_options(CALIBRATION_OPTIONS, options)
+    options = operator_options(CALIBRATION_OPTIONS, options)
+    options |= {"channel_dim": channel_dim, "rank": rank}
+    if not extension.takes_kernel(grad.device, fused):
         return _reference(grad, index, step, lipschitz_bound, tally, **options)
-    options["seed"] = signed_seed(seed)
+    options["seed"] = signed_seed(options["seed"])
     out: Tensor = torch.ops.csgd_cuda.calibrate_grad(grad, index, step, lipschitz_bound, tally, **options)
     return out
 
 
+def _fake(grad: Tensor, *state: Tensor | None, **options: Any) -> Tensor:
+    if any(tensor is not None and tensor.device != grad.device for tensor in state):
+        raise ValueError(f"calibrate_grad needs all tensors on {grad.device}, the device of the gradient")
+    return empty_in_order(grad)
+
+
+if extension.build_info() is not None:
+    torch.library.register_fake("csgd_cuda::calibrate_grad", _fake)
+
+
 def _check(
     grad: Tensor, index: Tensor, step: Tensor, lipschitz_bound: Tensor | None, tally: Tensor | None, *,
-    channel_dim: int, calibration: float, lipschitz: float | None, bound_decay: float, rounding: str, rank: int,
+    channel_dim: int, lipschitz: float | None, rank: int, **options: Any,
 ) -> None:  # fmt: skip
-    """What csrc/ops/calibrate_grad.cpp checks, for the reference."""
-    check_calibration(calibration, lipschitz, bound_decay, rounding)
+    """What csrc/ops/calibrate_grad.cpp checks beyond the options, for the reference."""
     if not 0 <= rank < MOST_RANKS:
         raise ValueError(f"rank must be in 0 ... {MOST_RANKS - 1}, got {rank}")
     if (lipschitz is None) == (lipschitz_bound is None):
@@ -158,10 +177,7 @@ def _reference(
 ) -> Tensor:  # fmt: skip
     """calibrate_grad in pure PyTorch: the bits of the kernels."""
     _check(grad, index, step, lipschitz_bound, tally, **options)
-    order = memory_order(grad)
-    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    if order is not None:
-        out = torch.empty_strided(grad.shape, order, dtype=grad.dtype, device=grad.device)
+    out = empty_in_order(grad)
     opmath = opmath_dtype(grad.dtype)
     layer = (index.reshape(()) + (options["rank"] << 16)) & 0xFFFFFFFF
 

@@ -9,12 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .aliases import Tensors
-from .checks import SUPPORTED_DTYPES, separate_elements
-from .functional import choose_backend
-from .pruned_step import check_companion, check_histograms
-from .pruning_options import STRUCTURES
-from .thresholding_reference import reference
+from .. import extension
+from ..tensors import SUPPORTED_DTYPES, Tensors, separate_elements
+from .options import STRUCTURES
+from .reference import reference
 
 
 @torch.no_grad()
@@ -27,7 +25,6 @@ def hard_threshold_(
     structure: Literal["element", "filter", "2:4"] = "element",
     across: bool = False,
     found_inf: Tensor | None = None,
-    histograms: Tensor | None = None,
     fused: bool | None = None,
 ) -> None:
     """H_k in place: exactly k elements or filters stay as they are, those of largest magnitude; the others become +0.
@@ -49,9 +46,6 @@ def hard_threshold_(
             "2:4": two of each four consecutive indices of dimension 1.
         across: one selection over all tensors, of the largest elements or filters of all. All float64, or none.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
-        histograms: of structure "element", an int64 tensor of shape (len(keeps), 2048): what the step that made the
-            parameters (``csgd_``, with these masks) has counted of them, from nothing on. The kernels then need not
-            read them once more for it; other counts give other survivors. None: they are counted here.
         fused: None takes the kernel where there is one, else pure PyTorch; True demands it; False takes the latter.
 
     Raises:
@@ -62,14 +56,25 @@ def hard_threshold_(
     keeps = None if keeps is None else list(keeps)
     if not params:
         return
-    if choose_backend(params[0].device, fused).name == "reference":
-        _check(params, momentum_buffers, masks, keeps, structure, across, found_inf, histograms)
+    if extension.takes_kernel(params[0].device, fused):
+        torch.ops.csgd_cuda.hard_threshold_(
+            params, momentum_buffers, masks, keeps, structure=structure, across=across, found_inf=found_inf
+        )
+    else:
+        _check(params, momentum_buffers, masks, keeps, structure, across, found_inf)
         reference(params, momentum_buffers, masks, keeps, structure, across, found_inf)
-        return
-    torch.ops.csgd_cuda.hard_threshold_(
-        params, momentum_buffers, masks, keeps, structure=structure, across=across, found_inf=found_inf,
-        histograms=histograms,
-    )  # fmt: skip
+
+
+def check_companion(
+    tensor: Tensor, name: str, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device, *,
+    remedy: str = "",
+) -> None:  # fmt: skip
+    """Raises ValueError, which ends in ``remedy``, for a tensor that does not fit parameter ``index`` as it should."""
+    if (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
+        raise ValueError(
+            f"parameter {index}: {name} has shape {list(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}; "
+            f"expected shape {list(shape)}, dtype {dtype} on {device}{remedy}"
+        )
 
 
 def check_structure(param: Tensor, index: int, structure: str) -> None:
@@ -126,9 +131,9 @@ def _check_tensors(params: Tensors, momentum_buffers: Tensors, masks: Tensors, s
 
 def _check(
     params: Tensors, momentum_buffers: Tensors, masks: Tensors, keeps: list[int] | None, structure: str, across: bool,
-    found_inf: Tensor | None, histograms: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:  # fmt: skip
-    """What csrc/ops/check_hard_threshold.cpp checks, for the reference."""
+    """What csrc/ops/hard_threshold.cpp checks, for the reference."""
     if structure not in STRUCTURES:
         raise ValueError(f"structure must be 'element', 'filter' or '2:4', got {structure!r}")
     for name, tensors in (("momentum_buffers", momentum_buffers), ("masks", masks)):
@@ -144,13 +149,22 @@ def _check(
             raise ValueError(f"keeps must have {expected} entries, got {len(keeps)}")
         if min(keeps, default=0) < 0:
             raise ValueError(f"keeps must be >= 0, got {min(keeps)}")
-    if histograms is not None:
-        if structure != "element" or keeps is None:
-            raise ValueError("histograms can be given for structure 'element' with keeps only")
-        check_histograms(histograms, len(keeps), params[0].device, "each of keeps")
     _check_tensors(params, momentum_buffers, masks, structure, across)
     device = params[0].device
     if found_inf is not None and (
         found_inf.numel() != 1 or found_inf.dtype != torch.float32 or found_inf.device != device
     ):
         raise ValueError(f"found_inf must be one Float on {device}, the device of the parameters")
+
+
+def _fake(
+    params: Tensors, momentum_buffers: Tensors, masks: Tensors, keeps: Sequence[int] | None, *, structure: str,
+    across: bool, found_inf: Tensor | None,
+) -> None:  # fmt: skip
+    others = [*params, *momentum_buffers, *masks, *([] if found_inf is None else [found_inf])]
+    if any(tensor.device != params[0].device for tensor in others):
+        raise ValueError(f"hard_threshold_ needs all tensors on {params[0].device}, the device of the first")
+
+
+if extension.build_info() is not None:
+    torch.library.register_fake("csgd_cuda::hard_threshold_", _fake)

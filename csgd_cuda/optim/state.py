@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .aliases import Group, State
-from .checks import opmath_dtype
-from .shards import is_dtensor
-from .sparsity import new_mask
+from ..distributed.shards import is_dtensor
+from ..pruning.groups import new_mask
+from ..tensors import Group, State, opmath_dtype
 
 
-def new_momentum_buffer(param: Tensor) -> Tensor:
+def new_buffer(param: Tensor) -> Tensor:
     """Zeros in the memory order in which ``param`` is stepped: its own if it is dense, else row-major."""
     like = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
     return like if like.stride() == param.stride() else torch.zeros_like(like, memory_format=torch.contiguous_format)
@@ -39,31 +39,22 @@ def _copy_of(value: Any) -> Any:
     return value
 
 
-def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_casts: dict[str, Any]) -> dict[str, Any]:
-    """The state of one parameter from a checkpoint's dict of it; what is not ours (a subclass's) as torch loads it.
+def _restore_one(
+    param: Tensor, index: int, saved: dict[str, Any], as_torch_casts: dict[str, Any], buffers: Sequence[str]
+) -> dict[str, Any]:
+    """The state of one parameter from a checkpoint's dict of it; entries of others (a subclass's) as torch loads them.
 
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
-    own = ("step", "momentum_buffer", "lipschitz_bound", "mask")
+    own = ("step", *buffers, "lipschitz_bound", "mask")
     state = {key: _copy_of(value) for key, value in as_torch_casts.items() if key not in own}
-    momentum_buffer = saved.get("momentum_buffer")
-    if momentum_buffer is not None:
-        if is_dtensor(momentum_buffer) != is_dtensor(param):
-            expected = "a DTensor" if is_dtensor(param) else "a plain tensor"
-            raise ValueError(
-                f"parameter {index}: the loaded momentum_buffer is a {type(momentum_buffer).__name__}, expected "
-                f"{expected} as the parameter; set_optimizer_state_dict of torch.distributed.checkpoint converts it"
-            )
-        if momentum_buffer.shape != param.shape:
-            raise ValueError(
-                f"parameter {index}: the loaded momentum_buffer has shape {list(momentum_buffer.shape)}, "
-                f"expected {list(param.shape)}"
-            )
-        state["momentum_buffer"] = new_momentum_buffer(param).copy_(momentum_buffer)
+    for name in buffers:
+        if saved.get(name) is not None:
+            state[name] = _restored_buffer(param, index, name, saved[name])
     if saved.get("step") is not None:
         state["step"] = _one(saved["step"], torch.int64, param.device)
-    elif momentum_buffer is not None:
+    elif any(name in state for name in buffers):
         # From torch.optim.SGD, which does not count: at least one step made this buffer, so it must not be
         # taken for a fresh one.
         state["step"] = _one(1, torch.int64, param.device)
@@ -78,14 +69,31 @@ def _restore_one(param: Tensor, index: int, saved: dict[str, Any], as_torch_cast
     return {key: state[key] for key in [*saved, *state] if key in state}
 
 
-def restore_state(checkpoint: dict[str, Any], param_groups: list[Group], as_torch_casts: State) -> State:
+def _restored_buffer(param: Tensor, index: int, name: str, saved: Tensor) -> Tensor:
+    if is_dtensor(saved) != is_dtensor(param):
+        expected = "a DTensor" if is_dtensor(param) else "a plain tensor"
+        raise ValueError(
+            f"parameter {index}: the loaded {name} is a {type(saved).__name__}, expected {expected} as the parameter; "
+            "set_optimizer_state_dict of torch.distributed.checkpoint converts it"
+        )
+    if saved.shape != param.shape:
+        raise ValueError(
+            f"parameter {index}: the loaded {name} has shape {list(saved.shape)}, expected {list(param.shape)}"
+        )
+    return new_buffer(param).copy_(saved)
+
+
+def restore_state(
+    checkpoint: dict[str, Any], param_groups: list[Group], as_torch_casts: State, buffers: Sequence[str]
+) -> State:
     """The ``state`` of an optimizer with these groups, from the state_dict ``checkpoint``.
 
     Args:
         as_torch_casts: the ``state`` that torch.optim.Optimizer.load_state_dict has made of the same checkpoint.
+        buffers: the names of the direction's buffers.
 
     Raises:
-        ValueError: a momentum buffer or a mask does not fit its parameter's shape.
+        ValueError: a buffer or a mask does not fit its parameter's shape.
     """
     params = [param for group in param_groups for param in group["params"]]
     saved_ids = [saved_id for group in checkpoint["param_groups"] for saved_id in group["params"]]
@@ -97,7 +105,7 @@ def restore_state(checkpoint: dict[str, Any], param_groups: list[Group], as_torc
             if index is None:
                 state[key] = saved  # not of a parameter: kept as it is, as torch does
                 continue
-            restored = _restore_one(params[index], index, saved, as_torch_casts[params[index]])
+            restored = _restore_one(params[index], index, saved, as_torch_casts[params[index]], buffers)
             if restored:
                 state[params[index]] = restored
     return state

@@ -31,7 +31,7 @@ def private_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return own
 
 
-class InOrder:
+class WorkerThread:
     """Runs calls in a thread of its own, which starts with the first and ends with this object."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import operator
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
-from .aliases import Group
+from ..tensors import Group
 
 STRUCTURES = ("element", "filter", "2:4")
 
@@ -39,7 +39,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
-    """All pruning options of an optimizer, and the count of its steps with pruning, from those given.
+    """All pruning options of an optimizer, and the count of its steps with pruning, from the given ones.
 
     Raises:
         TypeError: there is no such option.

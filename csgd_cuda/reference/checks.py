@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The argument checks of the reference; csrc/ops/check_csgd.cpp says the same for the kernels.
+"""The checks of a step's tensors for the reference; csrc/ops/csgd.cpp says the same for the kernels.
 
 They run before anything is changed, and say which parameter is wrong, how, and what was expected.
 """
@@ -11,70 +11,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .aliases import Tensors
-from .options import check_options
-from .pruned_step import check_pruning
-from .shards import ShardLayout, is_dtensor, shard_layout
+from ..distributed.shards import ShardLayout
+from ..tensors import SUPPORTED_DTYPES, StepTensors, Tensors, opmath_dtype, separate_elements
 
 # Of a row of ``tallies``: the coordinates moved in the last step, and scratch space of a GPU (csrc/core/params.h).
 TALLY_WORDS = 4
-SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype the arithmetic runs in."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def separate_elements(tensor: Tensor) -> bool:
-    """True where no two elements can share memory: each dimension steps over all smaller ones."""
-    extent = 0
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
-        if stride <= extent:
-            return False
-        extent += stride * (size - 1)
-    return True
-
-
-def check_devices(
-    params: Tensors,
-    grads: Tensors,
-    momentum_buffers: Tensors,
-    steps: Tensors,
-    lipschitz_bounds: Tensors,
-    indices: Sequence[int],
-) -> None:
+def check_devices(tensors: StepTensors) -> None:
     """Raises ValueError unless all tensors of a call are on one device."""
-    for k, index in enumerate(indices[: len(params)]):
+    params = tensors.params
+    named = {"gradient": tensors.grads, **tensors.buffers}
+    named |= {"step": tensors.steps, "lipschitz_bound": tensors.lipschitz_bounds}
+    for k, index in enumerate(tensors.indices[: len(params)]):
         if params[k].device != params[0].device:
             raise ValueError(
                 f"parameter {index} is on {params[k].device}, expected {params[0].device}, "
                 "the device of the call's first parameter"
             )
-        for name, tensors in (
-            ("gradient", grads),
-            ("momentum_buffer", momentum_buffers),
-            ("step", steps),
-            ("lipschitz_bound", lipschitz_bounds),
-        ):
-            if k < len(tensors) and tensors[k].device != params[k].device:
+        for name, others in named.items():
+            if k < len(others) and others[k].device != params[k].device:
                 raise ValueError(
-                    f"parameter {index}: {name} is on {tensors[k].device}, expected {params[k].device} as the parameter"
+                    f"parameter {index}: {name} is on {others[k].device}, expected {params[k].device} as the parameter"
                 )
 
 
-def check_plain(param: Tensor, index: int) -> None:
-    """Raises TypeError for a tensor that wraps others, but for a DTensor of which every process can draw its part."""
-    if is_dtensor(param):
-        shard_layout(param, index)
-    elif is_traceable_wrapper_subclass(param):
-        raise TypeError(f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors and DTensors")
-
-
 def check_dtype(param: Tensor, index: int) -> None:
-    """Raises TypeError for a parameter that no backend steps."""
+    """Raises TypeError for a parameter that no backend can step."""
     if param.is_complex():
         raise TypeError(
             f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
@@ -100,7 +64,7 @@ def _check_param(param: Tensor, index: int) -> None:
 
 
 def _check_changeable(tensor: Tensor, index: int, name: str) -> None:
-    if torch.compiler.is_compiling():  # which cannot ask; torch refuses the change itself
+    if torch.compiler.is_compiling():  # compiled code cannot find it out; torch refuses the change itself
         return
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
@@ -146,7 +110,7 @@ def _check_scalar(tensor: Tensor, index: int, name: str, dtype: torch.dtype) -> 
     _check_changeable(tensor, index, name)
 
 
-def check_shards(indices: Sequence[int], shards: Sequence[int]) -> None:
+def _check_shards(indices: Sequence[int], shards: Sequence[int]) -> None:
     """Raises ValueError for runs that overlap, which would draw the same numbers twice."""
     size = len(ShardLayout._fields)
     if shards and len(shards) != size * len(indices):
@@ -166,13 +130,9 @@ def check_shards(indices: Sequence[int], shards: Sequence[int]) -> None:
 
 
 def check_shared_tensors(
-    device: torch.device,
-    indices: Sequence[int],
-    lr_tensor: Tensor | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    tallies: Tensor | None,
-) -> None:
+    device: torch.device, indices: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
+    found_inf: Tensor | None, tallies: Tensor | None,
+) -> None:  # fmt: skip
     """Raises ValueError or TypeError for a tensor of the whole call that does not fit its parameters."""
     for name, tensor in (("lr", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
         if tensor is not None and tensor.layout is not torch.strided:
@@ -202,41 +162,37 @@ def check_shared_tensors(
         )
 
 
-def check_csgd(
-    params: Tensors, grads: Tensors, momentum_buffers: Tensors, steps: Tensors, lipschitz_bounds: Tensors,
-    indices: Sequence[int], shards: Sequence[int], *, nesterov: bool, maximize: bool, fresh_momentum: bool,
-    lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None, tallies: Tensor | None,
-    masks: Tensors, histograms: Tensor | None, **options: Any,
-) -> None:  # fmt: skip
-    """Checks all arguments of a step (those of functional.csgd_); changes nothing."""
-    check_options(**{**options, "lr": options["lr"] if lr_tensor is None else lr_tensor})
-    for name, got, used in (
-        ("grads", grads, True),
-        ("momentum_buffers", momentum_buffers, options["momentum"] != 0),
-        ("steps", steps, True),
-        ("lipschitz_bounds", lipschitz_bounds, options["lipschitz"] is None),
+def check_step(tensors: StepTensors, options: dict[str, Any], *, uses_buffers: bool) -> None:
+    """Checks the tensors of a step; changes nothing. The options have been checked by their table."""
+    params, indices = tensors.params, tensors.indices
+    lists: list[tuple[str, Sequence[object], bool]] = [("grads", tensors.grads, True)]
+    lists += [(f"{name}s", buffers, uses_buffers) for name, buffers in tensors.buffers.items()]
+    lists += [
+        ("steps", tensors.steps, True),
+        ("lipschitz_bounds", tensors.lipschitz_bounds, options["lipschitz"] is None),
         ("indices", indices, True),
-    ):
+    ]
+    for name, got, used in lists:
         expected = len(params) if used else 0
         if len(got) != expected:
             raise ValueError(f"{name} must have {expected} entries, got {len(got)}")
     if not params:
         return
-    check_devices(params, grads, momentum_buffers, steps, lipschitz_bounds, indices)
+    check_devices(tensors)
     for k, (param, index) in enumerate(zip(params, indices, strict=True)):
         _check_param(param, index)
-        _check_companion(grads[k], param, index, "gradient", _HOW_TO_CONVERT_GRADIENT)
-        if momentum_buffers:
-            _check_companion(momentum_buffers[k], param, index, "momentum_buffer", _HOW_TO_CONVERT_STATE)
-            if param.numel() and not separate_elements(momentum_buffers[k]):
-                raise ValueError(f"parameter {index}: momentum_buffer may overlap itself in memory")
-            _check_changeable(momentum_buffers[k], index, "momentum_buffer")
-        _check_scalar(steps[k], index, "step", torch.int64)
-        if lipschitz_bounds:
-            opmath = opmath_dtype(param.dtype)
-            _check_scalar(lipschitz_bounds[k], index, "lipschitz_bound", opmath)
-    check_shards(indices, shards)
-    check_pruning(params, indices, shards, masks, histograms)
-    _check_unshared(steps, "steps")
-    _check_unshared(lipschitz_bounds, "lipschitz_bounds")
-    check_shared_tensors(params[0].device, indices, lr_tensor, grad_scale, found_inf, tallies)
+        _check_companion(tensors.grads[k], param, index, "gradient", _HOW_TO_CONVERT_GRADIENT)
+        for name, buffers in tensors.buffers.items():
+            if buffers:
+                _check_companion(buffers[k], param, index, name, _HOW_TO_CONVERT_STATE)
+                if param.numel() and not separate_elements(buffers[k]):
+                    raise ValueError(f"parameter {index}: {name} may overlap itself in memory")
+                _check_changeable(buffers[k], index, name)
+        _check_scalar(tensors.steps[k], index, "step", torch.int64)
+        if tensors.lipschitz_bounds:
+            _check_scalar(tensors.lipschitz_bounds[k], index, "lipschitz_bound", opmath_dtype(param.dtype))
+    _check_shards(indices, tensors.shards)
+    _check_unshared(tensors.steps, "steps")
+    _check_unshared(tensors.lipschitz_bounds, "lipschitz_bounds")
+    of_call = {name: options[name] for name in ("lr_tensor", "grad_scale", "found_inf", "tallies")}
+    check_shared_tensors(params[0].device, indices, **of_call)

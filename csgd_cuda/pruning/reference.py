@@ -8,16 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .aliases import Tensors
-from .pruned_step import ordered_magnitudes
-from .rows import Rows, memory_order
+from ..reference.flatten import Flattened, memory_order
+from ..reference.rule import LAYOUTS
+from ..tensors import Tensors
 
 _NORM_LANES = 32  # partial sums of a norm (csrc/core/hard_threshold.h)
 
 
+def _ordered_magnitudes(values: Tensor) -> Tensor:
+    """Integers >= 0 in the order of the magnitudes, as wide as opmath; NaN above Inf, all NaN equal."""
+    values = values if values.dtype is torch.float64 else values.float()
+    layout = LAYOUTS[values.dtype]
+    quiet_nan = 2**layout.sign_place - layout.above_infinity // 2
+    magnitudes = values.view(layout.integer) & (2**layout.sign_place - 1)
+    return torch.where(values.isnan(), quiet_nan, magnitudes)
+
+
 def _keys(values: Tensor, alive: Tensor | None) -> Tensor:
     """Integers in the order of the magnitudes; NaN above Inf, what was dropped for good below 0."""
-    keys = ordered_magnitudes(values).to(torch.int64)
+    keys = _ordered_magnitudes(values).to(torch.int64)
     return keys if alive is None else torch.where(alive, keys, -1)
 
 
@@ -48,15 +57,15 @@ class _Flat:
     def __init__(self, param: Tensor, momentum_buffer: Tensor | None, mask: Tensor | None, structure: str) -> None:
         order = memory_order(param)
         self.of_filters = structure == "filter"
-        self._rows = [Rows([param], [order])]
-        self.values = self._rows[0].matrix[0]
+        self._flattened = [Flattened([param], [order])]
+        self.values = self._flattened[0].matrix[0]
         self.momentum_buffer = self.mask = None
         if momentum_buffer is not None:
-            self._rows.append(Rows([momentum_buffer], [order]))
-            self.momentum_buffer = self._rows[-1].matrix[0]
+            self._flattened.append(Flattened([momentum_buffer], [order]))
+            self.momentum_buffer = self._flattened[-1].matrix[0]
         if mask is not None:
-            self._rows.append(Rows([mask], [None if self.of_filters else order]))
-            self.mask = self._rows[-1].matrix[0]
+            self._flattened.append(Flattened([mask], [None if self.of_filters else order]))
+            self.mask = self._flattened[-1].matrix[0]
         self.shape: tuple[int, int] = (1, 1)  # channels, and consecutive elements that share one
         if structure != "element":
             dim = 0 if self.of_filters else 1
@@ -102,8 +111,8 @@ class _Flat:
         for tensor in (self.values, self.momentum_buffer):
             if tensor is not None and tensor.numel():
                 tensor.masked_fill_(~survivors, 0.0)
-        for rows in self._rows:
-            rows.write_back()
+        for flattened in self._flattened:
+            flattened.write_back()
 
 
 def reference(

@@ -72,7 +72,7 @@ def layout_of_block(sizes: list[int], offsets: list[int], whole: list[int]) -> S
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether it is a torch.distributed DTensor."""
-    if torch.compiler.is_compiling():  # which takes no tensor for a wrapper
+    if torch.compiler.is_compiling():  # where no tensor counts as a wrapper
         if not torch.distributed.is_available():
             return False
     elif not is_traceable_wrapper_subclass(tensor):
@@ -80,6 +80,14 @@ def is_dtensor(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def check_plain(param: Tensor, index: int) -> None:
+    """Raises TypeError for a tensor that wraps others, but for a DTensor of which every process can draw its part."""
+    if is_dtensor(param):
+        shard_layout(param, index)
+    elif is_traceable_wrapper_subclass(param):
+        raise TypeError(f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors and DTensors")
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -95,7 +103,8 @@ def local_gradient(param: Tensor, index: int) -> Tensor:
     """The gradient of what this process holds of a parameter.
 
     A gradient that is placed otherwise than its parameter (the pending sum of a replicated parameter's, in tensor
-    parallel) is brought to the parameter's placements first, as torch.optim.SGD does it; every process takes part.
+    parallel) is redistributed to the parameter's placements first, as torch.optim.SGD does it; every process takes
+    part.
 
     Raises:
         TypeError, ValueError: one of the two is a DTensor and the other is not, or their meshes differ.
@@ -133,10 +142,10 @@ def shard_layout(param: Any, index: int) -> ShardLayout:
     chunks = param.__create_chunk_list__()
     # In the order of the whole one's memory, slowest dimension first: that is what its elements are counted in.
     by_stride = sorted(range(param.dim()), key=lambda k: -param.stride(k))
-    in_order = [local.stride(k) for k in by_stride if local.shape[k] > 1]
+    strides_of_block = [local.stride(k) for k in by_stride if local.shape[k] > 1]
     if len(chunks) != 1 or list(chunks[0].sizes) != list(local.shape):
         raise TypeError(f"parameter {index} is a DTensor placed {param.placements}: its shard is not one block of it")
-    if in_order != sorted(in_order, reverse=True):
+    if strides_of_block != sorted(strides_of_block, reverse=True):
         raise TypeError(
             f"parameter {index} is a DTensor whose shard is laid out in memory otherwise than the whole: their strides "
             f"are {list(local.stride())} and {list(param.stride())}. Make it contiguous() before it is distributed"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .gradient import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
-from .options import check_calibration, check_seed
+from ..optim.options import CALIBRATION_OPTIONS, check_options
+from .functional import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
 
 MOST_LAYERS = 2**16
 # From the far end, since calibrate() numbers the layers of a model from 0 on.
@@ -76,8 +76,11 @@ class GradientCalibration(nn.Module):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
-        check_calibration(calibration, lipschitz, bound_decay, rounding)
-        check_seed(seed)
+        options = {
+            "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
+            "seed": seed,
+        }  # fmt: skip
+        check_options(CALIBRATION_OPTIONS, options)
         _check_channels(channels, lipschitz)
         self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
         self.seed, self.channels, self.channel_dim = operator.index(seed), channels, operator.index(channel_dim)
@@ -170,8 +173,8 @@ class _Identity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Only with create_graph=True can somebody ask for a gradient of this one. torch.compile, which cannot trace a
-        # Function within the backward of another, has no such thing.
+        # Only with create_graph=True can there be a gradient of this one. torch.compile, which cannot trace a Function
+        # within the backward of another, has no such thing.
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         function = _Calibrate.apply if again else _calibrate
         return function(grad, *ctx.state_and_options), *(None,) * len(ctx.state_and_options)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .calibration import GradientCalibration
+from .module import GradientCalibration
 
 # The names of the layers in the module whose weight or outputs they get; of their state in a state dict's metadata.
 LAYER_NAMES = {"weight": "weight_calibration", "output": "output_calibration"}
