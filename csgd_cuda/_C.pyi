@@ -36,8 +36,6 @@ def csgd_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     tallies: Tensor | None,
-    masks: list[Tensor],
-    histograms: Tensor | None,
 ) -> None:
     """The step of csgd_cuda.csgd_, without defaults; the seed is the signed integer of the same bits."""
 
@@ -66,8 +64,6 @@ def check_csgd(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     tallies: Tensor | None,
-    masks: list[Tensor],
-    histograms: Tensor | None,
 ) -> None:
     """Raises what csgd_ would raise; changes nothing."""
 

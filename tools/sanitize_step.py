@@ -64,7 +64,7 @@ def shards(device):
 
 
 def prunings(device):
-    """Steps that leave masked gradients out and count, thresholds that go on from the counts, and all structures."""
+    """Steps of pruned parameters, with all structures."""
     shapes = [(1, 4), (3, 8), (64, 32, 1), (300, 4, 3, 3), (70, 1000)]
     for dtype in DTYPES:
         base = torch.zeros(5000, dtype=dtype, device=device)
@@ -82,12 +82,7 @@ def prunings(device):
                 optimizer.step()
         masks = [(param > 0)[1:] for param in params]  # at any address
         parts = [param.detach()[1:] for param in params]
-        counts = torch.zeros(1, 2048, dtype=torch.int64, device=device)
-        csgd_(
-            parts, [torch.ones_like(p) for p in parts], [], [torch.tensor(0, device=device) for _ in parts], [],
-            lr=0.1, lipschitz=1.0, masks=masks, histograms=counts, fused=True,
-        )  # fmt: skip
-        hard_threshold_(parts, [1000], masks=masks, across=True, histograms=counts, fused=True)
+        hard_threshold_(parts, [1000], masks=masks, across=True, fused=True)
 
 
 def exchanges(device):

@@ -11,13 +11,40 @@
 
 #include <vector>
 
-#include "magnitude_key.h"
+#include "lanes.h"
 #include "params.h"
 #include "storage.h"
 
 namespace csgd {
 
+constexpr int kDigitBits = 11;
+constexpr int kBins = 1 << kDigitBits;
 constexpr int kNormLanes = 32;  // partial sums of a norm
+
+template <class T>
+struct KeyType;
+template <>
+struct KeyType<float> {
+  using Type = uint32_t;
+};
+template <>
+struct KeyType<double> {
+  using Type = uint64_t;
+};
+
+// The key of an element: the bits of |value|, an integer >= 0, below a highest bit that is set where the element is
+// alive. What was dropped for good has the key 0, below all others. NaN is above Inf, and all NaN are equal: the quiet
+// NaN, which is one in 16 bits as well.
+template <class T>
+CSGD_HOST_DEVICE typename KeyType<T>::Type key_of(T value, bool alive) {
+  using Bits = FloatBits<T>;
+  using Key = typename KeyType<T>::Type;
+  constexpr typename Bits::Type kNaN = Bits::kInfinity | Bits::kInfinity >> 1;
+  const auto magnitude = bit_cast<typename Bits::Type>(value) & Bits::kMagnitude;
+  const auto ordered = select(magnitude > Bits::kInfinity, kNaN, magnitude);
+  const Key key = static_cast<Key>(ordered) | ~static_cast<Key>(Bits::kMagnitude);
+  return alive ? key : Key{0};
+}
 
 // The last survivor of a selection, as far as it is known. All zero at the start.
 struct Selection {
@@ -37,12 +64,11 @@ struct SelectionScratch {
 // One tensor to threshold, seen as `numel` elements in memory order. All pointers live on one device.
 struct ThresholdTensor {
   DType dtype;
-  uint32_t first_block;      // on a GPU: the first block of the launch that works on it; set by the launcher
-  void* data;                // elements that do not survive become +0
-  void* momentum_buffer;     // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
-  bool* mask;                // false: dropped for good. One for each element, or each channel; null: there is none
-  double* norms;             // room for the squared norm of each channel
-  const int64_t* histogram;  // of the first digit, in all of the selection, where that was counted before; else null
+  uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
+  void* data;             // elements that do not survive become +0
+  void* momentum_buffer;  // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
+  bool* mask;             // false: dropped for good. One for each element, or each channel; null: there is none
+  double* norms;          // room for the squared norm of each channel
   int64_t numel;
   int64_t channels;          // of an element at i: i / inner % channels
   int64_t inner;             // consecutive elements that share a channel

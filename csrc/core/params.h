@@ -46,12 +46,6 @@ struct CsgdShard : CsgdTensor {
   ShardLayout layout;
 };
 
-// A parameter of which the step takes part in its pruning (hard_threshold.h). On a GPU it is a whole one.
-struct CsgdPruned : CsgdShard {
-  const bool* mask;  // numel entries in the same memory order: where false the gradient counts as 0; null: all are true
-  int64_t* histogram;  // grows by the first digits (magnitude_key.h) of the new parameter; null: nobody asks
-};
-
 // The options of one call. Doubles are rounded once to opmath where they are used.
 struct CsgdOptions {
   double lr;

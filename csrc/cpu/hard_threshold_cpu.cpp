@@ -120,15 +120,9 @@ void drop_masked(const ThresholdTensor& tensor, S* data, int64_t begin, int64_t 
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
   SelectionScratch scratch{};
   if (!is_trivial(tensors[0])) {
-    const int64_t* counted = tensors[0].histogram;  // of the first pass
     for (const DigitPass& pass : digit_passes(tensors)) {
       if (scratch.state.done != 0) break;
-      if (counted != nullptr) {
-        std::copy_n(counted, kBins, scratch.bins);
-        counted = nullptr;
-      } else {
-        histogram(tensors, parallel_for, pass, scratch);
-      }
+      histogram(tensors, parallel_for, pass, scratch);
       pick_digit(pass, tensors[0].keep, scratch);
     }
   }

@@ -52,15 +52,6 @@ cudaError_t chunk_for(const std::vector<ThresholdTensor>& tensors, int64_t* chun
   return choose_chunk(elements, chunk);
 }
 
-// One tensor of each selection.
-std::vector<ThresholdTensor> first_of_each(const std::vector<ThresholdTensor>& tensors) {
-  std::vector<ThresholdTensor> heads;
-  for (const ThresholdTensor& tensor : tensors) {
-    if (heads.empty() || heads.back().selection != tensor.selection) heads.push_back(tensor);
-  }
-  return heads;
-}
-
 // How many blocks meet at each selection in a pass.
 void count_blocks(std::vector<ThresholdTensor>& tensors, int64_t chunk) {
   for (size_t first = 0; first < tensors.size();) {  // the tensors of a selection follow each other
@@ -71,13 +62,6 @@ void count_blocks(std::vector<ThresholdTensor>& tensors, int64_t chunk) {
     }
     for (; first < end; ++first) tensors[first].selection_blocks = blocks;
   }
-}
-
-cudaError_t launch_counted(const std::vector<ThresholdTensor>& tensors, ThresholdLaunch::Header header,
-                           cudaStream_t stream) {
-  constexpr Kernels kAlike{{counted_kernel, counted_kernel, counted_kernel, counted_kernel}};
-  header.chunk = 1;
-  return launch_all(kAlike, first_of_each(tensors), one_of, header, stream);
 }
 
 }  // namespace
@@ -92,14 +76,9 @@ cudaError_t launch_hard_threshold_select_cuda(std::vector<ThresholdTensor> tenso
                                              [](const auto& tensor) { return tensor.dtype != DType::kFloat64; });
   for (const auto& alike :
        {std::vector<ThresholdTensor>(tensors.begin(), doubles), std::vector<ThresholdTensor>(doubles, tensors.end())}) {
-    bool counted = !alike.empty() && alike[0].histogram != nullptr;  // the first digit is
     for (const DigitPass& pass : digit_passes(alike)) {
       header.pass = pass;
-      if (error == cudaSuccess) {
-        error = counted ? launch_counted(alike, header, stream)
-                        : launch_all(CSGD_KERNELS(histogram_kernel), alike, numel_of, header, stream);
-      }
-      counted = false;
+      if (error == cudaSuccess) error = launch_all(CSGD_KERNELS(histogram_kernel), alike, numel_of, header, stream);
     }
     if (error == cudaSuccess) error = launch_all(CSGD_KERNELS(select_kernel), alike, numel_of, header, stream);
   }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/magnitude_key.h"
 #include "csgd.h"
 
 namespace csgd {
@@ -170,35 +169,6 @@ void check_shards(const CsgdArgs& a) {
   }
 }
 
-// What a step does for parameters that are pruned.
-void check_pruning(const CsgdArgs& a) {
-  if (a.masks.empty() && !a.histograms) return;
-  TORCH_CHECK_VALUE(a.shards.empty(), "shards must be empty where masks or histograms are given");
-  TORCH_CHECK_VALUE(a.masks.empty() || a.masks.size() == a.params.size(), "masks must be empty or have ",
-                    a.params.size(), " entries, one for each parameter, got ", a.masks.size());
-  for (size_t i = 0; i < a.masks.size(); ++i) {
-    const at::Tensor &p = a.params[i], &m = a.masks[i];
-    TORCH_CHECK_VALUE(m.layout() == at::kStrided && m.sizes() == p.sizes() && m.scalar_type() == at::kBool &&
-                          m.device() == p.device(),
-                      "parameter ", a.indices[i], ": mask has shape ", m.sizes(), ", dtype ", m.scalar_type(), " on ",
-                      m.device(), "; expected shape ", p.sizes(), ", dtype Bool on ", p.device());
-  }
-  if (!a.histograms) return;
-  const at::Tensor& h = *a.histograms;
-  const auto rows = static_cast<int64_t>(a.params.size());
-  TORCH_CHECK_VALUE(h.layout() == at::kStrided && h.dim() == 2 && h.size(1) == kBins && h.is_contiguous() &&
-                        h.scalar_type() == at::kLong && h.device() == a.params[0].device() &&
-                        (h.size(0) == rows || h.size(0) == 1),
-                    "histograms must be a contiguous Long tensor on ", a.params[0].device(), " of shape (", rows, ", ",
-                    kBins, "), a row for each parameter, or (1, ", kBins, "), one for all");
-  for (size_t i = 0; i < a.params.size(); ++i) {
-    const bool alike = (a.params[i].scalar_type() == at::kDouble) == (a.params[0].scalar_type() == at::kDouble);
-    TORCH_CHECK_TYPE(h.size(0) == rows || alike, "parameter ", a.indices[i], " has dtype ", a.params[i].scalar_type(),
-                     " and parameter ", a.indices[0], " ", a.params[0].scalar_type(),
-                     ": with one row of histograms for all parameters all must be float64 or none");
-  }
-}
-
 }  // namespace
 
 // Sorted by stride, each dimension steps over all smaller ones.
@@ -227,7 +197,6 @@ void check_csgd_args(const CsgdArgs& args) {
   if (args.params.empty()) return;
   check_tensors(args);
   check_shards(args);
-  check_pruning(args);
   check_unshared(args.steps, "steps");
   check_unshared(args.lipschitz_bounds, "lipschitz_bounds");
   check_optional_tensors(args);

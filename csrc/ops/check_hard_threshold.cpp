@@ -69,18 +69,6 @@ void check_keeps(const HardThresholdArgs& a) {
   for (const int64_t keep : *a.keeps) TORCH_CHECK_VALUE(keep >= 0, "keeps must be >= 0, got ", keep);
 }
 
-void check_histograms(const HardThresholdArgs& a) {
-  if (!a.histograms) return;
-  const at::Tensor& h = *a.histograms;
-  TORCH_CHECK_VALUE(a.structure == "element" && a.keeps,
-                    "histograms can be given for structure 'element' with keeps only");
-  const auto rows = static_cast<int64_t>(a.keeps->size());
-  TORCH_CHECK_VALUE(h.layout() == at::kStrided && h.dim() == 2 && h.size(0) == rows && h.size(1) == kBins &&
-                        h.is_contiguous() && h.scalar_type() == at::kLong && h.device() == a.params[0].device(),
-                    "histograms must be a contiguous Long tensor on ", a.params[0].device(), " of shape (", rows, ", ",
-                    kBins, "), a row for each of keeps");
-}
-
 }  // namespace
 
 void check_hard_threshold(const HardThresholdArgs& a) {
@@ -94,7 +82,6 @@ void check_hard_threshold(const HardThresholdArgs& a) {
   length(a.momentum_buffers.size(), "momentum_buffers");
   length(a.masks.size(), "masks");
   check_keeps(a);
-  check_histograms(a);
   for (size_t i = 0; i < a.params.size(); ++i) {
     check_param(a.params[i], i, a);
     check_companions(a, i);

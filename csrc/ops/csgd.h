@@ -41,8 +41,6 @@ struct CsgdArgs {
   const std::optional<at::Tensor>& grad_scale;
   const std::optional<at::Tensor>& found_inf;
   const std::optional<at::Tensor>& tallies;
-  at::TensorList masks;                         // empty: all are true
-  const std::optional<at::Tensor>& histograms;  // a row of kBins for each parameter, or one for all
 };
 
 void check_not_negative(double value, const char* name);
@@ -55,7 +53,7 @@ void check_csgd_args(const CsgdArgs& args);
 
 // One parameter ready to step: every tensor in the parameter's memory order, at a plain address.
 struct PackedTensor {
-  CsgdPruned tensor;
+  CsgdShard tensor;
   DType dtype;
 };
 
@@ -98,13 +96,11 @@ void csgd_(at::TensorList params, at::TensorList grads, at::TensorList momentum_
            double dampening, double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz,
            double bound_decay, std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
            const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
-           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies, at::TensorList masks,
-           const std::optional<at::Tensor>& histograms) {
+           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies) {
   const CsgdArgs args{
-      params,    grads,     momentum_buffers, steps,     lipschitz_bounds, indices,   shards,      lr,
-      momentum,  dampening, weight_decay,     nesterov,  calibration,      lipschitz, bound_decay, rounding,
-      seed,      maximize,  fresh_momentum,   lr_tensor, grad_scale,       found_inf, tallies,     masks,
-      histograms};
+      params,   grads,     momentum_buffers, steps,     lipschitz_bounds, indices,   shards,      lr,
+      momentum, dampening, weight_decay,     nesterov,  calibration,      lipschitz, bound_decay, rounding,
+      seed,     maximize,  fresh_momentum,   lr_tensor, grad_scale,       found_inf, tallies};
   check_csgd_args(args);
   if constexpr (run != nullptr) {
     if (params.empty()) return;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// csgd_ on CUDA: one launch for each dtype in the call, others for its shards and for what is pruned, on torch's
-// current stream.
+// csgd_ on CUDA: one launch for each dtype in the call, another for its shards, on torch's current stream.
 #include "../cuda/csgd_cuda.h"
 
 #include <ATen/ops/zeros.h>
@@ -34,16 +33,13 @@ void run_cuda(const PackedStep& step) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     std::vector<CsgdTensor> whole;
     std::vector<CsgdShard> shards;
-    std::vector<CsgdPruned> pruned;
     for (int64_t i = 0; i < count; ++i) {
       if (step.tensors()[i].dtype != dtype) continue;
-      CsgdPruned tensor = step.tensors()[i].tensor;
+      CsgdShard tensor = step.tensors()[i].tensor;
       if (own_tallies.defined()) {
         tensor.tally = reinterpret_cast<CsgdTally*>(own_tallies.data_ptr<int64_t>()) + i;
       }
-      if (tensor.mask != nullptr || tensor.histogram != nullptr) {
-        pruned.push_back(tensor);
-      } else if (tensor.layout.run_length == 0) {
+      if (tensor.layout.run_length == 0) {
         whole.push_back(tensor);
       } else {
         shards.push_back(tensor);
@@ -51,7 +47,6 @@ void run_cuda(const PackedStep& step) {
     }
     launch(dtype, step.options(), whole, stream);
     launch(dtype, step.options(), shards, stream);
-    launch(dtype, step.options(), pruned, stream);
   }
 }
 

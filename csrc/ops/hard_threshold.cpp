@@ -78,8 +78,7 @@ class PackedThreshold {
   std::vector<at::Tensor> owned_;
 };
 
-// Numbers the selections, and the places in them; gives them what was counted before. Returns how many selections there
-// are.
+// Numbers the selections, and the places in them. Returns how many selections there are.
 int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThresholdArgs& args) {
   int64_t total = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -89,7 +88,6 @@ int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThres
     t.first = args.across ? total : 0;
     t.total = t.numel;
     total += t.numel;
-    if (args.histograms) t.histogram = args.histograms->const_data_ptr<int64_t>() + t.selection * kBins;
   }
   if (!args.across) return static_cast<int64_t>(tensors.size());
   for (ThresholdTensor& t : tensors) t.total = total;

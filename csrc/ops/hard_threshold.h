@@ -21,7 +21,6 @@ struct HardThresholdArgs {
   std::string_view structure;
   bool across;
   const std::optional<at::Tensor>& found_inf;
-  const std::optional<at::Tensor>& histograms;  // a row of kBins for each of `keeps`
 };
 
 // Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter by its place.
@@ -49,10 +48,10 @@ void run_hard_threshold(const HardThresholdArgs& args, ThresholdDevice& device);
 template <RunHardThreshold run>
 void hard_threshold_(at::TensorList params, at::TensorList momentum_buffers, at::TensorList masks,
                      at::OptionalIntArrayRef keeps, std::string_view structure, bool across,
-                     const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& histograms) {
+                     const std::optional<at::Tensor>& found_inf) {
   std::optional<at::IntArrayRef> counts;
   if (keeps.has_value()) counts = *keeps;
-  const HardThresholdArgs args{params, momentum_buffers, masks, counts, structure, across, found_inf, histograms};
+  const HardThresholdArgs args{params, momentum_buffers, masks, counts, structure, across, found_inf};
   check_hard_threshold(args);
   if (!params.empty()) run(args);
 }

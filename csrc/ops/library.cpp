@@ -20,7 +20,7 @@ std::string schema(const char* name, bool mutates) {
          "weight_decay, "
          "bool nesterov, float calibration, float? lipschitz, float bound_decay, str rounding, int seed, "
          "bool maximize, bool fresh_momentum, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, Tensor" +
-         changed("(e!)") + "? tallies, Tensor[] masks, Tensor" + changed("(f!)") + "? histograms) -> ()";
+         changed("(e!)") + "? tallies) -> ()";
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ TORCH_LIBRARY(csgd_cuda, m) {
   // csgd_cuda.hard_threshold_ documents it.
   m.def(
       "hard_threshold_(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masks, int[]? keeps, *, "
-      "str structure, bool across, Tensor? found_inf, Tensor? histograms) -> ()",
+      "str structure, bool across, Tensor? found_inf) -> ()",
       {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
   // csgd_cuda/distributed/coding.py documents these.
   m.def(

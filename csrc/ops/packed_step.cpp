@@ -3,7 +3,6 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/util/strides.h>
 
-#include "../core/magnitude_key.h"
 #include "csgd.h"
 #include "dtype.h"
 
@@ -50,10 +49,6 @@ CsgdOptions options_of(const CsgdArgs& a) {
 
 CsgdTally* tally_rows(const at::Tensor& t) { return reinterpret_cast<CsgdTally*>(t.data_ptr<int64_t>()); }
 
-int64_t* histogram_row(const at::Tensor& t, size_t i) {
-  return t.data_ptr<int64_t>() + (t.size(0) == 1 ? 0 : static_cast<int64_t>(i) * kBins);
-}
-
 void bump_version(const at::Tensor& t) {
   if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
@@ -85,7 +80,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
       owned_.push_back(p);
       copies_back_.push_back({param, p});
     }
-    CsgdPruned t{};
+    CsgdShard t{};
     t.param = p.data_ptr();
     t.grad = dense(args.grads[i], p, false).const_data_ptr();
     if (!args.momentum_buffers.empty()) t.momentum_buffer = dense(args.momentum_buffers[i], p, true).data_ptr();
@@ -95,8 +90,6 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
     if (args.tallies) t.tally = tally_rows(*args.tallies) + (args.indices[i] - args.indices[0]);
     t.numel = p.numel();
     t.layout = layout_of(args, i);
-    if (!args.masks.empty()) t.mask = dense(args.masks[i], p, false).const_data_ptr<bool>();
-    if (args.histograms) t.histogram = histogram_row(*args.histograms, i);
     tensors_.push_back({t, dtype_of(p)});
   }
 }
@@ -106,7 +99,6 @@ void PackedStep::finish() {
   for (const at::TensorList& changed : {args_.params, args_.momentum_buffers, args_.steps, args_.lipschitz_bounds}) {
     for (const at::Tensor& t : changed) bump_version(t);
   }
-  if (args_.histograms) bump_version(*args_.histograms);
 }
 
 }  // namespace csgd

@@ -43,22 +43,20 @@ void add_operator(py::module_& m, const char* name) {
                              std::optional<double> lipschitz, double bound_decay, const std::string& rounding,
                              int64_t seed, bool maximize, bool fresh_momentum,
                              const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
-                             const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies,
-                             const py::object& masks, const std::optional<at::Tensor>& histograms) {
+                             const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies) {
     const auto p = tensors_of("params", params), g = tensors_of("grads", grads);
     const auto m = tensors_of("momentum_buffers", momentum_buffers), s = tensors_of("steps", steps);
-    const auto l = tensors_of("lipschitz_bounds", lipschitz_bounds), alive = tensors_of("masks", masks);
+    const auto l = tensors_of("lipschitz_bounds", lipschitz_bounds);
     const py::gil_scoped_release no_gil;
     handle.call(p, g, m, s, l, indices, shards, lr, momentum, dampening, weight_decay, nesterov, calibration, lipschitz,
-                bound_decay, rounding, seed, maximize, fresh_momentum, lr_tensor, grad_scale, found_inf, tallies, alive,
-                histograms);
+                bound_decay, rounding, seed, maximize, fresh_momentum, lr_tensor, grad_scale, found_inf, tallies);
   };
   m.def(name, torch::wrap_pybind_function(call), py::arg("params"), py::arg("grads"), py::arg("momentum_buffers"),
         py::arg("steps"), py::arg("lipschitz_bounds"), py::arg("indices"), py::arg("shards"), py::kw_only(),
         py::arg("lr"), py::arg("momentum"), py::arg("dampening"), py::arg("weight_decay"), py::arg("nesterov"),
         py::arg("calibration"), py::arg("lipschitz"), py::arg("bound_decay"), py::arg("rounding"), py::arg("seed"),
         py::arg("maximize"), py::arg("fresh_momentum"), py::arg("lr_tensor"), py::arg("grad_scale"),
-        py::arg("found_inf"), py::arg("tallies"), py::arg("masks"), py::arg("histograms"),
+        py::arg("found_inf"), py::arg("tallies"),
         "torch.ops.csgd_cuda's operator of this name, called at less expense.");
 }
 
