@@ -11,37 +11,41 @@
 #include <vector>
 
 #include "../core/params.h"
+#include "arguments.h"
 
 namespace csgd {
 
 constexpr int64_t kTallyWords = sizeof(CsgdTally) / sizeof(int64_t);
 constexpr int64_t kShardNumbers = sizeof(ShardLayout) / sizeof(int64_t);
 
-struct CsgdArgs {
-  at::TensorList params;
-  at::TensorList grads;
-  at::TensorList momentum_buffers;  // empty without momentum
-  at::TensorList steps;
-  at::TensorList lipschitz_bounds;  // empty with a fixed Lipschitz constant
-  at::IntArrayRef indices;
-  at::IntArrayRef shards;  // kShardNumbers for each parameter, as in ShardLayout; empty: all are whole
-  double lr;
-  double momentum;
-  double dampening;
-  double weight_decay;
-  bool nesterov;
-  double calibration;
-  std::optional<double> lipschitz;
-  double bound_decay;
-  std::string_view rounding;
-  int64_t seed;  // the bits of an unsigned 64-bit number
-  bool maximize;
-  bool fresh_momentum;
-  const std::optional<at::Tensor>& lr_tensor;
-  const std::optional<at::Tensor>& grad_scale;
-  const std::optional<at::Tensor>& found_inf;
-  const std::optional<at::Tensor>& tallies;
-};
+// Without momentum there are no momentum buffers, with a fixed Lipschitz constant no lipschitz_bounds. `shards` holds
+// kShardNumbers for each parameter, as in ShardLayout; where it is empty all parameters are whole. `seed` has the bits
+// of an unsigned number. csgd_cuda.functional.csgd_ documents the others.
+#define CSGD_ARGUMENTS(POSITIONAL, KEYWORD)                        \
+  POSITIONAL("Tensor(a!)[]", at::TensorList, params)               \
+  POSITIONAL("Tensor[]", at::TensorList, grads)                    \
+  POSITIONAL("Tensor(b!)[]", at::TensorList, momentum_buffers)     \
+  POSITIONAL("Tensor(c!)[]", at::TensorList, steps)                \
+  POSITIONAL("Tensor(d!)[]", at::TensorList, lipschitz_bounds)     \
+  POSITIONAL("int[]", at::IntArrayRef, indices)                    \
+  POSITIONAL("int[]", at::IntArrayRef, shards)                     \
+  KEYWORD("float", double, lr)                                     \
+  KEYWORD("float", double, momentum)                               \
+  KEYWORD("float", double, dampening)                              \
+  KEYWORD("float", double, weight_decay)                           \
+  KEYWORD("bool", bool, nesterov)                                  \
+  KEYWORD("float", double, calibration)                            \
+  KEYWORD("float?", std::optional<double>, lipschitz)              \
+  KEYWORD("float", double, bound_decay)                            \
+  KEYWORD("str", std::string_view, rounding)                       \
+  KEYWORD("int", int64_t, seed)                                    \
+  KEYWORD("bool", bool, maximize)                                  \
+  KEYWORD("bool", bool, fresh_momentum)                            \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, lr_tensor)  \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, grad_scale) \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, found_inf)  \
+  KEYWORD("Tensor(e!)?", const std::optional<at::Tensor>&, tallies)
+CSGD_DEFINE_ARGUMENTS(CsgdArgs, CSGD_ARGUMENTS);
 
 void check_not_negative(double value, const char* name);
 
@@ -89,21 +93,12 @@ void run_cpu(const PackedStep& step);
 void run_cuda(const PackedStep& step);
 [[noreturn]] void run_nowhere(const PackedStep& step);  // for all other kinds of tensors: says so
 
-// The kernel of the operator for one device: check everything, then pack, run, finish.
+// The operator on one device: check everything, then pack, run, finish. Without `run` the checks alone.
 template <void (*run)(const PackedStep&)>
-void csgd_(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList steps,
-           at::TensorList lipschitz_bounds, at::IntArrayRef indices, at::IntArrayRef shards, double lr, double momentum,
-           double dampening, double weight_decay, bool nesterov, double calibration, std::optional<double> lipschitz,
-           double bound_decay, std::string_view rounding, int64_t seed, bool maximize, bool fresh_momentum,
-           const std::optional<at::Tensor>& lr_tensor, const std::optional<at::Tensor>& grad_scale,
-           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& tallies) {
-  const CsgdArgs args{
-      params,   grads,     momentum_buffers, steps,     lipschitz_bounds, indices,   shards,      lr,
-      momentum, dampening, weight_decay,     nesterov,  calibration,      lipschitz, bound_decay, rounding,
-      seed,     maximize,  fresh_momentum,   lr_tensor, grad_scale,       found_inf, tallies};
+void csgd_(const CsgdArgs& args) {
   check_csgd_args(args);
   if constexpr (run != nullptr) {
-    if (params.empty()) return;
+    if (args.params.empty()) return;
     const at::NoGradGuard no_grad;  // for the copies of what is not dense
     PackedStep step(args);
     run(step);

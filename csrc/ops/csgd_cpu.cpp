@@ -63,6 +63,6 @@ void run_cpu(const PackedStep& step) {
   }
 }
 
-TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", csgd_<run_cpu>); }
+TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cpu>>); }
 
 }  // namespace csgd

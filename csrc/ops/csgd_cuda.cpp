@@ -50,6 +50,6 @@ void run_cuda(const PackedStep& step) {
   }
 }
 
-TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", csgd_<run_cuda>); }
+TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cuda>>); }
 
 }  // namespace csgd
