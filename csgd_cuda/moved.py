@@ -4,7 +4,7 @@
 import importlib
 import sys
 
-_NEW_NAMES = {
+NEW_NAMES = {
     "calibrated_model": "layers.convert",
     "calibration": "layers.module",
     "functional": "optim.functional",
@@ -18,7 +18,7 @@ _NEW_NAMES = {
 def register() -> None:
     """Lets ``import csgd_cuda.OLD``, and so pickle, find the module of the new name."""
     package = sys.modules[__package__]
-    for old, new in _NEW_NAMES.items():
+    for old, new in NEW_NAMES.items():
         module = importlib.import_module(f"{__package__}.{new}")
         sys.modules[f"{__package__}.{old}"] = module
         setattr(package, old, module)

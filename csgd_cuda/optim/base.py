@@ -16,7 +16,7 @@ from .. import extension
 from ..distributed.bounds import WholeBounds
 from ..distributed.shards import check_plain, is_dtensor
 from ..pruning.groups import Pruning
-from ..pruning.options import check_sparsity
+from ..pruning.options import check_pruning
 from ..reference.checks import check_dtype
 from ..tensors import Group
 from . import diagnostics
@@ -61,7 +61,7 @@ class CalibratedOptimizer(Optimizer):
 
     def _check_group(self, group: Group) -> None:
         check_group(self.direction.options, group)
-        check_sparsity(group)
+        check_pruning(group)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a parameter group, as torch.optim.SGD does.

@@ -19,7 +19,7 @@ from ..distributed.shards import check_plain, is_dtensor
 from ..reference.checks import check_dtype
 from ..tensors import Group, State
 from .hard_threshold import check_companion, check_structure, hard_threshold_
-from .options import check_sparsity, scheduled_sparsity
+from .options import check_pruning, scheduled_sparsity
 
 
 class Pruning:
@@ -147,7 +147,7 @@ def _check_groups(param_groups: list[Group], state: State) -> None:
 
 
 def _check_group(group: Group, state: State, first: int) -> None:
-    check_sparsity(group)
+    check_pruning(group)
     if not group["sparsity"]:
         return
     params = _thresholded(group)

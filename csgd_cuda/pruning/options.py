@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a parameter group that is pruned: their defaults, their checks, the schedule of its sparsity."""
+"""The options of a parameter group that is pruned: their table, and the schedule of its sparsity."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
+from ..optim.options import Option, check_options
 from ..tensors import Group
 
 STRUCTURES = ("element", "filter", "2:4")
@@ -23,19 +25,64 @@ class PruningOptions(TypedDict, total=False):
     threshold_every: int  # steps
     structure: Literal["element", "filter", "2:4"]
     threshold_scope: Literal["layer", "group"]  # the share of each parameter, or of the group's together
-    regrow: bool  # False: what was dropped stays zero; its gradients count as 0, in .grad they stay as they are
+    regrow: bool  # False: dropped weights stay zero; their gradients count as 0, and stay as they are in .grad
     dropped_momentum: Literal["keep", "clear"]
 
 
-_DEFAULTS: dict[str, Any] = {
-    "sparsity": 0.0,
-    "sparsity_schedule": None,
-    "threshold_every": 1,
-    "structure": "element",
-    "threshold_scope": "layer",
-    "regrow": True,
-    "dropped_momentum": "clear",
-}
+def _check_share_of_zeros(name: str, value: float) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number in [0, 1), got {value!r}")
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def _check_schedule(name: str, value: Any) -> None:
+    if value is not None and not _is_ramp(value):
+        raise ValueError(f"{name} must be None or ('cubic', begin, end) with steps 0 <= begin < end, got {value!r}")
+
+
+def _is_ramp(schedule: Any) -> bool:
+    if not isinstance(schedule, (tuple, list)) or len(schedule) != 3 or schedule[0] != "cubic":
+        return False
+    begin, end = schedule[1:]
+    return isinstance(begin, Real) and isinstance(end, Real) and bool(0 <= begin < end)  # type: ignore[operator]
+
+
+def _check_period(name: str, value: Any) -> None:
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number of steps, got {value!r}") from None
+    if steps < 1:
+        raise ValueError(f"{name} must be 1 step or more, got {value}")
+
+
+def _one_of(*allowed: Any) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+    return check
+
+
+PRUNING_OPTIONS: dict[str, Option] = {
+    "sparsity": Option(0.0, _check_share_of_zeros, None, "the target share of zeros, in [0, 1); 0: off."),
+    "sparsity_schedule": Option(
+        None, _check_schedule, None, 'None: constant; ("cubic", begin, end): a ramp between two steps.'
+    ),
+    "threshold_every": Option(1, _check_period, None, "steps from one thresholding to the next."),
+    "structure": Option("element", _one_of(*STRUCTURES), None, '"element", "filter" or "2:4".'),
+    "threshold_scope": Option(
+        "layer", _one_of("layer", "group"), None, "the share of each parameter, or of the group's together."
+    ),
+    "regrow": Option(
+        True, _one_of(True, False), None,
+        "False: dropped weights stay zero; their gradients count as 0, and stay as they are in ``.grad``.",
+    ),
+    "dropped_momentum": Option(
+        "clear", _one_of("keep", "clear"), None, "whether the momentum of dropped weights is kept or becomes 0."
+    ),
+}  # fmt: skip
 
 
 def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
@@ -45,46 +92,19 @@ def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
         TypeError: there is no such option.
     """
     for name in options:
-        if name not in _DEFAULTS:
+        if name not in PRUNING_OPTIONS:
             raise TypeError(f"CSGD got an unexpected keyword argument {name!r}")
-    return {**_DEFAULTS, **options, "threshold_step": 0}
+    return {**{name: option.default for name, option in PRUNING_OPTIONS.items()}, **options, "threshold_step": 0}
 
 
-def check_sparsity(group: Group) -> None:
-    """Raises ValueError or TypeError for a pruning option that is out of range."""
+def check_pruning(group: Group) -> None:
+    """Raises ValueError or TypeError for a pruning option of a group that is out of range."""
+    check_options(PRUNING_OPTIONS, group)
     sparsity, schedule = group["sparsity"], group["sparsity_schedule"]
-    if not isinstance(sparsity, Real):
-        raise TypeError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-    if not 0 <= float(sparsity) < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    for name, allowed in (
-        ("structure", STRUCTURES),
-        ("threshold_scope", ("layer", "group")),
-        ("regrow", (True, False)),
-        ("dropped_momentum", ("keep", "clear")),
-    ):
-        if group[name] not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {group[name]!r}")
-    every = group["threshold_every"]
-    if not isinstance(every, int) and not hasattr(every, "__index__"):  # torch.compile traces the first part alone
-        raise TypeError(f"threshold_every must be a whole number of steps, got {group['threshold_every']!r}")
-    if operator.index(group["threshold_every"]) < 1:
-        raise ValueError(f"threshold_every must be 1 step or more, got {group['threshold_every']}")
-    if schedule is not None and not _is_ramp(schedule):
-        raise ValueError(
-            f"sparsity_schedule must be None or ('cubic', begin, end) with steps 0 <= begin < end, got {schedule!r}"
-        )
     if group["structure"] == "2:4" and sparsity != 0 and (sparsity != 0.5 or schedule is not None):
         raise ValueError(
             f"structure '2:4' has sparsity 0.5 and no sparsity_schedule, got sparsity {sparsity} and {schedule!r}"
         )
-
-
-def _is_ramp(schedule: Any) -> bool:
-    if not isinstance(schedule, (tuple, list)) or len(schedule) != 3 or schedule[0] != "cubic":
-        return False
-    begin, end = schedule[1:]
-    return isinstance(begin, Real) and isinstance(end, Real) and bool(0 <= begin < end)  # type: ignore[operator]
 
 
 def scheduled_sparsity(group: Group, step: int) -> float:
