@@ -23,7 +23,7 @@ class StepTensors(NamedTuple):
             need none.
         steps: int64 tensors with one element.
         lipschitz_bounds: tensors of opmath with one element; empty with a fixed Lipschitz constant.
-        indices: that tell the parameters' random draws apart.
+        indices: a number for each parameter, so that their random draws differ.
         shards: the five numbers of each parameter's ShardLayout, one after another; empty: all are whole.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lipschitz bounds of sharded parameters: each process sees a part of ``|d|``, the bound is that of the whole."""
+"""The Lipschitz bounds of sharded parameters: each process has a part of ``|d|``, the bound is that of the whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Mesh:
         self._bounds: list[Any] = []
 
     def start(self, state: State) -> None:
-        """Sends the bounds off. Every process has a place for each parameter, with a gradient or without."""
+        """Begins the exchange. Every process has a place for each parameter, with a gradient or without."""
         sent = [(index, param) for index, param, group in self.params if group["lipschitz"] is None]
         if not sent:
             return
@@ -63,7 +63,7 @@ class _Mesh:
 
 
 def _check_all_had_gradients(indices: list[int], on_some: Tensor, minus_on_all: Tensor) -> None:
-    """From the maximum over the processes of 1 where there was a gradient, else 0, and that of -1 and 0."""
+    """From maxima over the processes: of 1 where there was a gradient, else 0, and of -1 where there was one, else 0."""
     differ = on_some != -minus_on_all
     if differ.any():
         index = indices[int(differ.nonzero()[0])]

@@ -33,7 +33,7 @@ _WORD_RANGE = 2**32
 _IN_CACHE = 2**17  # coordinates
 _MOST_EXPONENT = 15  # four bits; and 2^15 is a number of every dtype, and so is 2^-15
 _MORE = 255  # in a byte of distances
-_NORM_AT_ONCE = 2**14  # as many torch adds up in one thread, in the same order whatever the number of threads
+_NORM_AT_ONCE = 2**14  # elements: torch adds up so many in one thread, in the same order for any number of threads
 
 
 def digits_per_word(radix: int) -> int:
@@ -76,7 +76,7 @@ def pack(digits: Tensor, radix: int) -> Tensor:
 
 
 def unpack(words: Tensor, radix: int, count: int) -> Tensor:
-    """What was packed.
+    """The digits that were packed.
 
     Args:
         words: int32 of shape (rows, words_for(count, radix)).
@@ -114,8 +114,8 @@ class Coding(Protocol):
         Args:
             grads: contiguous, of one dtype (float32, bfloat16 or float16) and device; ``|g| <= bound`` for each.
             bounds: T of each gradient, float64 of shape (len(grads),), with at most 24 significant bits. Where it is
-                not finite the codes mean nothing.
-            indices: 0 ... 2^32 - 1 for each, telling the draws of this gradient and pair of ranks from those of others.
+                not finite the codes are arbitrary.
+            indices: 0 ... 2^32 - 1, different for each gradient and pair of ranks, so that their draws differ.
             seed: 0 ... 2^64 - 1.
             step: >= 0.
             antithetic: to take 1 - U for the random number U, as one rank of each pair does.
@@ -264,7 +264,7 @@ def block_exponents(grad: Tensor, block: int, size: Tensor, unit: Tensor, world_
 
     Args:
         grad: contiguous, shape (n,).
-        size: float32, one element: what the ranks have agreed on as the bound before it was rounded up; may be Inf.
+        size: float32, one element: the bound on which the ranks agreed, before it was rounded up; may be Inf.
         unit: float64, one element: T / W, which has so few significant bits that sums of codes are exact.
         world_size: W.
 
@@ -301,7 +301,7 @@ def pack_exponents(exponents: Tensor, rows: int) -> Tensor:
 
 
 def unpack_exponents(packed: Tensor) -> Tensor:
-    """What was packed, and what it was padded with: uint8 of any shape to uint8 of shape (n,)."""
+    """The exponents that were packed, and the padding behind them: uint8 of any shape to uint8 of shape (n,)."""
     return torch.stack([packed >> 4, packed & 15], dim=-1).flatten()
 
 
@@ -379,7 +379,7 @@ def pack_outliers(outliers: Outliers) -> tuple[Tensor, int]:
 
 
 def unpack_outliers(message: Tensor, distances: int, dtype: torch.dtype) -> Outliers:
-    """What was packed, given how many bytes of the message are distances, and the dtype of the gradients."""
+    """The outliers that were packed, given how many bytes are distances, and the dtype of the gradients."""
     steps = message[:distances]
     ends = steps != _MORE
     positions = (steps.to(torch.int64) + ends).cumsum(0)[ends] - 1
@@ -387,7 +387,7 @@ def unpack_outliers(message: Tensor, distances: int, dtype: torch.dtype) -> Outl
 
 
 def add_mean(grads: list[Tensor], of_ranks: list[Outliers]) -> None:
-    """Adds the mean over the ranks of what was taken: in float64, in the order of the ranks; rounded as torch does."""
+    """Adds the mean over the ranks of the outliers: in float64, in the order of the ranks; rounded to nearest."""
     begins = _begins(grads)
     of_grads = zip(*(_of_grads(outliers, begins) for outliers in of_ranks), strict=True)
     for grad, of_grad in zip(grads, of_grads, strict=True):
@@ -400,14 +400,14 @@ def add_mean(grads: list[Tensor], of_ranks: list[Outliers]) -> None:
 
 
 def _of_grads(outliers: Outliers, begins: list[int]) -> list[Outliers]:
-    """Those between each of ``begins`` and the next, counted from there."""
+    """The outliers between each of ``begins`` and the next, with positions counted from there."""
     positions = _split(outliers.positions, begins)
     values = torch.split_with_sizes(outliers.values, [len(own) for own in positions])
     return [Outliers(own - begin, value) for own, begin, value in zip(positions, begins, values, strict=False)]
 
 
 def _add_mean_to(grad: Tensor, scratch: Tensor, of_ranks: tuple[Outliers, ...]) -> None:
-    """The same for a gradient that is no longer than ``scratch``, which is zero before and after."""
+    """``add_mean`` for a gradient that is no longer than ``scratch``, which is zero before and after."""
     for outliers in of_ranks:
         scratch[outliers.positions] += outliers.values.to(torch.float64)  # no position occurs twice
     means = [scratch[of.positions].div_(len(of_ranks)).add_(grad[of.positions]) for of in of_ranks]

@@ -30,15 +30,15 @@ class CalibratedHookState:
 
     Args:
         module: the model, or the DistributedDataParallel around it. Its parameters are numbered in their order.
-        process_group: that of the DistributedDataParallel, which need not be said again where that is the module; None
-            is the default group.
+        process_group: that of the DistributedDataParallel, which may be left out where that is the module; None is the
+            default group.
         seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
-            clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
+            clip times its RMS (on the rank where that is largest), where that is smaller: less variance, and each
             coordinate beyond the bound is sent as it is, in its own bytes and mostly one more.
-        block: a number of consecutive coordinates of a parameter, which are then coded under a bound of their own, that
-            of the parameter divided by a power of two: much less variance, for half a byte a block. None: under the
-            bound of the parameter.
+        block: a number: so many consecutive coordinates of a parameter are coded under a bound of their own, that of
+            the parameter divided by a power of two: much less variance, for half a byte a block. None: all are coded
+            under the bound of the parameter.
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
             "module." of DistributedDataParallel.
@@ -111,7 +111,7 @@ class CalibratedHookState:
         return {name: getattr(self, name) for name in _SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint, with its options. To be called on every rank: they compare again at the next step.
+        """Continues from a checkpoint, with its options. Every rank must call it: they compare again at the next step.
 
         With the world size of the checkpoint the bits are those of a training without the break; with another one, the
         ranks and their draws are others, and the estimates are unbiased as ever.

@@ -28,7 +28,7 @@ class ShardLayout(NamedTuple):
     group_stride: int
 
     def positions(self, begin: int, end: int, device: torch.device) -> Tensor:
-        """Of the shard's elements begin ... end - 1, int64."""
+        """The positions of the shard's elements begin ... end - 1 in the whole parameter, int64."""
         element = torch.arange(begin, end, device=device)
         run = element // self.run_length
         group, run_in_group = run // self.group_runs, run % self.group_runs
@@ -47,16 +47,16 @@ def layout_of_block(sizes: list[int], offsets: list[int], whole: list[int]) -> S
         whole: the tensor's own sizes.
 
     Returns:
-        None where runs and groups cannot tell it: split along three dimensions of which none is the first.
+        None where runs and groups cannot describe it: split along three dimensions of which none is the first.
     """
     strides = [1] * len(whole)
     for k in range(len(whole) - 1, 0, -1):
         strides[k - 1] = strides[k] * whole[k]
     offset = sum(o * stride for o, stride in zip(offsets, strides, strict=True))
-    levels: list[tuple[int, int]] = []  # (how many, stride) of what is consecutive, from the elements of a run outwards
+    levels: list[tuple[int, int]] = []  # (count, stride), from the elements of a run outwards
     count, stride = 1, 1
     for k in range(len(whole) - 1, -1, -1):
-        if count * stride != strides[k]:  # there is a gap between what was counted so far and the next of it
+        if count * stride != strides[k]:  # there is a gap behind the block counted so far
             if count > 1 or not levels:
                 levels.append((count, stride))
             count, stride = 1, strides[k]
@@ -140,7 +140,7 @@ def shard_layout(param: Any, index: int) -> ShardLayout:
     if not hasattr(param, "__create_chunk_list__"):
         raise TypeError(f"parameter {index} is a DTensor; csgd_cuda needs torch >= 2.4 to step one")
     chunks = param.__create_chunk_list__()
-    # In the order of the whole one's memory, slowest dimension first: that is what its elements are counted in.
+    # In the order of the whole one's memory, slowest dimension first, in which its elements are counted.
     by_stride = sorted(range(param.dim()), key=lambda k: -param.stride(k))
     strides_of_block = [local.stride(k) for k in by_stride if local.shape[k] > 1]
     if len(chunks) != 1 or list(chunks[0].sizes) != list(local.shape):

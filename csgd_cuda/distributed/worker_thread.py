@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread that runs one call after another, in the order given: exchanges go on while backward computes.
+"""A thread that runs one call after another in their order, so that exchanges go on while backward computes.
 
 Collectives of one process group must be launched in the same order on all ranks, or they deadlock or, worse, mix up.
 Chains of callbacks would launch the next collective of whichever bucket is ready, in another order on each rank. A
-single thread, and a process group that nobody else uses, keep the order of the calls.
+single thread, and a process group that is used nowhere else, keep the order of the calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Tasks: TypeAlias = "queue.SimpleQueue[_Task | None]"
 def private_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """A new process group of the same ranks, with the same timeout; every rank of the group must call it."""
     given: Any = group or dist.group.WORLD
-    timeout = given._get_backend(torch.device("cpu")).options._timeout  # there is no public way to ask
+    timeout = given._get_backend(torch.device("cpu")).options._timeout  # there is no public way to read it
     ranks = dist.get_process_group_ranks(given)
     own: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
     return own

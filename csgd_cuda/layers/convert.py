@@ -17,7 +17,7 @@ from .module import GradientCalibration
 LAYER_NAMES = {"weight": "weight_calibration", "output": "output_calibration"}
 _STATE = "csgd_cuda.calibration"
 _HANDLES = "_csgd_cuda_handles"  # of the hooks of a calibrated module
-_SAVED = ("step", "lipschitz_bound")  # not the index, which tells a layer's place in this very model
+_SAVED = ("step", "lipschitz_bound")  # not the index, which is a layer's place in this very model
 
 
 def calibrate(
@@ -92,7 +92,7 @@ def number_layers(model: nn.Module) -> nn.Module:
 
 
 def uncalibrate(model: nn.Module) -> nn.Module:
-    """Takes off, in place, what ``calibrate`` has put on; returns the model, whose parameters stay the same objects.
+    """Removes, in place, what ``calibrate`` has added; returns the model, whose parameters stay the same objects.
 
     Layers that stand in the model by themselves (in an nn.Sequential, say) stay.
     """
@@ -115,7 +115,7 @@ def uncalibrate(model: nn.Module) -> nn.Module:
 
 
 def _can_have(module: nn.Module, kinds: Any, where: str) -> bool:
-    # nn.MultiheadAttention takes the weight of its output projection, and never calls it.
+    # nn.MultiheadAttention uses the weight of its output projection, and never calls that module.
     return isinstance(module, kinds) and not (
         where == "output" and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     )
@@ -140,7 +140,7 @@ def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> di
     if channels is None:
         raise TypeError(f"{what} has no output channels; take per_channel=False")
     if where == "output":
-        # From the end, with or without a batch: before the spatial dimensions of a convolution.
+        # Counted from the end, since there may be no batch: before the spatial dimensions of a convolution.
         return {"channels": channels, "channel_dim": -1 - len(getattr(module, "kernel_size", ()))}
     dim = 1 if getattr(module, "transposed", False) else 0  # a transposed convolution's weight is (in, out / groups)
     assert weight is not None
@@ -168,9 +168,10 @@ def _has_layer(module: nn.Module, where: str) -> bool:
 
 
 class _Calibrated:
-    """What goes before a module's class. Not hooks, nor torch's parametrization: code that torch.compile has made for
-    the plain class would be used again, without the layer; and a parametrization moves the parameter away from its name
-    and its place among the others.
+    """A base class that is put before a module's own class.
+
+    Hooks would not do: code that torch.compile has made for the plain class would be used again, without the layer. Nor
+    would torch's parametrization, which moves the parameter away from its name and its place among the others.
     """
 
     plain_class: type[nn.Module]
@@ -179,17 +180,17 @@ class _Calibrated:
     def __reduce_ex__(self, protocol: Any) -> Any:  # for pickle and deepcopy, which do not find a class made here
         how = super().__reduce_ex__(protocol)
         if isinstance(how, str) or how[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            return how  # the class knows better
+            return how  # the class has a way of its own
         return _new_calibrated, (self.plain_class, self.places), *how[2:]
 
 
 class _CalibratedWeight(_Calibrated):
-    """The module's own code sees its weight through the layer."""
+    """The module's own code gets its weight through the layer."""
 
     @property
     def weight(self) -> Tensor:
         parameter = self._parameters.get("weight")  # type: ignore[attr-defined]
-        # Others put a tensor in its place: nn.DataParallel's copies, weight_norm.
+        # Other code puts a tensor in its place: nn.DataParallel's copies, weight_norm.
         out: Tensor = self.weight_calibration(self.__dict__["weight"] if parameter is None else parameter)  # type: ignore[attr-defined]
         return out
 
@@ -199,7 +200,7 @@ class _CalibratedWeight(_Calibrated):
 
 
 class _CalibratedOutput(_Calibrated):
-    """What the module returns comes through the layer."""
+    """The module's output goes through the layer."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output = super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -25,7 +25,7 @@ from ..reference.rule import (
 )
 from ..tensors import SUPPORTED_DTYPES, opmath_dtype
 
-# What ``tally`` holds before its entry for each channel (csrc/core/params.h).
+# Entries of ``tally`` before those of the channels (csrc/core/params.h).
 CALIBRATION_TALLY_WORDS = 4
 MOST_RANKS = 2**16
 _DRAWN_AT_ONCE = 2**20  # elements: their Philox words take 50 bytes each
@@ -55,7 +55,7 @@ def calibrate_grad(
 
     Args:
         grad: dense tensor of any shape, float32, float64, bfloat16 or float16. Left as it is.
-        index: int64 tensor with one element, the number that tells the draws of this gradient from those of others.
+        index: int64 tensor with one element, different for each gradient, so that their draws differ.
         step: int64 tensor with one element, how many gradients were calibrated so far. Grows by 1.
         lipschitz_bound: float64 tensor, the estimate of the bound l on ``|g|``, zero at the start: of shape () for all
             elements, or of shape (C,) for each channel. Updated: ``max(bound_decay * l, max |g|)``. None where

@@ -36,8 +36,9 @@ class GradientCalibration(nn.Module):
         channels: None keeps one bound for the whole gradient; a number keeps one for each of so many channels.
         channel_dim: the dimension that counts the channels, 1 for images.
         rounding: "stochastic" (unbiased) or "nearest", of a gradient in bfloat16 and float16.
-        index: 0 ... 2^16 - 1, tells this layer's draws from those of others, and must not be that of another layer of
-            the model, or gradients are biased: ``number_layers(model)`` sees to it, and so does ``calibrate(model)``.
+        index: 0 ... 2^16 - 1, which makes this layer's draws differ from those of others. It must not be that of
+            another layer of the model, or gradients are biased: ``number_layers(model)`` numbers them, and so does
+            ``calibrate(model)``.
             None takes a number that this process has not given out yet, from 65535 downwards; copies share theirs.
         fused: None takes the C++/CUDA kernel where there is one, else pure PyTorch; True demands the kernel; False
             takes pure PyTorch.
@@ -52,7 +53,7 @@ class GradientCalibration(nn.Module):
 
     Raises:
         ValueError, TypeError: an option is out of range; in the backward pass, where channels do not fit the gradient.
-        RuntimeError: ``fused=True`` cannot be had; or a gradient of the calibrated gradient is asked for.
+        RuntimeError: ``fused=True`` cannot be had; or the calibrated gradient is differentiated again.
 
     Source: the layer of Zhuo et al., AAAI 2019; the formulation is ours (docs/algorithm.md).
     """

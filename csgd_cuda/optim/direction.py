@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells one calibrated optimizer from another: the direction of its step. All else is common to them."""
+"""The direction of a step, which is all that differs between the calibrated optimizers."""
 
 from __future__ import annotations
 

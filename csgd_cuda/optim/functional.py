@@ -57,7 +57,7 @@ def csgd_(
         lipschitz_bounds: tensors with one element, float64 for a float64 parameter, else float32: the estimate
             of the Lipschitz bound, zero at the start; empty when ``lipschitz`` is given. Updated.
         options: by name, those of the table in csgd_cuda/optim/options.py.
-        indices: for each parameter the number that tells its random draws apart; None: its place in the list.
+        indices: for each parameter a number of its own, so that their random draws differ; None: its place in the list.
         grad_scale: float32 tensor with one element: the gradients are this many times too large.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
         fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes

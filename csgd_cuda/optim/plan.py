@@ -70,8 +70,8 @@ class StepCall:
         self._local: StepTensors | None = None  # what this process holds of DTensors
 
     def add(self, param: Tensor, index: int, state: dict[str, Any]) -> None:
-        """Adds a parameter with a gradient; ``index`` tells its draws apart. What its state lacks is made here, but not
-        yet kept."""
+        """Adds a parameter with a gradient, whose draws differ by ``index``. Missing state is made here, but not kept
+        before the step was made."""
         check_plain(param, index)  # the constructor does not check frozen ones
         new: dict[str, Tensor] = {}
 

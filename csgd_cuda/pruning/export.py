@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pruned model saves: dead filters cut out of plain chains, 2:4 weights in the format of sparse tensor cores.
+"""Smaller models from pruned ones: dead filters cut out of plain chains, 2:4 weights for sparse tensor cores.
 
 A filter whose weights are all zero gives its bias everywhere, and so a constant after normalization, ReLU and pooling.
-The layer that follows takes the constant into its bias, and neither needs the filter any more. Where that layer pads
-with zeros, which interrupt the constant at the borders, one dead filter stays and stands for all of them: there the
-others' weights are added to its own, in proportion to their constants.
+The constant is added to the bias of the layer that follows, and the filter is not needed any more. Where that layer
+pads with zeros, which interrupt the constant at the borders, one dead filter stays in place of all of them: the weights
+of the others are added to its own, in proportion to their constants.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 @dataclass
 class _Channels:
-    """The output channels of a layer, as far as they are known: which are dead, and which value those have."""
+    """The output channels of a layer: which are dead, and the constant that each of those gives."""
 
     producer: nn.Conv2d | nn.Linear
     dead: Tensor  # bool
@@ -124,7 +124,7 @@ def _pads_with_zeros(layer: nn.Module) -> bool:
 
 
 def _cut(channels: _Channels, consumer: nn.Conv2d | nn.Linear, name: str) -> None:
-    """Cuts the dead channels out of the layers that make them, and out of the one that takes them."""
+    """Cuts the dead channels out of the layers that make them, and out of the layer that reads them."""
     inputs = consumer.weight.shape[1]
     if inputs % len(channels.dead) != 0:
         raise ValueError(f"{name} takes {inputs} inputs, which are no multiple of the {len(channels.dead)} before it")

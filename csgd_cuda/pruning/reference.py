@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hard thresholding in pure PyTorch, by a stable sort: what the kernels are held against."""
+"""Hard thresholding in pure PyTorch, by a stable sort. The kernels must give the same bits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _ordered_magnitudes(values: Tensor) -> Tensor:
 
 
 def _keys(values: Tensor, alive: Tensor | None) -> Tensor:
-    """Integers in the order of the magnitudes; NaN above Inf, what was dropped for good below 0."""
+    """Integers in the order of the magnitudes; NaN above Inf, entries that were dropped for good below 0."""
     keys = _ordered_magnitudes(values).to(torch.int64)
     return keys if alive is None else torch.where(alive, keys, -1)
 
 
 def _largest(keys: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """Of flat tensors of keys together: which are the ``keep`` largest, of equal ones the first."""
+    """Masks of the ``keep`` largest of all keys, of equal ones the first."""
     all_keys = torch.cat(list(keys))
     survivors = torch.zeros_like(all_keys, dtype=torch.bool)
     survivors[torch.sort(all_keys, descending=True, stable=True).indices[:keep]] = True
@@ -94,8 +94,7 @@ class _Flat:
         return torch.zeros_like(keys, dtype=torch.bool).scatter_(2, order, True).view(-1)
 
     def drop(self, survivors: Tensor | None, apply: Tensor | None) -> None:
-        """Drops all but the survivors (None: what the mask says), for which there is an entry for each element or
-        filter."""
+        """Drops all but the survivors (None: the mask's), of which there is an entry for each element or filter."""
         if survivors is None:
             survivors = torch.ones((), dtype=torch.bool, device=self.values.device)
         if self.mask is not None:

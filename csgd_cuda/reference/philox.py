@@ -40,7 +40,7 @@ def philox4x32_10(counter: Counter, key: tuple[int, int]) -> list[Tensor]:
     """
     shapes = [word.shape for word in counter if isinstance(word, Tensor)]
     shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    # All memory at once, and no more: malloc hands what is freed in each round back to the system, and gets it again
+    # All memory is allocated at once: malloc would return the memory freed in each round to the system and get it again
     # as pages filled with zeros, which takes a quarter of the time.
     memory = torch.empty((6, *shape), dtype=torch.int64, device=counter[0].device).unbind()
     c0, c1, c2, c3 = (
@@ -51,7 +51,7 @@ def philox4x32_10(counter: Counter, key: tuple[int, int]) -> list[Tensor]:
     k0, k1 = key
     for _ in range(10):
         # The products wrap around as signed numbers; their bits are those of the unsigned ones. Their upper halves,
-        # and what is above the words c1 and c3, are masked once, where they would spoil the next product.
+        # and the bits above the words c1 and c3, are masked once, before the next product.
         product0, product1 = torch.mul(c0, 0xD2511F53, out=free0), torch.mul(c2, 0xCD9E8D57, out=free1)
         c0 = torch.bitwise_right_shift(product1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_LOW32)
         c2 = torch.bitwise_right_shift(product0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_LOW32)
