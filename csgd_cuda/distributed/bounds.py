@@ -63,7 +63,7 @@ class _Mesh:
 
 
 def _check_all_had_gradients(indices: list[int], on_some: Tensor, minus_on_all: Tensor) -> None:
-    """From maxima over the processes: of 1 where there was a gradient, else 0, and of -1 where there was one, else 0."""
+    """Takes maxima over the processes: of 1 where there was a gradient, else 0, and of -1 where there was, else 0."""
     differ = on_some != -minus_on_all
     if differ.any():
         index = indices[int(differ.nonzero()[0])]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients as codes -1, 0, +1 of one magnitude T: the bound, and an estimate that is unbiased without any rounding.
 
-The proof is in docs/scaling.md. Its two steps: a code is sign(g) exactly where U T < |g|, for a uniform real number U
+The proof is in docs/exchange.md. Its two steps: a code is sign(g) exactly where U T < |g|, for a uniform real number U
 whose digits in base 2^16 are drawn until the comparison is decided; and T is W times a number of so few bits that
 every sum of W codes times T / W is a floating-point number.
 """

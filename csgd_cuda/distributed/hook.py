@@ -299,6 +299,6 @@ def calibrated_hook(
         ValueError, TypeError: at the first step: the ranks disagree, or a parameter cannot be coded; the message names
             the difference or the parameter.
 
-    Source: docs/scaling.md.
+    Source: docs/exchange.md.
     """
     return state._start(bucket)

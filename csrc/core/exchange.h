@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients as codes -1, 0, +1 of a bound T, packed into words, added up and decoded, element by element; and the plain
-// structs of these calls. docs/scaling.md has the proofs. Value is a number or, on a CPU, a vector of numbers.
+// structs of these calls. docs/exchange.md has the proofs. Value is a number or, on a CPU, a vector of numbers.
 #pragma once
 
 #include "lanes.h"

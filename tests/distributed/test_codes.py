@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes and their packing: the theorem of docs/scaling.md by enumeration, in exact fractions."""
+"""Codes and their packing: the theorem of docs/exchange.md by enumeration, in exact fractions."""
 
 import itertools
 from fractions import Fraction
