@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
-# make test    run all tests
+# make test    run the tests of the package on all cores; ARGS="tests/optim -k lr" chooses, ARGS=-n0 takes one process
+# make test-programs      run the tests of experiments and tools
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
 # make lint    check style and types
 # make docs    the documentation as web pages, in out/docs
@@ -13,18 +14,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpu/*.cpp tests/cuda/emulation/*)
 ARGS ?=
+# A test marked with xdist_group(name) runs in the same process as the others of its group.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py
 
-.PHONY: train test test-integration lint docs format check-cuda count-instructions gpu-suite clean
+.PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
 
+# Where ARGS names tests/..., only that.
 test: $(VENV)/built
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(PROGRAM_TESTS:%=--ignore=%)) $(ARGS)
+
+test-programs: $(VENV)/built
+	$(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(PROGRAM_TESTS)) $(ARGS)
 
 # Those that make test leaves out where the packages are missing. The variable makes that an error here.
 test-integration: $(VENV)/integration
-	HF_HUB_OFFLINE=1 CSGD_CUDA_INTEGRATION=1 $(BIN)/python -m pytest \
+	HF_HUB_OFFLINE=1 CSGD_CUDA_INTEGRATION=1 $(PYTEST) \
 	  $(patsubst %,tests/integration/test_%.py,compatibility lightning accelerate transformers timm) $(ARGS)
 
 lint: $(VENV)/installed

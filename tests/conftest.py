@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: every device there is, every backend on it, and hypothesis with its seed shown."""
+"""Fixtures: every device there is, every backend on it; hypothesis with its seed shown, and one thread per process."""
 
+import os
 import random
 
 import hypothesis
@@ -22,9 +23,20 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # A fresh seed for each run, but one that the report shows: --hypothesis-seed=N repeats it.
+    # A fresh seed for each run, but one that the report shows: --hypothesis-seed=N repeats it. All worker processes
+    # of pytest-xdist take the seed of the process that started them.
     if config.getoption("hypothesis_seed", None) is None:
-        config.option.hypothesis_seed = str(random.randrange(2**32))
+        of_controller = getattr(config, "workerinput", {}).get("hypothesis_seed")
+        config.option.hypothesis_seed = of_controller or str(random.randrange(2**32))
+    # Several processes with several threads each would wait for one another. Tests of threads set their number
+    # themselves. The variable is for programs that tests start.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be installed
+def pytest_configure_node(node):
+    node.workerinput["hypothesis_seed"] = node.config.option.hypothesis_seed
 
 
 def pytest_report_header(config):

@@ -18,6 +18,9 @@ FIGURES, COMPILER = counts.read_table()
 LOWER, UPPER = 0.75, 1.5
 
 
+pytestmark = pytest.mark.xdist_group("instruction counts")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     if reason := counts.why_not():

@@ -8,6 +8,8 @@ import pytest
 
 from .emulation_programs import ADDRESS, PLAIN, QUICK, THREAD, Program, Programs
 
+pytestmark = pytest.mark.xdist_group("emulation")  # each process would compile all programs
+
 VARIANTS = {"plain": PLAIN, "address and undefined behaviour": ADDRESS, "thread": THREAD}
 OLD_DRIVER = Program("csgd", QUICK, ("old-driver",))
 

@@ -66,6 +66,9 @@ CASES = [(1, torch.float32), (2, torch.float32), (3, torch.float32), (4, torch.f
          (2, torch.float16)]  # fmt: skip
 
 
+pytestmark = pytest.mark.xdist_group("hook")
+
+
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} ranks, {case[1]}")
 def got(request):
     """(world size, dtype, what each rank got)."""

@@ -81,6 +81,9 @@ def in_all_ways(rank):
     return out
 
 
+pytestmark = pytest.mark.xdist_group("hook options")
+
+
 @pytest.fixture(scope="module", params=[2, 3], ids=lambda world_size: f"{world_size} ranks")
 def ranks(request):
     return run(request.param, in_all_ways)

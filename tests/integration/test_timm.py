@@ -23,6 +23,9 @@ from timm.optim._optim_factory import default_registry  # noqa: E402
 CLASSES, EPOCHS, BATCHES = 4, 3, 6
 
 
+pytestmark = pytest.mark.xdist_group("timm")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def csgd_is_registered():
     """As a user does it: then --opt csgd, with timm's parameter groups."""

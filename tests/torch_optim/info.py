@@ -2,8 +2,8 @@
 """CSGD as PyTorch's own optimizer tests see it: an OptimizerInfo with SGD's inputs and ours.
 
 The tests of this folder are named after the promises of PyTorch's test_optim.py, which is not part of the wheel;
-their bodies are our own. Each runs on every device there is, with the kernel and with the reference, over all inputs
-below: SGD's without calibration, the same with it, and ours.
+their bodies are our own. Each runs on every device there is, with the kernel and with the reference, over the options
+of options.py by pairs; all of SGD's inputs are among them, and those below go through one test each besides.
 
 Left out, because there is nothing to hold:
     complex, complex_2d                     complex parameters are refused (tests/optim/test_errors.py)
@@ -23,6 +23,8 @@ Left out, because there is nothing to hold:
                                             of other optimizers
 """
 
+import copy
+
 import hypothesis
 import pytest
 import torch
@@ -40,21 +42,12 @@ from torch.testing._internal.common_optimizers import (
 
 from csgd_cuda import CSGD
 
+from ..pairs import paired
+from .options import VALUES, merged, name_of
+
 hypothesis.settings.load_profile("csgd")  # the import has put PyTorch's in its place
 
 SGD_INFO = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
-
-# What CSGD can do besides, alone and together.
-OWN_INPUTS = {
-    "strong calibration": {"calibration": 4.0},
-    "fixed bound": {"lipschitz": 6.0},
-    "fixed bound, all of SGD's options": {
-        "lipschitz": 6.0, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01, "maximize": True, "lr": 0.002,
-    },
-    "forgetful bound": {"bound_decay": 0.0, "momentum": 0.9, "dampening": 0.5},
-    "nearest rounding": {"rounding": "nearest", "momentum": 0.9, "weight_decay": 0.1},
-    "largest seed": {"seed": 2**64 - 1, "momentum": 0.9},
-}  # fmt: skip
 
 # What a message of CSGD says where SGD's error inputs quote SGD's.
 OWN_MESSAGES = {
@@ -64,7 +57,8 @@ OWN_MESSAGES = {
 
 
 def optim_inputs_func_csgd(device, dtype=None):
-    """Anew for each call: an input's learning rate may be a tensor, which schedulers write to."""
+    """SGD's inputs, without calibration and with it, and those of options.py. Anew for each call: a learning rate may
+    be a tensor, which schedulers write to."""
 
     def of_sgd(suffix, **extra):
         return [
@@ -72,7 +66,8 @@ def optim_inputs_func_csgd(device, dtype=None):
             for each in SGD_INFO.optim_inputs_func(device, dtype)
         ]
 
-    own = [OptimizerInput(params=None, kwargs=dict(kwargs), desc=desc) for desc, kwargs in OWN_INPUTS.items()]
+    own = [merged(copy.deepcopy(case)) for case in paired(VALUES)]
+    own = [OptimizerInput(params=None, kwargs=kwargs, desc=name_of(kwargs)) for kwargs in own]
     return [*of_sgd("", calibration=0.0), *of_sgd(", calibrated", calibration=1.0), *own]
 
 
@@ -108,4 +103,3 @@ INFO = OptimizerInfo(
     not_og_supported_flags=("foreach", "differentiable", "fused", "maximize", "capturable"),
     supports_fused_on=("cpu", "cuda"),
 )
-DESCRIPTIONS = [each.desc for each in INFO.optim_inputs_func("cpu")]

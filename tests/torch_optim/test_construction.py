@@ -10,7 +10,8 @@ from csgd_cuda import CSGD
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
 from .common import assert_same_tree, go_on, optimizer_of, trained
-from .info import INFO, OptimizerErrorEnum
+from .info import INFO, SGD_INFO, OptimizerErrorEnum
+from .options import VALUES, with_options
 
 # SGD's error inputs exist for the CPU only.
 ERRORS = INFO.optim_error_inputs_func("cpu", torch.float32)
@@ -20,6 +21,12 @@ def test_optim_inputs_do_not_choose_an_implementation():
     """The tests do that, for every input."""
     for each in INFO.optim_inputs_func("cpu"):
         assert not {"foreach", "fused", "differentiable"} & set(each.kwargs), each.desc
+
+
+def test_all_values_of_the_inputs_for_sgd_are_among_the_options():
+    ours = [given for values in VALUES.values() for options in values for given in options.items()]
+    for each in SGD_INFO.optim_inputs_func("cpu"):
+        assert all(given in ours for given in each.kwargs.items()), each.desc
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.optimizer_error_input.desc)
@@ -55,7 +62,7 @@ def test_duplicate_params_across_groups_are_refused(fused):
     assert [group["params"] for group in optimizer.param_groups] == [[first]]
 
 
-@pytest.mark.parametrize("made", ["new", "stepped", "loaded"])
+@with_options(made=["new", "stepped", "loaded"])
 def test_optimizer_can_be_printed(made, options, device, fused):
     """Every option of every group, by name and value; and SGD's in SGD's words."""
     params = make_params([(3,), (4,)], torch.float32, device)
@@ -83,6 +90,7 @@ def test_defaults_are_those_of_sgd(fused):
     assert {name: ours[name] for name in theirs} == theirs
 
 
+@with_options()
 def test_deepcopy_copies_all_public_attrs(options, device, fused):
     params, optimizer = trained(options, device, fused=fused)
     twin = copy.deepcopy(optimizer)
@@ -94,6 +102,7 @@ def test_deepcopy_copies_all_public_attrs(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twin.param_groups[0]["params"], twin))
 
 
+@with_options()
 def test_deepcopy_shares_nothing_and_goes_on_alike(options, device, fused):
     params, optimizer = trained(options, device, fused=fused)
     twin = copy.deepcopy(optimizer)
@@ -107,6 +116,7 @@ def test_deepcopy_shares_nothing_and_goes_on_alike(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(copied, twin))
 
 
+@with_options()
 def test_non_empty_state(options, device, fused):
     """One step makes the state of each parameter that has a gradient, and of no other."""
     params = make_params([(3, 5), (70,), (8,)], torch.float32, device)

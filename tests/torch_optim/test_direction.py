@@ -3,11 +3,11 @@
 
 import math
 
-import pytest
 import torch
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
 from .common import go_on, model_of, optimizer_of
+from .options import of_sgd, with_options
 
 STEPS = 10
 
@@ -20,9 +20,7 @@ def progress(params, optimizer, loss):
     return math.log(before) - math.log(loss().item())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "contiguous"), [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)], ids=str
-)
+@with_options(dtype=[torch.float32, torch.bfloat16], contiguous=[True, False])
 def test_forloop_goes_right_direction(dtype, contiguous, options, device, fused):
     """Down, or up with maximize, about as far as torch.optim.SGD does on the same problem.
 
@@ -34,14 +32,14 @@ def test_forloop_goes_right_direction(dtype, contiguous, options, device, fused)
     assert (ours < 0) == options.get("maximize", False)
     if dtype.itemsize == 2 and options.get("rounding") == "nearest":
         return
-    own = ("calibration", "lipschitz", "bound_decay", "rounding", "seed")
     weight, bias, loss = model_of(device)
-    sgd = torch.optim.SGD([weight, bias], **{k: v for k, v in options.items() if k not in own})
+    sgd = torch.optim.SGD([weight, bias], **of_sgd(options))
     theirs = progress([weight, bias], sgd, loss)
     # A calibrated step is right in the mean only; 2112 coordinates are a mean of a kind.
     assert abs(ours / theirs - 1) < (0.25 if options.get("calibration", 1) else 0.02 if dtype.itemsize > 2 else 0.1)
 
 
+@with_options()
 def test_maximizing_is_minimizing_the_negative(options, device, fused):
     """Of the gradient alone: weight decay pulls to zero either way."""
     results = []
@@ -58,11 +56,10 @@ def test_maximizing_is_minimizing_the_negative(options, device, fused):
     assert_same_snapshots(*results)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("weight_decay", 0.375), ("lr", 0.0625), ("lr", torch.tensor(0.0625))], ids=str
-)
-def test_param_groups_have_their_own(option, value, options, device, fused):
+@with_options(odd=[{"weight_decay": 0.375}, {"lr": 0.0625}, {"lr": torch.tensor(0.0625)}])
+def test_param_groups_have_their_own(odd, options, device, fused):
     """param_groups_weight_decay, param_groups_lr: the bits of an optimizer in which the other group is the odd one."""
+    ((option, value),) = odd.items()
     results = []
     default = {"weight_decay": 0, "lr": 1e-3}[option]
     for first_is_odd in (True, False):
@@ -81,6 +78,7 @@ def test_param_groups_have_their_own(option, value, options, device, fused):
     assert_same_snapshots(*results)
 
 
+@with_options()
 def test_param_groups_of_equal_options_are_one_group(options, device, fused):
     """Random draws go by the position over all groups, so how the parameters are grouped is not seen in the bits."""
     results = []
@@ -94,6 +92,7 @@ def test_param_groups_of_equal_options_are_one_group(options, device, fused):
     assert_same_snapshots(results[0], results[2])
 
 
+@with_options()
 def test_param_groups_weight_decay_acts_on_its_group_alone(options, device, fused):
     """With zero gradients: one group shrinks, by the factor of SGD, and the other stays, bit for bit."""
     lr = float(options.get("lr", 1e-3))
@@ -113,6 +112,7 @@ def test_param_groups_weight_decay_acts_on_its_group_alone(options, device, fuse
     assert torch.equal(params[1], before[1])
 
 
+@with_options()
 def test_param_groups_lr_of_zero_freezes_its_group(options, device, fused):
     """Its momentum and bound go on."""
     params = make_params([(70,), (1000,)], torch.bfloat16, device)
@@ -124,6 +124,7 @@ def test_param_groups_lr_of_zero_freezes_its_group(options, device, fused):
     assert int(optimizer.state[params[0]]["step"]) == 3
 
 
+@with_options()
 def test_param_groups_make_progress_together(options, device, fused):
     """Both terms of the loss, with another learning rate and weight decay for one group."""
     weight, bias, loss = model_of(device)

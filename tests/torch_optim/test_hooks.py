@@ -13,6 +13,7 @@ from csgd_cuda import CSGD
 
 from ..helpers import assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import assert_same_tree, copies_of, go_on, optimizer_of, trained
+from .options import with_options
 
 
 class Log(list):
@@ -40,6 +41,7 @@ def all_step_hooks(optimizer, log):
 STEP_ORDER = ["global pre", "pre", "step", "post", "global post"]
 
 
+@with_options()
 def test_step_all_hooks(options, device, fused):
     """Around the step, each once, whether or not there is a closure; and none after it was removed."""
     params, optimizer = trained(options, device, fused=fused)
@@ -85,6 +87,7 @@ def test_step_hooks_fire_once_whatever_the_optimizer_is(made, device, fused):
     assert log == [name for name in STEP_ORDER if name != "step"]
 
 
+@with_options()
 def test_step_pre_hook(options, device, fused):
     """Runs before anything is changed, may set gradients, and may replace the arguments."""
     params, optimizer = trained(options, device, fused=fused)
@@ -108,6 +111,7 @@ def test_step_pre_hook(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
 
 
+@with_options()
 def test_step_post_hook(options, device, fused):
     """Runs when everything has been changed, the state as well."""
     params, optimizer = trained(options, device, steps=0, fused=fused)
@@ -145,6 +149,7 @@ def test_step_hooks_fire_once_under_a_grad_scaler(overflow, device, fused):
     assert log == ([] if overflow and not fused else [name for name in STEP_ORDER if name != "step"])
 
 
+@with_options()
 def test_state_dict_pre_and_post_hooks(options, device, fused):
     """Pre-hooks see the optimizer, post-hooks the dict; the last one's result is what the caller gets."""
     _, optimizer = trained(options, device, fused=fused)
@@ -176,6 +181,7 @@ def test_state_dict_pre_and_post_hooks(options, device, fused):
     assert not log
 
 
+@with_options()
 def test_load_state_dict_hooks_fire_once_and_in_order(options, device, fused):
     """And the optimizer's own helper, which reads the checkpoint before torch casts it, leaves no hook behind."""
     params, optimizer = trained(options, device, fused=fused)
@@ -231,6 +237,7 @@ def test_load_state_dict_pre_hook_decides_what_is_loaded(returns, dtype, device,
     assert second.param_groups[0]["lr"] == 0.625
 
 
+@with_options()
 def test_load_state_dict_post_hook_sees_what_was_loaded(options, device, fused):
     params, optimizer = trained(options, device, dtype=torch.bfloat16, fused=fused)
     second, seen = optimizer_of(copies_of(params), options, fused=fused), []

@@ -12,12 +12,10 @@ from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import SHAPES, go_on, optimizer_of, trained
 from .info import INFO, _get_optim_inputs_including_global_cliquey_kwargs
-
-OF_SGD = [each.desc for each in INFO.optim_inputs_func("cpu") if each.kwargs.get("calibration") == 0]
-WITH_MOMENTUM = [each.desc for each in INFO.optim_inputs_func("cpu") if "momentum" in each.kwargs]
+from .options import WITH_MOMENTUM, of_sgd, with_options
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@with_options(dtype=DTYPES)
 def test_fused_matches_forloop(dtype, options, device):
     """The kernel has the bits of the reference, on its device and on the CPU: fused_cpu_matches_cuda, too."""
     need_kernel(device)
@@ -26,7 +24,7 @@ def test_fused_matches_forloop(dtype, options, device):
     assert_same_snapshots(kernel, snapshot(*trained(options, "cpu", steps=3, dtype=dtype, fused=False)))
 
 
-@pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"capturable": True}], ids=str)
+@with_options(flags=[{"foreach": True}, {"foreach": False}, {"capturable": True}])
 def test_foreach_matches_forloop(flags, options, device, fused):
     """foreach and capturable are taken, and change nothing."""
     if flags.get("foreach") and fused:
@@ -49,18 +47,18 @@ def test_every_input_is_taken_with_every_flag_of_its_info(device):
         assert_same_bits(expected[0], found[0], each.desc)
 
 
-@pytest.mark.parametrize("options", OF_SGD, indirect=True)
+@with_options(calibration=[{"calibration": 0.0}])
 def test_forloop_matches_sgd(options, device, fused):
     """Without calibration, in float64: torch.optim.SGD to rounding errors, with all of its inputs."""
     ours, _ = trained(options, device, steps=6, dtype=torch.float64, fused=fused)
     theirs = make_params(SHAPES, torch.float64, device)
-    sgd = torch.optim.SGD(theirs, **{k: v for k, v in options.items() if k != "calibration"})
+    sgd = torch.optim.SGD(theirs, **of_sgd(options))
     go_on(theirs, sgd, steps=6)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("options", WITH_MOMENTUM, indirect=True)
+@with_options(momentum=WITH_MOMENTUM)
 def test_fused_large_tensor(options, device):
     """Many blocks for every thread, and a rest. 2^31 elements: tests/rule/test_huge.py, where memory allows."""
     need_kernel(device)
@@ -71,6 +69,7 @@ def test_fused_large_tensor(options, device):
     assert_same_snapshots(kernel, reference)
 
 
+@with_options()
 def test_mixed_dtypes_in_one_group(options, device, fused):
     """Each parameter has the bits that it has when it is stepped alone at its place."""
 
@@ -91,7 +90,7 @@ def test_mixed_dtypes_in_one_group(options, device, fused):
         assert_same_snapshots(snapshot([param], optimizer), snapshot([others[k]], second))
 
 
-@pytest.mark.parametrize("options", WITH_MOMENTUM, indirect=True)  # the reference on meta is slow
+@with_options(momentum=WITH_MOMENTUM)  # the reference on meta is slow
 def test_mixed_device_dtype(options, device, fused):
     """A group over several devices: every parameter on the CPU has the bits it has among parameters on the CPU.
 
@@ -118,14 +117,16 @@ def test_mixed_device_dtype(options, device, fused):
             assert_same_snapshots(snapshot([a], first), snapshot([b], second))
 
 
-@pytest.fixture(params=[torch.float64, torch.float16], ids=str)
-def default_dtype(request):
+@pytest.fixture
+def default_dtype_afterwards():
     before = torch.get_default_dtype()
-    yield request.param
+    yield
     torch.set_default_dtype(before)
 
 
-def test_set_default_dtype_works(default_dtype, options, device, fused):
+@pytest.mark.usefixtures("default_dtype_afterwards")
+@with_options(other=[torch.float64, torch.float16])
+def test_set_default_dtype_works(other, options, device, fused):
     """torch's default dtype and default device reach neither the bits nor the dtypes of the state."""
     grads = []
 
@@ -140,7 +141,7 @@ def test_set_default_dtype_works(default_dtype, options, device, fused):
         optimizer.step()
     expected = snapshot(params, optimizer)
     params = new()
-    torch.set_default_dtype(default_dtype)
+    torch.set_default_dtype(other)
     with torch.device("meta"):
         optimizer = optimizer_of(params, options, fused=fused)
         for step in range(3):
@@ -153,6 +154,7 @@ def test_set_default_dtype_works(default_dtype, options, device, fused):
     assert_same_snapshots(expected, snapshot(params, optimizer))
 
 
+@with_options()
 def test_fused_error_on_params_on_meta(options, device):
     """As torch.optim.SGD: a model may be on meta when its optimizer is made, but not when it steps."""
     need_kernel(device)
@@ -170,7 +172,7 @@ def test_fused_error_on_params_on_meta(options, device):
     assert_same_snapshots(snapshot(on_meta, optimizer), snapshot(*trained(options, device, shapes=shapes, fused=True)))
 
 
-@pytest.mark.parametrize("where", ["cpu", "device"])
+@with_options(where=["cpu", "device"])
 def test_tensor_lr(where, options, device, fused):
     """A learning rate in a tensor of 0, 1 or 2 dimensions has the bits of the number, and stays as it is."""
     expected = snapshot(*trained({**options, "lr": 0.03125}, device, dtype=torch.float64, fused=fused))
@@ -186,6 +188,7 @@ def test_tensor_lr(where, options, device, fused):
         assert lr.eq(0.03125).all()
 
 
+@with_options()
 def test_tensor_lr_is_read_at_every_step(options, device, fused):
     """Written to between steps, it has the bits of a number changed between steps."""
     results = []

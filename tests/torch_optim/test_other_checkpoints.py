@@ -11,12 +11,14 @@ from csgd_cuda import CSGD
 from ..helpers import assert_same_snapshots, make_params, snapshot
 from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
 from .info import INFO
+from .options import with_options
 
 SGD_NAMES = set(torch.optim.SGD([torch.zeros(1)]).defaults)
 OWN_NAMES = ["calibration", "lipschitz", "bound_decay", "rounding", "seed", "first_index"]
 LATER_FLAGS = [*INFO.not_og_supported_flags, *OWN_NAMES, "nesterov"]
 
 
+@with_options()
 def test_can_load_older_state_dict(options, device, fused):
     """An option that the checkpoint does not know yet stays what the group was made with; all others are loaded."""
     _, optimizer = trained(options, device, fused=fused)
@@ -37,6 +39,7 @@ def test_can_load_older_state_dict(options, device, fused):
         assert all(int(state["step"]) == 3 for state in second.state.values())
 
 
+@with_options()
 def test_much_older_state_dict_goes_on_alike(options, device, fused):
     """All of them missing at once, where the optimizer was made with the same options."""
     params, optimizer = trained(options, device, fused=fused)
@@ -51,9 +54,7 @@ def test_much_older_state_dict_goes_on_alike(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
 
 
-@pytest.mark.parametrize(
-    "how", [{"foreach": False}, {"foreach": True}, {"fused": True}, "of an old torch", "with other ids"], ids=str
-)
+@with_options(how=[{"foreach": False}, {"foreach": True}, {"fused": True}, "of an old torch", "with other ids"])
 def test_can_load_state_dict_of_sgd(how, options, device, fused):
     """However that one ran. SGD's options are its, ours are ours, and the next step is its next step."""
     theirs = make_params(SHAPES, torch.float64, device)
@@ -95,8 +96,7 @@ def names_of(optimizer):
     return [group.get("param_names") for group in optimizer.param_groups]
 
 
-@pytest.mark.parametrize("saved_names", [None, "abc"])
-@pytest.mark.parametrize("own_names", [None, "xyz"])
+@with_options(saved_names=[None, "abc"], own_names=[None, "xyz"])
 def test_can_load_from_and_to_named_state_dict(own_names, saved_names, options, device, fused):
     """Names come along and replace what there was, and go by position all the same: they decide nothing else."""
 

@@ -12,8 +12,10 @@ from torch.optim.swa_utils import SWALR
 from csgd_cuda import CSGD
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
+from ..pairs import BACKENDS, by_pairs
 from .common import model_of, optimizer_of
 from .info import INFO
+from .options import with_options
 
 STEPS = 12
 OPTIONS = {"lr": 0.004, "momentum": 0.5, "nesterov": True}
@@ -88,8 +90,7 @@ def two_groups(device):
     return params, [{"params": params[:1], "lr": 0.002}, {"params": params[1:]}]
 
 
-@pytest.mark.parametrize("calibration", [0.0, 1.0])
-@pytest.mark.parametrize("makers", CASES.values(), ids=CASES.keys())
+@by_pairs(makers=CASES, calibration=[0.0, 1.0], fused=BACKENDS, indirect=["fused"])
 def test_param_group_with_lrscheduler_goes_right_direction(makers, calibration, device, fused):
     weight, bias, loss = model_of(device)
     groups = [{"params": [weight], "lr": 0.002}, {"params": [bias]}]
@@ -98,6 +99,7 @@ def test_param_group_with_lrscheduler_goes_right_direction(makers, calibration, 
     assert loss().item() < before
 
 
+@with_options()
 def test_param_group_with_lrscheduler_goes_right_direction_with_all_inputs(options, device, fused):
     """Under each of the schedules that PyTorch's tests run SGD with."""
     for makers in COMBINATIONS.values():
@@ -123,8 +125,7 @@ def test_lrscheduler_sets_what_it_sets_in_sgd(makers, device, fused):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("tensor_lr", [False, True])
-@pytest.mark.parametrize("makers", CASES.values(), ids=CASES.keys())
+@by_pairs(makers=CASES, tensor_lr=[False, True], fused=BACKENDS, indirect=["fused"])
 def test_step_uses_what_the_scheduler_set(makers, tensor_lr, device, fused):
     """With calibration, too: the same bits as with the values of each step set by hand."""
     params, groups = two_groups(device)

@@ -11,6 +11,7 @@ from csgd_cuda import CSGD
 
 from ..helpers import DTYPES, assert_same_snapshots, make_params, snapshot
 from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
+from .options import with_options
 
 
 def through_a_file(state_dict):
@@ -20,6 +21,7 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
+@with_options()
 def test_state_dict_deterministic(options, device, fused):
     """Loading neither loses nor adds a bit, whatever the optimizer was before; every later step is the same."""
     params = [p for k, dtype in enumerate(DTYPES) for p in make_params([(70,), (3, 5)], dtype, device, seed=k)]
@@ -42,6 +44,7 @@ def test_state_dict_deterministic(options, device, fused):
         assert_same_tree(optimizer.state_dict(), second.state_dict())
 
 
+@with_options()
 def test_state_dict_of_repeated_groups_has_the_same_ids(options, device, fused):
     """Parameters are numbered by what they are, not by where they were found (pytorch#36831)."""
     _, optimizer = trained(options, device, fused=fused)
@@ -67,6 +70,7 @@ def test_state_dict_is_ordered_like_the_parameters(device, fused):
         assert state_dict["state"][k]["momentum_buffer"].eq(k + 1).all()
 
 
+@with_options()
 def test_save_load_equality_with_weights_only(options, device, fused):
     """Nothing in a checkpoint needs pickle's powers, and a file changes nothing."""
     params, optimizer = trained(options, device, fused=fused)
@@ -82,7 +86,14 @@ def test_save_load_equality_with_weights_only(options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
 
 
-@pytest.mark.parametrize("kind", [float, int, lambda step: torch.tensor([float(step)]), torch.tensor], ids=str)
+@with_options(
+    kind={
+        "a float": float,
+        "an int": int,
+        "a tensor of one": lambda step: torch.tensor([float(step)]),
+        "a tensor": torch.tensor,
+    }
+)
 def test_load_nontensor_step(kind, options, device, fused):
     """A checkpoint may have counted in numbers, or in other tensors than ours."""
     params, optimizer = trained(options, device, fused=fused)
@@ -98,6 +109,7 @@ def test_load_nontensor_step(kind, options, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, second))
 
 
+@with_options()
 def test_checkpoint_moves_between_devices(options, device, fused):
     """Saved on one device, loaded where the parameters are: the state lives there, with the same bits."""
     for here, there in (("cpu", device), (device, torch.device("cpu"))):
@@ -112,6 +124,7 @@ def test_checkpoint_moves_between_devices(options, device, fused):
         assert_same_snapshots(snapshot(params, optimizer), snapshot(moved, second))
 
 
+@with_options()
 def test_checkpoint_and_optimizer_share_nothing(options, device, fused):
     """Neither the steps of the loading optimizer nor a tensor learning rate reach the loaded dict."""
     params, optimizer = trained(options, device, fused=fused)
@@ -127,6 +140,7 @@ def test_checkpoint_and_optimizer_share_nothing(options, device, fused):
     assert_same_tree(before, loaded)
 
 
+@with_options()
 def test_loading_before_the_first_step(options, device, fused):
     """A checkpoint without state leaves none behind, and the next step is a first step."""
     params, optimizer = trained(options, device, steps=0, fused=fused)
