@@ -117,9 +117,9 @@ def extension(mode):
     cuda = want_cuda(mode, torch, toolkit)
     if cuda and not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp"), *glob.glob("csrc/cuda/*.cu")]
-    if not cuda:
-        sources = [s for s in sources if not s.endswith(("_cuda.cu", "_cuda.cpp"))]
+    sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]
+    if cuda:
+        sources += glob.glob("csrc/cuda/*.cu")
     module = (CUDAExtension if cuda else CppExtension)(
         "csgd_cuda._C",
         sorted(sources),
