@@ -158,21 +158,13 @@ CSGD_HOST_DEVICE int64_t position_in_channel(const ThresholdTensor& tensor, int6
   return (k / tensor.inner * tensor.channels + channel) * tensor.inner + k % tensor.inner;
 }
 
-// The lowest bit of the key that can be set: what is stored in 16 bits leaves those below empty.
-inline int lowest_key_bit(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16: return 16;
-    case DType::kFloat16: return 13;
-    default: return 0;
-  }
-}
-
 // The digits to go through for all these tensors, which are all of float64 or none.
 inline std::vector<DigitPass> digit_passes(const std::vector<ThresholdTensor>& tensors) {
   int key_bits = 32, lowest = 32, place_bits = 0;
   for (const ThresholdTensor& tensor : tensors) {
     if (tensor.dtype == DType::kFloat64) key_bits = 64;
-    lowest = lowest < lowest_key_bit(tensor.dtype) ? lowest : lowest_key_bit(tensor.dtype);
+    const int empty = with_storage(tensor.dtype, [](auto tag) { return Storage<decltype(tag)>::kEmptyBits; });
+    lowest = lowest < empty ? lowest : empty;
     while (above(static_cast<uint64_t>(tensor.total), place_bits) != 0) ++place_bits;
   }
   std::vector<DigitPass> passes;

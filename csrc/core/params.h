@@ -7,6 +7,7 @@
 namespace csgd {
 
 enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
 
 // What a step counts of one tensor. It lives with the optimizer, one for each parameter, so that a GPU launch needs
 // no scratch memory and two launches never share any. Zero at the start.

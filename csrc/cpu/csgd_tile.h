@@ -125,13 +125,7 @@ static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdShard& t
 }
 
 ChunkFunction chunk_function(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return step_chunk_any<float>;
-    case DType::kFloat64: return step_chunk_any<double>;
-    case DType::kBFloat16: return step_chunk_any<BFloat16>;
-    case DType::kFloat16: return step_chunk_any<Float16>;
-  }
-  return nullptr;
+  return with_storage(dtype, [](auto tag) -> ChunkFunction { return step_chunk_any<decltype(tag)>; });
 }
 
 }  // namespace CSGD_ISA

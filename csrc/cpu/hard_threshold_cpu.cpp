@@ -15,12 +15,7 @@ constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
 // Calls f with a pointer to the tensor's elements, of their own type.
 template <class F>
 void with_data(const ThresholdTensor& tensor, F f) {
-  switch (tensor.dtype) {
-    case DType::kFloat32: return f(static_cast<float*>(tensor.data));
-    case DType::kFloat64: return f(static_cast<double*>(tensor.data));
-    case DType::kBFloat16: return f(static_cast<BFloat16*>(tensor.data));
-    case DType::kFloat16: return f(static_cast<Float16*>(tensor.data));
-  }
+  with_storage(tensor.dtype, [&](auto tag) { f(static_cast<decltype(tag)*>(tensor.data)); });
 }
 
 template <class S>

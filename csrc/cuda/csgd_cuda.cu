@@ -163,13 +163,8 @@ template <class Tensor>
 cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
                            cudaStream_t stream, int64_t* launches) {
   if (count == 0) return cudaSuccess;
-  switch (dtype) {
-    case DType::kFloat32: return launch_storage<float>(options, tensors, count, stream, launches);
-    case DType::kFloat64: return launch_storage<double>(options, tensors, count, stream, launches);
-    case DType::kBFloat16: return launch_storage<BFloat16>(options, tensors, count, stream, launches);
-    case DType::kFloat16: return launch_storage<Float16>(options, tensors, count, stream, launches);
-  }
-  return cudaErrorInvalidValue;
+  return with_storage(
+      dtype, [&](auto tag) { return launch_storage<decltype(tag)>(options, tensors, count, stream, launches); });
 }
 
 }  // namespace

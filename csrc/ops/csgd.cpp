@@ -377,7 +377,7 @@ void run_cuda(const PackedStep& step) {
   if (step.tensors()[0].tensor.tally == nullptr) {
     own_tallies = at::zeros({count, kTallyWords}, at::TensorOptions().device(step.device()).dtype(at::kLong));
   }
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+  for (const DType dtype : kDTypes) {
     std::vector<CsgdTensor> whole;
     std::vector<CsgdShard> shards;
     for (int64_t i = 0; i < count; ++i) {
