@@ -56,12 +56,9 @@ class CalibratedOptimizer(Optimizer):
         self._plan: StepPlan | None = None  # of the last step
 
     def _check_new_group(self, group: Group) -> None:
-        self._check_group(group)
-        self.direction.check_new_group(group)
-
-    def _check_group(self, group: Group) -> None:
         check_group(self.direction.options, group)
         check_pruning(group)
+        self.direction.check_new_group(group)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a parameter group, as torch.optim.SGD does.

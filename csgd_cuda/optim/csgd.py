@@ -12,7 +12,7 @@ from typing_extensions import Unpack  # of torch's own dependencies
 from ..pruning.options import PruningOptions, pruning_defaults
 from .base import CalibratedOptimizer
 from .direction import SGD
-from .options import documented
+from .options import SGD_OPTIONS, documented
 
 
 @documented(SGD.options)
@@ -28,7 +28,6 @@ class CSGD(CalibratedOptimizer):
             float16; every option may differ from group to group. Those without requires_grad may be of any kind as
             long as they have no gradient.
         options: by name, those of the table in csgd_cuda/optim/options.py.
-        pruning: ``sparsity`` > 0 keeps that share of the weights zero; the options of ``PruningOptions``.
 
     State per parameter: ``momentum_buffer`` (with momentum; the parameter's shape and dtype), ``step`` (int64, the
     steps applied) and ``lipschitz_bound`` (float32, or float64 for a float64 parameter; not with a fixed constant),
@@ -67,5 +66,5 @@ class CSGD(CalibratedOptimizer):
         **pruning: Unpack[PruningOptions],
     ) -> None:
         given = locals()
-        options = {name: given[name] for name in SGD.options}
+        options = {name: given[name] for name in SGD_OPTIONS}
         super().__init__(params, {**options, **pruning_defaults(pruning)})

@@ -17,21 +17,21 @@ class Tallies:
     """What each step counts, on each device a row for each parameter of all groups."""
 
     def __init__(self) -> None:
-        self._on: dict[torch.device, Tensor] = {}
+        self.rows_on: dict[torch.device, Tensor] = {}
 
     def rows(self, device: torch.device, count: int) -> Tensor:
         """int64 of shape (at least ``count``, TALLY_WORDS); -1 coordinates moved before the first step."""
-        old = self._on.get(device)
+        old = self.rows_on.get(device)
         if old is None or len(old) < count:
-            self._on[device] = torch.zeros((count, TALLY_WORDS), dtype=torch.int64, device=device)
-            self._on[device][:, 0] = -1
+            self.rows_on[device] = torch.zeros((count, TALLY_WORDS), dtype=torch.int64, device=device)
+            self.rows_on[device][:, 0] = -1
             if old is not None:
-                self._on[device][: len(old)] = old
-        return self._on[device]
+                self.rows_on[device][: len(old)] = old
+        return self.rows_on[device]
 
     def density(self, param_groups: list[Group]) -> list[float]:
         """The share of coordinates that moved in each parameter's last applied step; NaN where there is none."""
-        counts = {device: rows[:, 0].tolist() for device, rows in self._on.items() if device.type != "meta"}
+        counts = {device: rows[:, 0].tolist() for device, rows in self.rows_on.items() if device.type != "meta"}
         shares = []
         for index, param in enumerate(p for group in param_groups for p in group["params"]):
             of_device = counts.get(param.device, ())

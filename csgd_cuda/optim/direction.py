@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from ..pruning.options import PRUNING_OPTIONS
 from ..reference import checks, step
 from ..reference.sgd import SgdDirection
 from ..tensors import Group, StepTensors, Tensors
@@ -23,7 +24,7 @@ class Direction:
 
     Attributes:
         operator: the name of the step's operator in torch.ops.csgd_cuda; that of its checks begins with "check_".
-        options: the table of its options.
+        options: the table of its options, those of pruning included.
         buffers: the names of its state tensors of a parameter's shape, in the order of the operator's lists.
         needs_buffers: whether a group's options need these.
         check_new_group: what torch's optimizer refuses of a user, beyond the checks of the table.
@@ -77,7 +78,7 @@ class Direction:
 
 SGD = Direction(
     operator="csgd_",
-    options=SGD_OPTIONS,
+    options={**SGD_OPTIONS, **PRUNING_OPTIONS},
     buffers=("momentum_buffer",),
     needs_buffers=lambda options: bool(options["momentum"] != 0),
     check_new_group=check_new_sgd_group,

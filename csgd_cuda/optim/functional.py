@@ -12,11 +12,11 @@ from torch import Tensor
 from .. import extension
 from ..tensors import StepTensors
 from .direction import SGD
-from .options import check_options, documented, lr_arguments, operator_options
+from .options import SGD_OPTIONS, check_options, documented, lr_arguments, operator_options
 
 _OPTIONS = {
     name: option
-    for name, option in SGD.options.items()
+    for name, option in SGD_OPTIONS.items()
     if name not in ("foreach", "differentiable", "fused", "capturable", "first_index")
 }
 
