@@ -14,9 +14,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpu/*.cpp tests/cuda/emulation/*)
 ARGS ?=
-# A test marked with xdist_group(name) runs in the same process as the others of its group.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# A test marked with xdist_group(name) runs in the same process as the others of its group. Tests of threads have more
+# threads than there are cores left: these must not spin while they wait.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# What make test leaves out: tests of experiments and tools, and those that need other packages.
 PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py
+INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
 
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
 
@@ -25,15 +28,15 @@ train: $(VENV)/built
 
 # Where ARGS names tests/..., only that.
 test: $(VENV)/built
-	$(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(PROGRAM_TESTS:%=--ignore=%)) $(ARGS)
+	$(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(patsubst %,--ignore=%,$(PROGRAM_TESTS) $(INTEGRATION_TESTS))) $(ARGS)
 
 test-programs: $(VENV)/built
 	$(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(PROGRAM_TESTS)) $(ARGS)
 
-# Those that make test leaves out where the packages are missing. The variable makes that an error here.
+# Named by make test ARGS=tests/..., they are skipped where a package is missing. The variable makes that an error here.
 test-integration: $(VENV)/integration
 	HF_HUB_OFFLINE=1 CSGD_CUDA_INTEGRATION=1 $(PYTEST) \
-	  $(patsubst %,tests/integration/test_%.py,compatibility lightning accelerate transformers timm) $(ARGS)
+	  tests/integration/test_compatibility.py $(INTEGRATION_TESTS) $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -16,15 +16,24 @@ from csgd_cuda.distributed import CalibratedHookState, calibrated_hook
 PATIENCE = 60  # seconds for all processes together
 
 # One process imports torch, the others are forked from it. Not what is tested: that is found by the path of the child.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.nn.parallel", "torch._dynamo"])
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(
+    [
+        "torch.nn.parallel",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+        "pytest",
+        "hypothesis",
+    ]
+)
 
 
 def run(world_size, function, *args, lost=()):
     """What ``function(rank, *args)`` returns on each rank; ranks in ``lost`` are expected to end without an answer."""
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _context.Process(target=_run_one, args=(rank, world_size, folder, function, args))
+            forkserver.Process(target=_run_one, args=(rank, world_size, folder, function, args))
             for rank in range(world_size)
         ]
         for process in processes:

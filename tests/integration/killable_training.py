@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that may be killed at any time and goes on from its last checkpoint; for test_resume.py.
 
-python -m tests.integration.killable_training FOLDER START trains, with a checkpoint in FOLDER every few batches.
-Before each batch it reads a line from stdin, after each it writes one to stdout.
+main(FOLDER, START, CONNECTION) trains, with a checkpoint in FOLDER every few batches. Before each batch it receives a
+message, after each it sends the number of batches.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import torch
 
@@ -91,21 +89,16 @@ def save(training, path):
     os.replace(part, path)
 
 
-def main(folder, start):
+def main(folder, start, connection):
     training = Training(start)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         training.load_state_dict(torch.load(checkpoint, weights_only=True))
-    print("from", training.batch, flush=True)
+    connection.send(training.batch)
     while not training.finished():
-        if not sys.stdin.readline():
-            return  # nobody is there any more
+        connection.recv()
         training.run_batch()
         if training.batch % SAVE_EVERY == 0:
             save(training, checkpoint)
-        print("after", training.batch, flush=True)
+        connection.send(training.batch)
     save(training, folder / "final.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from ..distributed.launch import forkserver
 from .helpers import (
     OPTIONS,
     assert_same_training,
@@ -74,7 +75,7 @@ def test_steps_in_another_process_move_shared_parameters():
     """Hogwild: the parameters lie in shared memory, each process has an optimizer of its own."""
     data = make_data()
     model = make_model().share_memory()
-    process = mp.get_context("spawn").Process(target=step_shared, args=(model, data))
+    process = forkserver.Process(target=step_shared, args=(model, data))
     process.start()
     process.join(WAIT)
     assert process.exitcode == 0
@@ -95,8 +96,7 @@ def test_two_processes_train_one_model():
     model = make_model().share_memory()
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     before = (model(x) - y).square().mean().item()
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=hogwild, args=(model, k, data[k::2])) for k in range(2)]
+    processes = [forkserver.Process(target=hogwild, args=(model, k, data[k::2])) for k in range(2)]
     for process in processes:
         process.start()
     for process in processes:

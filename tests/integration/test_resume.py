@@ -1,49 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training killed by SIGKILL, twice, in the middle of an epoch, ends with the bits of one that never was."""
 
+import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from ..distributed.launch import PATIENCE, forkserver
 from ..helpers import DTYPES, assert_same_snapshots, snapshot
-from .killable_training import BATCHES, EPOCHS, SAVE_EVERY, Training, parameters_of
-
-ROOT = Path(__file__).parent.parent.parent
+from .killable_training import BATCHES, EPOCHS, SAVE_EVERY, Training, main, parameters_of
 
 
 class Child:
     """The training in another process, a batch for each call of let."""
 
     def __init__(self, folder, start):
-        command = [sys.executable, "-m", "tests.integration.killable_training", str(folder), str(start)]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self.first_batch = self._read("from")
+        self.connection, of_child = forkserver.Pipe()
+        self.process = forkserver.Process(target=main, args=(folder, start, of_child))
+        self.process.start()
+        of_child.close()
+        self.first_batch = self._receive()
 
-    def _read(self, word):
-        line = self.process.stdout.readline().split()
-        assert line[:1] == [word], line
-        return int(line[1])
+    def _receive(self):
+        assert self.connection.poll(PATIENCE), "no word from the training"
+        return self.connection.recv()
 
     def let(self, batches):
-        self.process.stdin.write("\n" * batches)
-        self.process.stdin.flush()
+        for _ in range(batches):
+            self.connection.send("go on")
 
     def wait_until_after(self, batch):
-        while self._read("after") != batch:
+        while self._receive() != batch:
             pass
+
+    def ended(self):
+        """Its exit status; minus the number of the signal that killed it."""
+        self.process.join(PATIENCE)
+        return self.process.exitcode
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.process.kill()
-        self.process.communicate()
+        self.process.join()
+        self.connection.close()
 
 
 def run_and_kill(folder, start, *, at):
@@ -51,8 +53,8 @@ def run_and_kill(folder, start, *, at):
     with Child(folder, start) as child:
         child.let(at + 2 - child.first_batch)
         child.wait_until_after(at)
-        child.process.send_signal(signal.SIGKILL)
-        assert child.process.wait(60) == -signal.SIGKILL
+        os.kill(child.process.pid, signal.SIGKILL)
+        assert child.ended() == -signal.SIGKILL
         return child.first_batch
 
 
@@ -65,7 +67,7 @@ def test_killed_training_resumes_with_every_bit(start, tmp_path):
     with Child(tmp_path, start) as child:
         begun.append(child.first_batch)
         child.let(EPOCHS * BATCHES - child.first_batch)
-        assert child.process.wait(60) == 0
+        assert child.ended() == 0
     # From checkpoints, and not from the batch that was reached.
     assert begun[0] == 0
     assert 0 < begun[1] <= kills[0] + 2

@@ -4,16 +4,15 @@
 import copy
 import io
 import pickle
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csgd_cuda import CSGD, GradientCalibration, calibrate, uncalibrate
 
+from ..distributed.launch import run
 from ..helpers import assert_same_bits
 from .test_calibration_layer import assert_same, batch, gradients, layers_of
 
@@ -226,31 +225,21 @@ def test_parametrized_weight_is_refused():
     calibrate(model, where="output")
 
 
-def _ddp_worker(rank, world, port, where, results):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def trained_with_ddp(rank, where):
+    """The parameters of this rank after a few steps, and how many coordinates each of its layers let through."""
     model = DistributedDataParallel(calibrate(make_model(), where=where))
     optimizer = CSGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(4):
         gradients(model, batch(seed=step))
         optimizer.step()
     passed = [layer.tally[0].item() for layer in layers_of(model)]
-    results[rank] = [p.detach().numpy().tobytes() for p in model.parameters()], passed
-    torch.distributed.destroy_process_group()
+    return [p.detach() for p in model.parameters()], passed
 
 
 @pytest.mark.parametrize("where", WHERE)
 def test_ddp_keeps_replicas_equal_and_ranks_draw_apart(where):
     """Given the same data each rank lets other coordinates through; what is averaged, and so the weights, are equal."""
-    with torch.multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_ddp_worker, (2, free_port(), where, results), nprocs=2)
-        weights, passed = zip(*(results[rank] for rank in range(2)), strict=True)
-    assert weights[0] == weights[1]
-    assert passed[0] != passed[1]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    (first, passed), (second, passed_by_second) = run(2, trained_with_ddp, where)
+    for a, b in zip(first, second, strict=True):
+        assert_same_bits(a, b)
+    assert passed != passed_by_second

@@ -9,6 +9,7 @@ from csgd_cuda.distributed.shards import WHOLE
 
 from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits, make_params
+from ..pairs import by_pairs
 
 
 def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
@@ -32,10 +33,10 @@ def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
     return lists, options
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("momentum", "lipschitz"), [(0.9, None), (0.0, 2.0)])
-@pytest.mark.parametrize("name", ["csgd_", "check_csgd"])
-@pytest.mark.parametrize("part", ["whole", "shard"])
+@by_pairs(
+    name=["csgd_", "check_csgd"], part=["whole", "shard"], dtype=DTYPES, momentum=[0.9, 0.0],
+    lipschitz=[None, 2.0],
+)  # fmt: skip
 def test_opcheck(name, dtype, momentum, lipschitz, part, device):
     """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
     need_kernel(device)
