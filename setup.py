@@ -42,7 +42,7 @@ def holds_toolkit(folder):
 
 
 def toolkit_of_nvcc(nvcc):
-    """The folder above the real nvcc. A wrapper script may stand in another place, so nvcc itself is asked."""
+    """The folder above the real nvcc. A wrapper script may stand in another place, so nvcc reports it."""
     try:
         dry_run = subprocess.run(
             [nvcc, "--dryrun", "-x", "cu", os.devnull, "-c", "-o", os.devnull],

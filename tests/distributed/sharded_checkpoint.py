@@ -127,7 +127,7 @@ def main():
     weights = [param.full_tensor() for param in training.model.parameters()]
     if rank == 0:
         torch.save(weights, options.folder / "weights.pt")
-    dist.barrier()  # nobody leaves before all have what they came for
+    dist.barrier()  # no rank leaves before all have what they need
     dist.destroy_process_group()
 
 

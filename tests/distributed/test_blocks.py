@@ -27,7 +27,7 @@ def gradient(rank, dtype, scale=1.0):
 
 
 def exponents_by_hand(grads, unit, size, dtype):
-    """The largest k for each block, by exact fractions: nobody's coordinate beyond the size, no sum off the dtype."""
+    """The largest k for each block, by exact fractions: no coordinate beyond the size, no sum off the dtype's grid."""
     info = torch.finfo(dtype)
     smallest = Fraction(info.tiny) * Fraction(info.eps)
     out = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchanges run beside the backward pass: in the same order on all ranks, and with their errors told."""
+"""Exchanges run beside the backward pass: in the same order on all ranks, and their errors are raised."""
 
 import gc
 import random

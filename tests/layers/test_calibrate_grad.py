@@ -206,7 +206,7 @@ def test_opcheck(dtype, channels, device):
         "channel_dim": 1, "calibration": 1.0, "lipschitz": None, "bound_decay": 0.99, "rounding": "stochastic",
         "seed": -1, "rank": 0,
     }  # fmt: skip
-    grad = heavy_tailed((5, 7, 9), torch.Generator().manual_seed(0), dtype).to(device)  # the checker knows no NaN
+    grad = heavy_tailed((5, 7, 9), torch.Generator().manual_seed(0), dtype).to(device)  # the checker cannot compare NaN
     for given_grad in (
         grad,
         grad.transpose(0, 2).contiguous().transpose(0, 2),

@@ -81,7 +81,7 @@ def test_mean_over_all_draws_is_the_gradient_of_the_network(monkeypatch):
 
 
 def test_costs_nothing_where_nothing_is_calibrated(device):
-    """The input itself comes back: in eval mode, without gradients, and where none is asked for."""
+    """The input itself comes back: in eval mode, without gradients, and where the input needs none."""
     layer = GradientCalibration().to(device)
     x = torch.ones(3, device=device, requires_grad=True)
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_layers_of_a_process_draw_apart():
 
 
 def test_grad_scaler_overflow_goes_through(device):
-    """Inf in a scaled gradient reaches the scaler, which skips the step; the bound knows finite values only."""
+    """Inf in a scaled gradient reaches the scaler, which skips the step; the bound takes finite values only."""
     model = make_network(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)
