@@ -42,7 +42,7 @@ def holds_toolkit(folder):
 
 
 def toolkit_of_nvcc(nvcc):
-    """The folder above the real nvcc. A wrapper script may stand in another place, so nvcc itself is asked."""
+    """The folder above the real nvcc. A wrapper script may stand in another place, so nvcc reports it."""
     try:
         dry_run = subprocess.run(
             [nvcc, "--dryrun", "-x", "cu", os.devnull, "-c", "-o", os.devnull],
@@ -117,9 +117,9 @@ def extension(mode):
     cuda = want_cuda(mode, torch, toolkit)
     if cuda and not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp"), *glob.glob("csrc/cuda/*.cu")]
-    if not cuda:
-        sources = [s for s in sources if not s.endswith(("_cuda.cu", "_cuda.cpp"))]
+    sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]
+    if cuda:
+        sources += glob.glob("csrc/cuda/*.cu")
     module = (CUDAExtension if cuda else CppExtension)(
         "csgd_cuda._C",
         sorted(sources),

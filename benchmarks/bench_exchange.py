@@ -22,10 +22,19 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.step_bench import page, progress, timing
-from csgd_cuda.distributed.blocks import block_exponents, pack_exponents, scale_blocks, unpack_exponents
 from csgd_cuda.distributed.codes import unit_of
-from csgd_cuda.distributed.coding import choose_coding
-from csgd_cuda.distributed.outliers import add_mean, norm_of, pack_outliers, take_outliers, unpack_outliers
+from csgd_cuda.distributed.coding import (
+    add_mean,
+    block_exponents,
+    choose_coding,
+    norm_of,
+    pack_exponents,
+    pack_outliers,
+    scale_blocks,
+    take_outliers,
+    unpack_exponents,
+    unpack_outliers,
+)
 from examples.training.errors import UserError
 
 CLIP, BLOCK = 4, 32

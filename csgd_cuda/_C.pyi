@@ -2,6 +2,7 @@
 """The compiled module (csrc/ops/bindings.cpp); tests/test_types.py holds its functions against this file."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -11,67 +12,15 @@ def build_info() -> dict[str, str | None]:
 def set_cpu_isa(name: str) -> bool:
     """Uses another instruction set on the CPU; False where this machine or build does not have it."""
 
-def csgd_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    steps: list[Tensor],
-    lipschitz_bounds: list[Tensor],
-    indices: Sequence[int],
-    shards: Sequence[int],
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    calibration: float,
-    lipschitz: float | None,
-    bound_decay: float,
-    rounding: str,
-    seed: int,
-    maximize: bool,
-    fresh_momentum: bool,
-    lr_tensor: Tensor | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    tallies: Tensor | None,
-    masks: list[Tensor],
-    histograms: Tensor | None,
-) -> None:
+# Their arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp.
+
+def csgd_(*lists: list[Tensor] | list[int], **options: Any) -> None:
     """The step of csgd_cuda.csgd_, without defaults; the seed is the signed integer of the same bits."""
 
-def check_csgd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    steps: list[Tensor],
-    lipschitz_bounds: list[Tensor],
-    indices: Sequence[int],
-    shards: Sequence[int],
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    calibration: float,
-    lipschitz: float | None,
-    bound_decay: float,
-    rounding: str,
-    seed: int,
-    maximize: bool,
-    fresh_momentum: bool,
-    lr_tensor: Tensor | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    tallies: Tensor | None,
-    masks: list[Tensor],
-    histograms: Tensor | None,
-) -> None:
+def check_csgd(*lists: list[Tensor] | list[int], **options: Any) -> None:
     """Raises what csgd_ would raise; changes nothing."""
 
-# What follows lets the tests reach the compiled rule itself.
+# The rest lets the tests reach the compiled rule itself.
 
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """One Philox call on the host: four words for a counter of four and a key of two."""

@@ -8,15 +8,16 @@ it out. ``hard_threshold_`` keeps the k largest elements or filters of tensors,
 ``show_config()`` says what was built.
 """
 
-from .calibrated_model import calibrate, number_layers, uncalibrate
-from .calibration import GradientCalibration
-from .config import show_config
-from .functional import csgd_
-from .gradient import calibrate_grad
-from .optimizer import CSGD
-from .pruning import export_pruned, to_semi_structured
-from .pruning_options import PruningOptions
-from .thresholding import hard_threshold_
+from . import moved
+from .extension import show_config
+from .layers.convert import calibrate, number_layers, uncalibrate
+from .layers.functional import calibrate_grad
+from .layers.module import GradientCalibration
+from .optim.csgd import CSGD
+from .optim.functional import csgd_
+from .pruning.export import export_pruned, to_semi_structured
+from .pruning.hard_threshold import hard_threshold_
+from .pruning.options import PruningOptions
 
 __all__ = [
     "CSGD",
@@ -33,3 +34,5 @@ __all__ = [
     "uncalibrate",
 ]
 __version__ = "0.1.0"
+
+moved.register()

@@ -13,6 +13,7 @@ release = csgd_cuda.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["requirements.txt"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -7,6 +7,9 @@ import math
 import torch
 
 from csgd_cuda import CSGD, extension
+from csgd_cuda.optim.direction import SGD
+from csgd_cuda.optim.options import lr_arguments, operator_options
+from csgd_cuda.tensors import StepTensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 STATE_NAMES = ("momentum_buffer", "step", "lipschitz_bound")
@@ -125,3 +128,21 @@ def run_steps(params, steps=3, **options):
         set_grads(params, seed=100 + step)
         optimizer.step()
     return optimizer
+
+
+def step_operator(
+    params, grads, momentum_buffers, steps, bounds, *, lr, indices=None, shards=(), fused=False, tallies=None, **given
+):
+    """The step's operator, or the reference, with the arguments that csgd_ does not have: shards, tallies,
+    fresh_momentum."""
+    indices = list(range(len(params)) if indices is None else indices)
+    tensors = StepTensors(
+        params, grads, {"momentum_buffer": momentum_buffers}, steps, bounds, indices, [n for row in shards for n in row]
+    )
+    options = {name: option.default for name, option in SGD.options.items()} | given
+    of_call = {"tallies": tallies, **{name: given.get(name) for name in ("grad_scale", "found_inf")}}
+    of_call["fresh_momentum"] = given.get("fresh_momentum", False)
+    kernel = extension.takes_kernel(params[0].device, fused)
+    SGD.step(
+        tensors, operator_options(SGD.options, options) | lr_arguments(lr, params[0].device) | of_call, kernel=kernel
+    )

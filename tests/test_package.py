@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_extension_is_built():
-    """The tests are about the kernels; run without them only where that is what was asked for."""
+    """The tests are about the kernels; they run without them only where CSGD_CUDA_BUILD=none says so."""
     if os.environ.get("CSGD_CUDA_BUILD") != "none":
         assert extension.load_error is None
 
@@ -67,7 +67,7 @@ def test_package_trains_without_the_extension():
 
 
 def run_setup(tmp_path, torch_module=None, **environment):
-    """setup.py, asked for the project's name; returns the exit status and the last line of answer or error."""
+    """Runs setup.py --name; returns the exit status and the last line of its output or error."""
     env = {**os.environ, **environment}
     if torch_module is not None:
         (tmp_path / "torch.py").write_text(torch_module)
@@ -118,7 +118,7 @@ def setup_functions(monkeypatch):
 
 
 def test_toolkit_is_found_behind_a_wrapper(setup_functions, tmp_path, monkeypatch):
-    """nvcc on the PATH may be a script in a folder that has no headers; nvcc itself knows where it stands."""
+    """nvcc on the PATH may be a script in a folder that has no headers; nvcc itself reports its folder."""
     toolkit = tmp_path / "toolkit-13"
     write_script(toolkit / "bin" / "nvcc", f'echo "#$ _HERE_={toolkit}/bin" >&2\n')
     (toolkit / "include").mkdir()

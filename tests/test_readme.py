@@ -1,34 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README shows is so: its code runs, and its ten lines are the optimizer."""
+"""README and docs/ tell the truth: their code runs, their links lead somewhere, their tables of options are CSGD's."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, PruningOptions
+
+from .distributed import launch
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.glob("*.md"))]
+FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
-def test_no_placeholder_is_left():
-    assert not re.findall(r"\b[A-Z]+_TABLE\b", README)
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def blocks_of(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def run(block):
-    names = {}
-    exec(compile(block, "README.md", "exec"), names)
+def prose_of(path):
+    return FENCED.sub("", path.read_text(encoding="utf-8"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+# The text
+
+
+def test_readme_has_at_most_900_words():
+    assert len(README.split()) <= 900
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_placeholder_is_left(path):
+    assert not re.findall(r"\b[A-Z]+_TABLE\b", path.read_text(encoding="utf-8"))
+
+
+def anchors_of(path):
+    """GitHub's anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_and_pictures_lead_to_files_and_headings(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(path)):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.is_file(), target
+        assert not anchor or anchor in anchors_of(page), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_of_the_repository_that_are_named_exist(path):
+    for named in re.findall(r"`((?:csrc|tests|benchmarks|examples|docs|tools)/[\w./*-]+)`", prose_of(path)):
+        assert any(ROOT.glob(named.rstrip("/"))), named
+
+
+def test_readme_shows_a_picture():
+    assert re.findall(r"!\[.+?\]\(.+?\)", README)
+
+
+# The tables of options
+
+
+def options_in(path):
+    """{name: default} of the rows of a table of options, whose second to last column is the default."""
+    options = {}
+    for row in re.findall(r"^\| (`\w+`.*)\|$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)]
+        try:
+            default = ast.literal_eval(cells[-2].strip("`"))
+        except (SyntaxError, ValueError):  # a row of another table
+            continue
+        options.update(dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), default))
+    return options
+
+
+def options_of_signature():
+    parameters = inspect.signature(CSGD).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD}
+
+
+def test_options_of_the_readme_are_those_of_the_optimizer():
+    options = options_in(ROOT / "README.md")
+    assert options.pop("sparsity") == CSGD([torch.zeros(1)]).defaults["sparsity"]
+    assert options == options_of_signature()
+
+
+def test_page_of_options_has_those_of_the_optimizer_in_order():
+    assert list(options_in(DOCS / "options.md").items()) == list(options_of_signature().items())
+
+
+def test_page_of_pruning_has_its_options():
+    defaults = CSGD([torch.zeros(1)]).defaults
+    assert options_in(DOCS / "pruning.md") == {name: defaults[name] for name in PruningOptions.__annotations__}
+
+
+# The code
+
+
+def new_model():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, 4)
+    )
+
+
+def run(block, names=None):
+    """Executes a block of code, in which a line of three dots stands for a training; the names it defines."""
+    names = {} if names is None else names
+
+    def train():
+        names["model"](torch.randn(2, 3, 8, 8)).square().mean().backward()
+        if "optimizer" in names:
+            names["optimizer"].step()
+
+    names["train"] = train
+    exec(compile(re.sub(r"^\.\.\.$", "train()", block, flags=re.MULTILINE), "block", "exec"), names)
     return names
 
 
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks_of(p) and p.name != "distributed.md"], ids=name_of)
+def test_code_of_a_page_runs_from_top_to_bottom(path):
+    names = {"model": new_model()}
+    for block in blocks_of(path):
+        run(block, names)
+
+
+def run_block_of_several_processes(rank, number):
+    torch.manual_seed(0)
+    model = new_model()
+    names = {"torch": torch, "CSGD": CSGD, "model": model}
+    block = blocks_of(DOCS / "distributed.md")[number]
+    if "(optimizer)" in block:
+        names["optimizer"] = CSGD(model.parameters(), lr=0.1)
+    run(block + "\n...\n", names)
+
+
+@pytest.mark.parametrize("number", range(len(blocks_of(DOCS / "distributed.md"))))
+def test_code_for_several_processes_runs_on_two(number):
+    launch.run(2, run_block_of_several_processes, number)
+
+
 def test_quick_start_runs(capsys):
-    (block,) = (b for b in BLOCKS if "optimizer.density()" in b)
-    run(block)
+    run(blocks_of(DOCS / "options.md")[0])
     shares = eval(capsys.readouterr().out)
     assert len(shares) == 4
     assert all(0 <= share <= 1 for share in shares)
@@ -36,7 +161,7 @@ def test_quick_start_runs(capsys):
 
 
 def test_first_page_of_the_documentation_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = blocks_of(DOCS / "index.md")
     run(block)
     shares, bounds = map(eval, capsys.readouterr().out.splitlines())
     assert len(shares) == len(bounds) == 2
@@ -45,7 +170,7 @@ def test_first_page_of_the_documentation_runs(capsys):
 
 def test_ten_lines_are_equivalent():
     """Bound and momentum agree to rounding; of the parameter, the distribution: density, and mean over seeds."""
-    (block,) = (b for b in BLOCKS if "def csgd_step" in b)
+    (block,) = (b for b in blocks_of(ROOT / "README.md") if "def csgd_step" in b)
     csgd_step = run(block)["csgd_step"]
     torch.manual_seed(0)
     n, runs = 500, 200

@@ -67,18 +67,13 @@ def check_kernels(nvcc, flags, source):
 def accesses_of_step(name):
     """16-byte accesses of csgd_kernel, in units of eight elements: reads, writes, copies ahead.
 
-    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them. All but the
-    kernels of pruned parameters have another loop, which copies the former and reads and writes like the first.
+    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them. A kernel has
+    two loops: the one that copies ahead reads only the parameter, and writes as the other does.
     """
     static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
     momentum = int(static[2]) if static else 1
     param = 1 if static else 2
-    passes = "CsgdPruned" not in name
-    return {
-        "ld": 1 + momentum + param * (1 + passes),
-        "st": (1 + momentum) * (1 + passes),
-        "cp": (1 + momentum) * passes,
-    }
+    return {"ld": 1 + momentum + param * 2, "st": (1 + momentum) * 2, "cp": 1 + momentum}
 
 
 def accesses_of_layer(name):
@@ -126,7 +121,7 @@ def check_binding(toolkit):
     from torch.utils.cpp_extension import include_paths  # slow to import
 
     includes = [f"-isystem{path}" for path in [*include_paths(), get_paths()["include"], f"{toolkit}/include"]]
-    for source in [*sorted(glob.glob("csrc/ops/*_cuda.cpp")), "csrc/ops/rule_hooks.cpp", "csrc/ops/bindings.cpp"]:
+    for source in sorted(glob.glob("csrc/ops/*.cpp")):
         macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DCSGD_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
         run(["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *macros, *includes, source])
         print(f"{source}: fits torch {torch.__version__}")

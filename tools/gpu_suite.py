@@ -130,7 +130,7 @@ def main():
     results = []
     for name, command in parts(args):
         results.append(run_part(name, command, min(args.limit, int(end - time.monotonic()))))
-        # After each part, so that an interrupted suite leaves what it knows.
+        # After each part, so that an interrupted suite leaves its results so far.
         (args.out / "gpu-suite.json").write_text(json.dumps({**info, "parts": results}, indent=1) + "\n")
         (args.out / "gpu-suite.md").write_text(report(info, results))
     print("\n".join(f"{r['result']:>30}  {r['seconds']:6.0f} s  {r['part']}" for r in results))

@@ -11,9 +11,12 @@ path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from csgd_cuda import CSGD, calibrate_grad, csgd_, hard_threshold_
+from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
 from csgd_cuda.distributed.coding import choose_coding
-from csgd_cuda.shards import ShardLayout
+from csgd_cuda.distributed.shards import ShardLayout
+from csgd_cuda.optim.direction import SGD
+from csgd_cuda.optim.options import lr_arguments, operator_options
+from csgd_cuda.tensors import StepTensors
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -56,15 +59,18 @@ def shards(device):
             ShardLayout(5, 3, 10, 7, 70),
             ShardLayout(2, 1, 7, 9, 63),
         ):
-            csgd_(
-                params, [torch.full_like(p, 0.5) for p in params], [torch.zeros_like(p) for p in params],
-                [torch.tensor(0, device=device) for _ in params], [], lr=0.1, momentum=0.9, lipschitz=1.0,
-                shards=[layout] * len(params), fused=True,
+            buffers = {"momentum_buffer": [torch.zeros_like(p) for p in params]}
+            tensors = StepTensors(
+                params, [torch.full_like(p, 0.5) for p in params], buffers,
+                [torch.tensor(0, device=device) for _ in params], [], list(range(len(params))), [*layout] * len(params),
             )  # fmt: skip
+            options = {name: option.default for name, option in SGD.options.items()} | {"momentum": 0.9, "lipschitz": 1}
+            of_call = {"fresh_momentum": False, "grad_scale": None, "found_inf": None, "tallies": None}
+            SGD.step(tensors, operator_options(SGD.options, options) | lr_arguments(0.1, device) | of_call, kernel=True)
 
 
 def prunings(device):
-    """Steps that leave masked gradients out and count, thresholds that go on from the counts, and all structures."""
+    """Steps of pruned parameters, with all structures."""
     shapes = [(1, 4), (3, 8), (64, 32, 1), (300, 4, 3, 3), (70, 1000)]
     for dtype in DTYPES:
         base = torch.zeros(5000, dtype=dtype, device=device)
@@ -82,12 +88,7 @@ def prunings(device):
                 optimizer.step()
         masks = [(param > 0)[1:] for param in params]  # at any address
         parts = [param.detach()[1:] for param in params]
-        counts = torch.zeros(1, 2048, dtype=torch.int64, device=device)
-        csgd_(
-            parts, [torch.ones_like(p) for p in parts], [], [torch.tensor(0, device=device) for _ in parts], [],
-            lr=0.1, lipschitz=1.0, masks=masks, histograms=counts, fused=True,
-        )  # fmt: skip
-        hard_threshold_(parts, [1000], masks=masks, across=True, histograms=counts, fused=True)
+        hard_threshold_(parts, [1000], masks=masks, across=True, fused=True)
 
 
 def exchanges(device):

@@ -5,7 +5,7 @@
     python -m benchmarks.network accuracy --out out/exchanges            # digits; two processes, no root
     python -m benchmarks.network report benchmarks/results --out out/network
 
-What is measured, and what the columns mean: benchmarks/README.md; the results: docs/scaling.md.
+What is measured, and what the columns mean: benchmarks/README.md; the results: docs/exchange-measurements.md.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from csgd_cuda.distributed.codes import CODES
+from csgd_cuda.distributed.coding import BYTES_PER_WORD, digits_per_word, words_for
 from csgd_cuda.distributed.exchange import ring_bytes
-from csgd_cuda.distributed.packing import BYTES_PER_WORD, digits_per_word, words_for
 
 from . import stream
 from .exchanges import Exchange

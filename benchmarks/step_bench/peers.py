@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csgd_cuda import CSGD, reference
+from csgd_cuda import CSGD
+from csgd_cuda.reference import step
 
 MOMENTUM = 0.9
 LR = 1e-3  # times |d| <= 0.1: the parameters stay finite over any number of steps, also where |d| is raised to T
@@ -110,16 +111,16 @@ class _CompiledReference:
 
     def __init__(self, params: list[Tensor], grads: list[Tensor]):
         # dynamic: else each length is a graph of its own, and beyond a limit torch falls back without a word.
-        self._step_columns = torch.compile(reference._StackStep._step_columns, dynamic=True)
+        self._step_columns = torch.compile(step._StackStep._step_columns, dynamic=True)
         self._optimizer = CSGD(params, lr=LR, momentum=MOMENTUM, fused=False)
 
     def step(self) -> None:
-        before = reference.block_elements, reference._StackStep._step_columns
-        reference.block_elements, reference._StackStep._step_columns = lambda device: 2**56, self._step_columns
+        before = step.block_elements, step._StackStep._step_columns
+        step.block_elements, step._StackStep._step_columns = lambda device: 2**56, self._step_columns
         try:
             self._optimizer.step()
         finally:
-            reference.block_elements, reference._StackStep._step_columns = before
+            step.block_elements, step._StackStep._step_columns = before
 
     def density(self) -> list[float]:
         return self._optimizer.density()

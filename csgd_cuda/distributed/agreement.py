@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that were set up differently are told so at once, instead of drifting apart or waiting for each other."""
+"""The check that all ranks are set up alike: they fail at once, instead of drifting apart or waiting for each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def described(tensor: Tensor) -> str:
 
 
 def parameter_list(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Entries for ``agree``: a position, and what parameter is there."""
+    """Entries for ``agree``: the position and the description of each parameter."""
     return {f"parameter {k}": f"{name} {described(param)}".strip() for k, (name, param) in enumerate(named)}
 
 
@@ -25,8 +25,8 @@ def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup | None]) -
     """Compares named values over all ranks; every one of them must call it.
 
     Args:
-        what: plain Python values (they are pickled), the most telling first.
-        groups: those of the dimensions of a mesh, whose ranks are compared; of one group, where it stands alone.
+        what: plain Python values (they are pickled), the most informative first.
+        groups: the process groups of a mesh's dimensions, whose ranks are compared; or a single process group.
 
     Raises:
         ValueError: on all ranks, with the first name whose values differ, and two of the values.
@@ -70,13 +70,13 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
 
 
 def setup_of(optimizer: torch.optim.Optimizer, is_shared: Callable[[Tensor], bool]) -> dict[str, Any]:
-    """Entries for ``agree``: the optimizer's own options, how many parameters there are, and of those that all of the
-    compared ranks have what they are and their state."""
+    """Entries for ``agree``: the optimizer's options, the number of its parameters, and the description and state of
+    those that all compared ranks have (``is_shared``)."""
     what: dict[str, Any] = {"the number of parameter groups": len(optimizer.param_groups)}
     params: list[Tensor] = []
     for k, options in enumerate(optimizer.param_groups):
         for name, value in options.items():
-            if name in optimizer.defaults and _is_plain(value):  # else a note of the user's, or the parameters' names
+            if name in optimizer.defaults and _is_plain(value):  # other entries are notes of the user, or names
                 what[f"{name} of parameter group {k}"] = _plain(value)
         params += options["params"]
         what[f"the number of parameters in groups 0 to {k}"] = len(params)
@@ -91,7 +91,7 @@ def setup_of(optimizer: torch.optim.Optimizer, is_shared: Callable[[Tensor], boo
 
 
 def _is_plain(value: Any) -> bool:
-    """Not what users keep in their groups besides, functions for one, which are neither pickled nor compared."""
+    """False for other objects that users keep in their groups, such as functions: they are not compared."""
     entries = value if isinstance(value, (list, tuple)) else [value]
     numbers_and_names = all(entry is None or isinstance(entry, (numbers.Number, str)) for entry in entries)
     return numbers_and_names or isinstance(value, torch.Tensor)

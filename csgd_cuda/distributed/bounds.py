@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lipschitz bounds of sharded parameters: each process sees a part of ``|d|``, the bound is that of the whole."""
+"""The Lipschitz bounds of sharded parameters: each process has a part of ``|d|``, the bound is that of the whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..aliases import Group, State
-from ..checks import opmath_dtype
-from ..shards import is_dtensor
+from ..tensors import Group, State, opmath_dtype
 from .agreement import difference, setup_of
+from .shards import is_dtensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +31,7 @@ class _Mesh:
         self._bounds: list[Any] = []
 
     def start(self, state: State) -> None:
-        """Sends the bounds off. Every process has a place for each parameter, with a gradient or without."""
+        """Begins the exchange. Every process has a place for each parameter, with a gradient or without."""
         sent = [(index, param) for index, param, group in self.params if group["lipschitz"] is None]
         if not sent:
             return
@@ -40,7 +39,7 @@ class _Mesh:
         self._bounds = [(state.get(param) or {}).get("lipschitz_bound") for _, param in sent]
         zero = torch.zeros(1, dtype=opmath_dtype(sent[0][1].dtype), device=sent[0][1].device)
         parts = [zero if bound is None else bound.reshape(1) for bound in self._bounds]
-        if zero.device.type == "cpu":  # what a GPU has got cannot be looked at without waiting for it
+        if zero.device.type == "cpu":  # the result of a GPU cannot be read without waiting for it
             has_grad = torch.tensor([float(param.grad is not None) for _, param in sent], dtype=zero.dtype)
             parts += [has_grad, -has_grad]
         self._largest = torch.cat(parts)
@@ -64,7 +63,7 @@ class _Mesh:
 
 
 def _check_all_had_gradients(indices: list[int], on_some: Tensor, minus_on_all: Tensor) -> None:
-    """From the maximum over the processes of 1 where there was a gradient, else 0, and that of -1 and 0."""
+    """Takes maxima over the processes: of 1 where there was a gradient, else 0, and of -1 where there was, else 0."""
     differ = on_some != -minus_on_all
     if differ.any():
         index = indices[int(differ.nonzero()[0])]
@@ -79,27 +78,35 @@ def _is_on(mesh: DeviceMesh, param: Tensor) -> bool:
 
 
 class WholeBounds:
-    """Makes the bounds of sharded parameters those of the whole ones, between one step and the next.
+    """The bounds of an optimizer's sharded parameters, made those of the whole ones between one step and the next.
 
     A step leaves ``max(beta * l, max |d|)`` over this process's part; the maximum of these over the processes is that
-    of the whole parameter. It is on its way until the next step, or until somebody asks for the state.
-
-    Raises:
-        ValueError: the processes are set up differently; the message names the first difference.
+    of the whole parameter. The exchange is under way until the next step, or until the state is read. Without a DTensor
+    among the parameters nothing is communicated.
     """
 
-    def __init__(self, param_groups: list[Group]) -> None:
+    def __init__(self) -> None:
+        self._meshes: list[_Mesh] = []
+        self._agreed = False
+        self._broken: str | None = None  # why the parts of a parameter do not belong together any more
+
+    def find(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step of an optimizer's parameters, and whenever they change.
+
+        Raises:
+            ValueError: the processes are set up differently; the message names the first difference.
+        """
         index = -1  # over all groups
         meshes: dict[Any, _Mesh] = {}
-        self._all_groups: dict[Any, list[dist.ProcessGroup]] = defaultdict(list)
-        for group in param_groups:
+        all_groups: dict[Any, list[dist.ProcessGroup]] = defaultdict(list)
+        for group in optimizer.param_groups:
             for param in group["params"]:
                 index += 1
                 if not is_dtensor(param):
                     continue
                 mesh = param.device_mesh
-                if mesh not in self._all_groups and mesh.get_coordinate() is not None:
-                    self._all_groups[mesh] = [mesh.get_group(k) for k in range(mesh.ndim)]
+                if mesh not in all_groups and mesh.get_coordinate() is not None:
+                    all_groups[mesh] = [mesh.get_group(k) for k in range(mesh.ndim)]
                 split = [k for k in range(mesh.ndim) if not param.placements[k].is_replicate() and mesh.size(k) > 1]
                 if not split or mesh.get_coordinate() is None:
                     continue
@@ -108,14 +115,13 @@ class WholeBounds:
                     meshes[key] = _Mesh([mesh.get_group(k) for k in split])
                 meshes[key].params.append((index, param, group))
         self._meshes = list(meshes.values())
+        if all_groups and not self._agreed:
+            _check_agreement(optimizer, all_groups)
+            self._agreed = True
 
-    def check(self, optimizer: torch.optim.Optimizer) -> None:
-        """Compares options and parameters over the processes of each mesh, and the state of what is spread over it."""
-        said = [
-            difference(setup_of(optimizer, partial(_is_on, mesh)), groups) for mesh, groups in self._all_groups.items()
-        ]  # of all meshes, before anything is raised: others wait for this rank
-        for message in filter(None, said):
-            raise ValueError(message)
+    def params_changed(self) -> None:
+        """The processes compare what they have again, at the next ``find``."""
+        self._agreed = False
 
     def start(self, state: State) -> None:
         """After a step."""
@@ -126,8 +132,23 @@ class WholeBounds:
         """Before the bounds are read; needs no other process to do the same.
 
         Raises:
-            ValueError: in the last step a parameter had a gradient on some only of the processes over which it is split
-                (told on CPUs; replicas are not compared).
+            ValueError: in a step a parameter had a gradient on only some of the processes over which it is split (found
+                on CPUs; replicas are not compared). The error stays until a checkpoint is loaded.
         """
-        for mesh in self._meshes:
-            mesh.finish()
+        if self._broken is not None:
+            raise ValueError(self._broken)
+        try:
+            for mesh in self._meshes:
+                mesh.finish()
+        except ValueError as error:
+            self._broken = str(error)
+            raise
+
+
+def _check_agreement(optimizer: torch.optim.Optimizer, all_groups: dict[Any, list[dist.ProcessGroup]]) -> None:
+    """Compares options and parameters over the processes of each mesh, and the state of what is spread over it."""
+    messages = [
+        difference(setup_of(optimizer, partial(_is_on, mesh)), groups) for mesh, groups in all_groups.items()
+    ]  # of all meshes, before anything is raised: others wait for this rank
+    for message in filter(None, messages):
+        raise ValueError(message)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients as codes -1, 0, +1 of one magnitude T: the bound, and an estimate that is unbiased without any rounding.
 
-The proof is in docs/scaling.md. Its two steps: a code is sign(g) exactly where U T < |g|, for a uniform real number U
+The proof is in docs/exchange.md. Its two steps: a code is sign(g) exactly where U T < |g|, for a uniform real number U
 whose digits in base 2^16 are drawn until the comparison is decided; and T is W times a number of so few bits that
 every sum of W codes times T / W is a floating-point number.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..philox import DRAW_RANGE, EXCHANGE_STREAM, draws, draws_at
+from ..reference.philox import DRAW_RANGE, EXCHANGE_STREAM, draws, draws_at
 
 CODES = 3  # -1, 0, +1, stored as 0, 1, 2
 ZERO_CODE = 1
@@ -61,10 +61,11 @@ def encode(
         grad: float32, bfloat16 or float16, contiguous, shape (n,), n <= 2^40, ``|g| <= bound``.
         bound: T, float64 with one element, of at most 24 significant bits.
         seed: 0 ... 2^64 - 1.
-        index: 0 ... 2^32 - 1, tells the draws of this gradient and pair of processes from those of others.
+        index: 0 ... 2^32 - 1, different for each gradient and pair of processes, so that their draws differ.
         step: int64 tensor with one element.
-        antithetic: takes 1 - U for U, as one process of each pair does. So does a negative coordinate: codes fall as U
-            grows, or rise, and the sum of one of each varies less than that of two with draws of their own.
+        antithetic: takes 1 - U for U, as one process of each pair does; a negative coordinate takes the other one of
+            the two. The codes of the one process then fall as U grows and those of the other rise, so that their sum
+            varies less than that of two codes with draws of their own.
 
     Returns:
         uint8 of shape (n,): 0, 1 or 2 for -1, 0, +1. All 1 where bound is 0; arbitrary where bound is not finite.
@@ -97,7 +98,7 @@ def _next_digit(size: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _complemented(digits: Tensor, where: Tensor) -> Tensor:
-    """Digits of U, or where it is said of 1 - U, as float64."""
+    """Digits of U, or of 1 - U ``where`` it holds, as float64."""
     digits = digits.to(torch.float64)
     return torch.where(where, DRAW_RANGE - 1 - digits, digits)
 

@@ -13,10 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blocks import block_exponents, pack_exponents, scale_blocks, smallest_exponents, unpack_exponents
 from .codes import unit_of
-from .coding import Coding
-from .outliers import Outliers, add_mean, norm_of, pack_outliers, take_outliers, unpack_outliers
+from .coding import (
+    Coding,
+    Outliers,
+    add_mean,
+    block_exponents,
+    norm_of,
+    pack_exponents,
+    pack_outliers,
+    scale_blocks,
+    smallest_exponents,
+    take_outliers,
+    unpack_exponents,
+    unpack_outliers,
+)
 
 
 @dataclass
@@ -33,20 +44,20 @@ class Wire:
         self.rank = dist.get_rank(self.group)
 
     def largest(self, values: Tensor) -> Tensor:
-        """The maximum over the ranks, in place."""
+        """Replaces values by their maximum over the ranks."""
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         self.bytes_sent += ring_bytes(values.numel(), values.element_size(), self.world_size)
         return values
 
     def from_all(self, tensor: Tensor) -> Tensor:
-        """What every rank has, stacked in the order of the ranks."""
+        """The tensor of every rank, stacked in the order of the ranks."""
         out = tensor.new_empty((self.world_size, *tensor.shape))
         dist.all_gather(list(out.unbind()), tensor.contiguous(), group=self.group)
         self.bytes_sent += (self.world_size - 1) * tensor.nbytes
         return out
 
     def messages_from_all(self, message: Tensor, lengths: list[int]) -> list[Tensor]:
-        """What every rank has, uint8 of shape (lengths[rank],), in the order of the ranks."""
+        """The message of every rank, uint8 of shape (lengths[rank],), in the order of the ranks."""
         own = self.rank
         to_others = [0 if rank == own else len(message) for rank in range(self.world_size)]
         from_others = [0 if rank == own else length for rank, length in enumerate(lengths)]
@@ -58,7 +69,7 @@ class Wire:
         return messages
 
     def reduce_shards(self, shards: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """Row r of ``shards`` goes to rank r, which reduces the rows it gets to one; all get all of these, as rows."""
+        """Sends row r of ``shards`` to rank r, which reduces its rows to one; returns the reduced rows of all ranks."""
         received = torch.empty_like(shards)
         dist.all_to_all_single(received, shards, group=self.group)
         self.bytes_sent += (self.world_size - 1) * shards[0].nbytes
@@ -66,7 +77,7 @@ class Wire:
 
 
 def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
-    """What a rank sends in a ring all-reduce: twice all shards but one."""
+    """The bytes that a rank sends in a ring all-reduce: twice all shards but one."""
     return 2 * (world_size - 1) * -(-numel // world_size) * element_size
 
 
@@ -79,7 +90,7 @@ def average_as_codes(
     Args:
         grads: contiguous, not empty, of one dtype and device; the same shapes on all ranks.
         indices: 0 ... 2^16 - 1, which parameter each belongs to.
-        clip: None, or the bound in units of the RMS of a gradient (of the rank where that is largest).
+        clip: None, or the bound in units of the RMS of a gradient (on the rank where that is largest).
         block: None, or how many consecutive coordinates are scaled together.
     """
     sizes = wire.largest(torch.stack([_size(grad, clip) for grad in grads]))
@@ -114,7 +125,7 @@ def average_plainly(wire: Wire, grads: list[Tensor]) -> None:
 
 
 def _size(grad: Tensor, clip: float | None) -> Tensor:
-    """What this rank wants as T, float32; Inf where the gradient is not finite. MAX may drop a NaN, but not an Inf."""
+    """This rank's proposal for T, float32; Inf where the gradient is not finite: MAX may drop a NaN, but not an Inf."""
     low, high = torch.aminmax(grad)  # one pass, where abs() and amax() take three
     size = torch.maximum(-low, high).abs().to(torch.float32)
     if clip is not None:
@@ -123,7 +134,7 @@ def _size(grad: Tensor, clip: float | None) -> Tensor:
 
 
 def _outliers_of_all(wire: Wire, grads: list[Tensor], bounds: Tensor) -> list[Outliers]:
-    """Takes what is beyond the bounds out of the gradients; that of each rank, or nothing where no rank has any."""
+    """Takes the coordinates beyond the bounds out of the gradients; those of each rank, or [] where no rank has any."""
     message, distances = pack_outliers(take_outliers(grads, bounds))
     sizes = wire.from_all(torch.tensor([len(message), distances], device=message.device)).tolist()
     lengths = [length for length, _ in sizes]

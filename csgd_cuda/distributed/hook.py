@@ -4,7 +4,10 @@
 # No "from __future__ import annotations": DistributedDataParallel compares the hook's annotations with the types.
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import numbers
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +17,7 @@ from .agreement import agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
-from .hook_options import checked_integer, checked_options
-from .in_order import InOrder, private_gloo_group
+from .worker_thread import WorkerThread, private_gloo_group
 
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
@@ -28,15 +30,15 @@ class CalibratedHookState:
 
     Args:
         module: the model, or the DistributedDataParallel around it. Its parameters are numbered in their order.
-        process_group: that of the DistributedDataParallel, which need not be said again where that is the module; None
-            is the default group.
+        process_group: that of the DistributedDataParallel, which may be left out where that is the module; None is the
+            default group.
         seed: 0 ... 2^64 - 1. May be that of the optimizer: the draws are others.
         clip: None bounds a parameter's gradient by its largest magnitude over all ranks. A number > 0 bounds it by
-            clip times its RMS (of the rank where that is largest), where that is smaller: less variance, and each
+            clip times its RMS (on the rank where that is largest), where that is smaller: less variance, and each
             coordinate beyond the bound is sent as it is, in its own bytes and mostly one more.
-        block: a number of consecutive coordinates of a parameter, which are then coded under a bound of their own, that
-            of the parameter divided by a power of two: much less variance, for half a byte a block. None: under the
-            bound of the parameter.
+        block: a number: so many consecutive coordinates of a parameter are coded under a bound of their own, that of
+            the parameter divided by a power of two: much less variance, for half a byte a block. None: all are coded
+            under the bound of the parameter.
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
             "module." of DistributedDataParallel.
@@ -89,7 +91,7 @@ class CalibratedHookState:
         self._numbers = {id(param): k for k, (_, param) in enumerate(self._named)}
         self._agreed = False
         self._own_group: dist.ProcessGroup | None = None  # for the thread below, of the same ranks
-        self._thread = InOrder()
+        self._thread = WorkerThread()
         self._stream: torch.cuda.Stream | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,14 +104,14 @@ class CalibratedHookState:
         self._begin()
 
     def _set_options(self, **options: Any) -> None:
-        self.__dict__.update(checked_options([name for name, _ in self._named], **options))
+        self.__dict__.update(_checked_options([name for name, _ in self._named], **options))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python values; a checkpoint of rank 0 serves all ranks."""
         return {name: getattr(self, name) for name in _SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint, with its options. To be called on every rank: they compare again at the next step.
+        """Continues from a checkpoint, with its options. Every rank must call it: they compare again at the next step.
 
         With the world size of the checkpoint the bits are those of a training without the break; with another one, the
         ranks and their draws are others, and the estimates are unbiased as ever.
@@ -121,7 +123,7 @@ class CalibratedHookState:
         missing = [name for name in _SAVED if name not in state]
         if missing:
             raise ValueError(f"the loaded state has no entry {missing[0]!r}; is it that of a CalibratedHookState?")
-        counts = {name: checked_integer(name, state[name]) for name in _COUNTS}
+        counts = {name: _checked_integer(name, state[name]) for name in _COUNTS}
         self._set_options(**{name: state[name] for name in _OPTIONS})
         self.__dict__.update(counts)
         self._agreed = False
@@ -230,6 +232,42 @@ def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
     return future
 
 
+def _checked_integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
+    """Raises TypeError or ValueError, naming the option, for what is no integer between these."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= number < below:
+        raise ValueError(f"{name} must be in {least} ... 2^{below.bit_length() - 1}-1, got {value}")
+    return int(number)
+
+
+def _checked_options(
+    known_names: Collection[str], *, seed: Any, clip: Any, block: Any, skip_below: Any, skip: Any
+) -> dict[str, Any]:
+    """The options of ``CalibratedHookState`` for a module with parameters of these names.
+
+    Raises:
+        ValueError, TypeError: an option is out of range; the message names it.
+    """
+    if clip is not None and not (isinstance(clip, numbers.Real) and 0 < float(clip) < math.inf):
+        raise ValueError(f"clip must be None or a finite number > 0, got {clip!r}")
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        raise TypeError(f"skip must be a list of parameter names, got {skip!r}")
+    skipped = sorted(set(skip))
+    unknown = [name for name in skipped if name not in known_names]
+    if unknown:
+        raise ValueError(f"skip names {unknown[0]!r}, which is not a parameter of the module")
+    return {
+        "seed": _checked_integer("seed", seed, 0, 2**64),
+        "clip": None if clip is None else float(clip),
+        "block": None if block is None else _checked_integer("block", block, 1),
+        "skip_below": _checked_integer("skip_below", skip_below),
+        "skip": skipped,
+    }
+
+
 @torch.no_grad()
 def calibrated_hook(
     state: CalibratedHookState,
@@ -261,6 +299,6 @@ def calibrated_hook(
         ValueError, TypeError: at the first step: the ranks disagree, or a parameter cannot be coded; the message names
             the difference or the parameter.
 
-    Source: docs/scaling.md.
+    Source: docs/exchange.md.
     """
     return state._start(bucket)

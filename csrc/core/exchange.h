@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients as codes -1, 0, +1 of a bound T, packed into words, added up and decoded, element by element; and the plain
-// structs of these calls. docs/scaling.md has the proofs. Value is a number or, on a CPU, a vector of numbers.
+// structs of these calls. docs/exchange.md has the proofs. Value is a number or, on a CPU, a vector of numbers.
 #pragma once
+
+#include <type_traits>
 
 #include "lanes.h"
 #include "params.h"
 #include "philox.h"
+#include "storage.h"
 
 namespace csgd {
 
@@ -151,6 +154,18 @@ CSGD_HOST_DEVICE double inverse_power(uint32_t radix, int place) {
   double power = 1.0;  // at most 2^32
   for (int k = 0; k < place; ++k) power *= radix;
   return 1.0 / power;
+}
+
+// with_storage() for the dtypes that are coded: all but float64.
+template <class F>
+auto with_coded_storage(DType dtype, F f) {
+  return with_storage(dtype, [&](auto tag) -> decltype(f(float{})) {
+    if constexpr (std::is_same_v<decltype(tag), double>) {
+      throw std::invalid_argument("csgd_cuda: float64 gradients are not coded");
+    } else {
+      return f(tag);
+    }
+  });
 }
 
 // Where the sum of a coordinate lies.

@@ -11,13 +11,40 @@
 
 #include <vector>
 
-#include "magnitude_key.h"
+#include "lanes.h"
 #include "params.h"
 #include "storage.h"
 
 namespace csgd {
 
+constexpr int kDigitBits = 11;
+constexpr int kBins = 1 << kDigitBits;
 constexpr int kNormLanes = 32;  // partial sums of a norm
+
+template <class T>
+struct KeyType;
+template <>
+struct KeyType<float> {
+  using Type = uint32_t;
+};
+template <>
+struct KeyType<double> {
+  using Type = uint64_t;
+};
+
+// The key of an element: the bits of |value|, an integer >= 0, below a highest bit that is set where the element is
+// alive. What was dropped for good has the key 0, below all others. NaN is above Inf, and all NaN are equal: the quiet
+// NaN, which is one in 16 bits as well.
+template <class T>
+CSGD_HOST_DEVICE typename KeyType<T>::Type key_of(T value, bool alive) {
+  using Bits = FloatBits<T>;
+  using Key = typename KeyType<T>::Type;
+  constexpr typename Bits::Type kNaN = Bits::kInfinity | Bits::kInfinity >> 1;
+  const auto magnitude = bit_cast<typename Bits::Type>(value) & Bits::kMagnitude;
+  const auto ordered = select(magnitude > Bits::kInfinity, kNaN, magnitude);
+  const Key key = static_cast<Key>(ordered) | ~static_cast<Key>(Bits::kMagnitude);
+  return alive ? key : Key{0};
+}
 
 // The last survivor of a selection, as far as it is known. All zero at the start.
 struct Selection {
@@ -37,12 +64,11 @@ struct SelectionScratch {
 // One tensor to threshold, seen as `numel` elements in memory order. All pointers live on one device.
 struct ThresholdTensor {
   DType dtype;
-  uint32_t first_block;      // on a GPU: the first block of the launch that works on it; set by the launcher
-  void* data;                // elements that do not survive become +0
-  void* momentum_buffer;     // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
-  bool* mask;                // false: dropped for good. One for each element, or each channel; null: there is none
-  double* norms;             // room for the squared norm of each channel
-  const int64_t* histogram;  // of the first digit, in all of the selection, where that was counted before; else null
+  uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
+  void* data;             // elements that do not survive become +0
+  void* momentum_buffer;  // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
+  bool* mask;             // false: dropped for good. One for each element, or each channel; null: there is none
+  double* norms;          // room for the squared norm of each channel
   int64_t numel;
   int64_t channels;          // of an element at i: i / inner % channels
   int64_t inner;             // consecutive elements that share a channel
@@ -132,21 +158,13 @@ CSGD_HOST_DEVICE int64_t position_in_channel(const ThresholdTensor& tensor, int6
   return (k / tensor.inner * tensor.channels + channel) * tensor.inner + k % tensor.inner;
 }
 
-// The lowest bit of the key that can be set: what is stored in 16 bits leaves those below empty.
-inline int lowest_key_bit(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16: return 16;
-    case DType::kFloat16: return 13;
-    default: return 0;
-  }
-}
-
 // The digits to go through for all these tensors, which are all of float64 or none.
 inline std::vector<DigitPass> digit_passes(const std::vector<ThresholdTensor>& tensors) {
   int key_bits = 32, lowest = 32, place_bits = 0;
   for (const ThresholdTensor& tensor : tensors) {
     if (tensor.dtype == DType::kFloat64) key_bits = 64;
-    lowest = lowest < lowest_key_bit(tensor.dtype) ? lowest : lowest_key_bit(tensor.dtype);
+    const int empty = with_storage(tensor.dtype, [](auto tag) { return Storage<decltype(tag)>::kEmptyBits; });
+    lowest = lowest < empty ? lowest : empty;
     while (above(static_cast<uint64_t>(tensor.total), place_bits) != 0) ++place_bits;
   }
   std::vector<DigitPass> passes;

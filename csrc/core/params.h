@@ -7,6 +7,7 @@
 namespace csgd {
 
 enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
 
 // What a step counts of one tensor. It lives with the optimizer, one for each parameter, so that a GPU launch needs
 // no scratch memory and two launches never share any. Zero at the start.
@@ -44,12 +45,6 @@ struct ShardLayout {
 // A parameter tensor, or what one process holds of it.
 struct CsgdShard : CsgdTensor {
   ShardLayout layout;
-};
-
-// A parameter of which the step takes part in its pruning (hard_threshold.h). On a GPU it is a whole one.
-struct CsgdPruned : CsgdShard {
-  const bool* mask;  // numel entries in the same memory order: where false the gradient counts as 0; null: all are true
-  int64_t* histogram;  // grows by the first digits (magnitude_key.h) of the new parameter; null: nobody asks
 };
 
 // The options of one call. Doubles are rounded once to opmath where they are used.

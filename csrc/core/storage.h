@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a number is held in memory and how it is rounded there: float, double, BFloat16, Float16.
 //
-// Storage<S>::Opmath is the type the arithmetic runs in. The two 16-bit formats are described on 32-bit words, plain
-// ones or vectors of them, of which the lower half holds the stored bits: widen() is exact; round_nearest() rounds to
-// nearest even; round_stochastic() truncates the magnitude to the storage grid and takes one step up when the 16-bit
-// draw is below the discarded fraction times 2^16, so that the mean of the stored value is the value itself.
-// A stored NaN is the canonical quiet NaN: processors disagree about sign and payload.
+// Storage<S>::Opmath is the type the arithmetic runs in; the lowest kEmptyBits bits of a stored number are 0 in it. The
+// two 16-bit formats are described on 32-bit words, plain ones or vectors of them, of which the lower half holds the
+// stored bits: widen() is exact; round_nearest() rounds to nearest even; round_stochastic() truncates the magnitude to
+// the storage grid and takes one step up when the 16-bit draw is below the discarded fraction times 2^16, so that the
+// mean of the stored value is the value itself. A stored NaN is the canonical quiet NaN: processors disagree about sign
+// and payload.
 #pragma once
 
+#include <stdexcept>
+
 #include "lanes.h"
+#include "params.h"
 
 namespace csgd {
 
@@ -28,6 +32,7 @@ template <class S>
 struct ExactStorage {
   using Opmath = S;
   static constexpr bool kRounds = false;
+  static constexpr int kEmptyBits = 0;
   static CSGD_HOST_DEVICE S load(S value) { return value; }
   static CSGD_HOST_DEVICE S store_nearest(S value) { return value; }
   static CSGD_HOST_DEVICE S store_stochastic(S value, uint32_t) { return value; }
@@ -45,6 +50,7 @@ struct RoundedStorage {
   using Format = FormatOfS;
   using Opmath = float;
   static constexpr bool kRounds = true;
+  static constexpr int kEmptyBits = Format::kEmptyBits;
   static CSGD_HOST_DEVICE float load(S value) { return Format::widen(uint32_t{value.bits}); }
   static CSGD_HOST_DEVICE S store_nearest(float value) { return {static_cast<uint16_t>(Format::round_nearest(value))}; }
   static CSGD_HOST_DEVICE S store_stochastic(float value, uint32_t draw) {
@@ -55,6 +61,8 @@ struct RoundedStorage {
 // In the functions below Value is float or a vector of it, Words uint32_t or a vector of it; value == value where it
 // is not NaN.
 struct BFloat16Format {
+  static constexpr int kEmptyBits = 16;
+
   template <class Words>
   static CSGD_HOST_DEVICE auto widen(Words bits) {
     return cast_bits<float>(bits << 16);
@@ -87,6 +95,7 @@ struct BFloat16Format {
 };
 
 struct Float16Format {
+  static constexpr int kEmptyBits = 13;
   static constexpr int32_t kSmallestNormal = 0x38800000;   // 2^-14 as float32 bits
   static constexpr int32_t kLargest = 0x477FE000;          // 65504
   static constexpr uint32_t kBiasDifference = 112u << 23;  // exponent bias 127 against 15
@@ -171,5 +180,18 @@ struct Storage<BFloat16> : RoundedStorage<BFloat16, BFloat16Format> {};
 
 template <>
 struct Storage<Float16> : RoundedStorage<Float16, Float16Format> {};
+
+// Calls f with a number of the type by which elements of a dtype are stored: the way from a dtype, known when running,
+// to the template argument of a loop or kernel.
+template <class F>
+auto with_storage(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat64: return f(double{});
+    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kFloat16: return f(Float16{});
+  }
+  throw std::invalid_argument("csgd_cuda: unknown dtype");
+}
 
 }  // namespace csgd

@@ -29,16 +29,15 @@ void advance_bounds(const CalibrateGradCall& call, const int64_t* largest_bits) 
 }  // namespace
 
 void calibrate_grad_scales(DType dtype, const CalibrateGradCall& call, void* scales) {
-  if (dtype == DType::kFloat64) {
-    write_scales(call, static_cast<double*>(scales));
-  } else {
-    write_scales(call, static_cast<float*>(scales));
-  }
+  with_storage(dtype, [&](auto tag) {
+    using T = typename Storage<decltype(tag)>::Opmath;
+    write_scales(call, static_cast<T*>(scales));
+  });
 }
 
 void calibrate_grad_finish(DType dtype, const CalibrateGradCall& call, int64_t moved, const int64_t* largest_bits) {
   if (call.bounds != nullptr) {
-    dtype == DType::kFloat64 ? advance_bounds<double>(call, largest_bits) : advance_bounds<float>(call, largest_bits);
+    with_storage(dtype, [&](auto tag) { advance_bounds<typename Storage<decltype(tag)>::Opmath>(call, largest_bits); });
   }
   *call.step += 1;
   if (call.tally == nullptr) return;

@@ -139,13 +139,7 @@ static int64_t calibrate_range_any(const CalibrateGradCall& call, const void* sc
 }
 
 CalibrateGradFunction calibrate_grad_function(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return calibrate_range_any<float>;
-    case DType::kFloat64: return calibrate_range_any<double>;
-    case DType::kBFloat16: return calibrate_range_any<BFloat16>;
-    case DType::kFloat16: return calibrate_range_any<Float16>;
-  }
-  return nullptr;
+  return with_storage(dtype, [](auto tag) -> CalibrateGradFunction { return calibrate_range_any<decltype(tag)>; });
 }
 
 }  // namespace CSGD_ISA

@@ -73,11 +73,11 @@ bool csgd_set_cpu_isa(const char* name) {
 }
 
 void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor, ChunkResult total) {
-  if (dtype == DType::kFloat64) {
-    advance(options, tensor, bit_cast<double>(total.largest_bits), total.moved);
-  } else {
-    advance(options, tensor, bit_cast<float>(static_cast<int32_t>(total.largest_bits)), total.moved);
-  }
+  with_storage(dtype, [&](auto tag) {
+    using T = typename Storage<decltype(tag)>::Opmath;
+    const auto largest_bits = static_cast<typename FloatBits<T>::Type>(total.largest_bits);
+    advance(options, tensor, bit_cast<T>(largest_bits), total.moved);
+  });
 }
 
 }  // namespace csgd

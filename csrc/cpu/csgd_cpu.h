@@ -19,9 +19,8 @@ struct ChunkResult {
 };
 
 // Steps the elements [begin, end) of a tensor; begin is a multiple of kCpuChunk. Reads the step and the bound
-// and leaves both as they are. To be called only where overflowed() is false. A tensor that is not pruned has neither
-// mask nor histogram; several chunks may add to one histogram at a time.
-using ChunkFunction = ChunkResult (*)(const CsgdOptions&, const CsgdPruned&, int64_t begin, int64_t end);
+// and leaves both as they are. To be called only where overflowed() is false.
+using ChunkFunction = ChunkResult (*)(const CsgdOptions&, const CsgdShard&, int64_t begin, int64_t end);
 
 // The loop for a dtype in the widest instruction set that this processor has.
 ChunkFunction csgd_chunk_function(DType dtype);

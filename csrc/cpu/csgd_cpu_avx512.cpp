@@ -4,6 +4,8 @@
 // the update rule rounds each multiplication and addition on its own.
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -2,7 +2,6 @@
 // The loop of csgd_ over one chunk, in tiles. Included once per instruction set by csgd_cpu_*.cpp, which name it with
 // CSGD_ISA, say how wide its registers are with CSGD_VECTOR_BYTES and bring its Words.
 #include "csgd_cpu.h"
-#include "pruned_tile.h"
 #include "shard_draws.h"
 #include "tile.h"
 
@@ -80,29 +79,16 @@ static inline void add_totals(const Totals<S>& totals, int64_t count, ChunkResul
 }
 
 template <class S, class Parts, bool kStochastic>
-static ChunkResult step_chunk(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
   const auto scalars = step_scalars<typename Storage<S>::Opmath>(options, tensor);
   S* param = static_cast<S*>(tensor.param);
   const S* grad = static_cast<const S*>(tensor.grad);
   S* momentum_buffer = Parts::momentum ? static_cast<S*>(tensor.momentum_buffer) : param;
-  const bool* mask = tensor.mask;
-  S masked[kStretch];
-  DigitCounts digits;
-  if (tensor.histogram != nullptr) digits.clear();
   ChunkResult result;
   Totals<S> totals{0, 0};
   const int64_t tiles_end = end - (end - begin) % kTile;
-  const int64_t stretch = mask != nullptr || tensor.histogram != nullptr ? kStretch : kCpuChunk;
-  for (int64_t from = begin; from < tiles_end; from += stretch) {
-    const int64_t to = from + stretch < tiles_end ? from + stretch : tiles_end;
-    const S* grads = grad + from;
-    if (mask != nullptr) grads = masked_grads(grads, mask + from, to - from, masked);
-    for (int64_t i = from; i < to; i += kTile) {
-      const S* grads_of_tile = grads + (i - from);
-      step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grads_of_tile, momentum_buffer + i,
-                                       &totals);
-    }
-    if (tensor.histogram != nullptr) digits.add(param + from, mask != nullptr ? mask + from : nullptr, to - from);
+  for (int64_t i = begin; i < tiles_end; i += kTile) {
+    step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, param + i, grad + i, momentum_buffer + i, &totals);
   }
   add_totals<S>(totals, end - begin, &result);
   if (tiles_end < end) {
@@ -113,22 +99,19 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdPruned& tens
     S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};
     memcpy(padded_param, param + i, bytes);
     memcpy(padded_grad, grad + i, bytes);
-    if (mask != nullptr) masked_grads(grad + i, mask + i, rest, padded_grad);
     if (Parts::momentum) memcpy(padded_momentum, momentum_buffer + i, bytes);
     Totals<S> tail{0, 0};
     step_tile<S, Parts, kStochastic>(options, tensor, scalars, i, padded_param, padded_grad, padded_momentum, &tail);
     if (any(tail.moved)) memcpy(param + i, padded_param, bytes);
     if (Parts::momentum) memcpy(momentum_buffer + i, padded_momentum, bytes);
-    if (tensor.histogram != nullptr) digits.add(padded_param, mask != nullptr ? mask + i : nullptr, rest);
     add_totals<S>(tail, rest, &result);
   }
-  if (tensor.histogram != nullptr) digits.add_to(tensor.histogram);
   return result;
 }
 
 // From options to template arguments, one after the other.
 template <class S, class Parts>
-static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin,
+static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
                                        int64_t end) {
   return Storage<S>::kRounds && options.stochastic_rounding
              ? step_chunk<S, Parts, Storage<S>::kRounds>(options, tensor, begin, end)
@@ -136,19 +119,13 @@ static ChunkResult step_chunk_rounding(const CsgdOptions& options, const CsgdPru
 }
 
 template <class S>
-static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdPruned& tensor, int64_t begin, int64_t end) {
+static ChunkResult step_chunk_any(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin, int64_t end) {
   return with_static_parts(
       options, [&](auto parts) { return step_chunk_rounding<S, decltype(parts)>(options, tensor, begin, end); });
 }
 
 ChunkFunction chunk_function(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return step_chunk_any<float>;
-    case DType::kFloat64: return step_chunk_any<double>;
-    case DType::kBFloat16: return step_chunk_any<BFloat16>;
-    case DType::kFloat16: return step_chunk_any<Float16>;
-  }
-  return nullptr;
+  return with_storage(dtype, [](auto tag) -> ChunkFunction { return step_chunk_any<decltype(tag)>; });
 }
 
 }  // namespace CSGD_ISA

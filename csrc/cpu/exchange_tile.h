@@ -173,21 +173,11 @@ static void decode_range(const DecodeCall& call, int64_t begin, int64_t end) {
 }
 
 static void encode_range_any(DType dtype, const EncodeCall& call, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case DType::kFloat32: return encode_range<float>(call, begin, end);
-    case DType::kBFloat16: return encode_range<BFloat16>(call, begin, end);
-    case DType::kFloat16: return encode_range<Float16>(call, begin, end);
-    case DType::kFloat64: return;  // not coded
-  }
+  with_coded_storage(dtype, [&](auto tag) { encode_range<decltype(tag)>(call, begin, end); });
 }
 
 static void decode_range_any(DType dtype, const DecodeCall& call, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case DType::kFloat32: return decode_range<float>(call, begin, end);
-    case DType::kBFloat16: return decode_range<BFloat16>(call, begin, end);
-    case DType::kFloat16: return decode_range<Float16>(call, begin, end);
-    case DType::kFloat64: return;  // not coded
-  }
+  with_coded_storage(dtype, [&](auto tag) { decode_range<decltype(tag)>(call, begin, end); });
 }
 
 ExchangeLoops exchange_loops() { return {encode_range_any, pack_range_any, add_range_any, decode_range_any}; }

@@ -15,12 +15,7 @@ constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
 // Calls f with a pointer to the tensor's elements, of their own type.
 template <class F>
 void with_data(const ThresholdTensor& tensor, F f) {
-  switch (tensor.dtype) {
-    case DType::kFloat32: return f(static_cast<float*>(tensor.data));
-    case DType::kFloat64: return f(static_cast<double*>(tensor.data));
-    case DType::kBFloat16: return f(static_cast<BFloat16*>(tensor.data));
-    case DType::kFloat16: return f(static_cast<Float16*>(tensor.data));
-  }
+  with_storage(tensor.dtype, [&](auto tag) { f(static_cast<decltype(tag)*>(tensor.data)); });
 }
 
 template <class S>
@@ -120,15 +115,9 @@ void drop_masked(const ThresholdTensor& tensor, S* data, int64_t begin, int64_t 
 void select_one(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for) {
   SelectionScratch scratch{};
   if (!is_trivial(tensors[0])) {
-    const int64_t* counted = tensors[0].histogram;  // of the first pass
     for (const DigitPass& pass : digit_passes(tensors)) {
       if (scratch.state.done != 0) break;
-      if (counted != nullptr) {
-        std::copy_n(counted, kBins, scratch.bins);
-        counted = nullptr;
-      } else {
-        histogram(tensors, parallel_for, pass, scratch);
-      }
+      histogram(tensors, parallel_for, pass, scratch);
       pick_digit(pass, tensors[0].keep, scratch);
     }
   }

@@ -7,7 +7,6 @@
 #include "../core/shard.h"
 #include "../core/update_rule.h"
 #include "blocks.cuh"
-#include "pruned.cuh"
 #include "rounding.cuh"
 #include "vectors.cuh"
 
@@ -114,11 +113,11 @@ __device__ __forceinline__ void move8(const StepScalars<T>& scalars, const T (&d
 }
 
 // Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
-// Tensor: CsgdTensor or CsgdShard, which draw differently, or CsgdPruned, for which `bins` may count.
+// Tensor: CsgdTensor or CsgdShard, which draw differently.
 template <class S, class T, class Parts, class Header, class Tensor>
 __device__ __forceinline__ void step8(const Header& header, const Parts& parts, const Tensor& tensor,
                                       const StepScalars<T>& scalars, int64_t position, int count, bool wide,
-                                      Partial<T>& partial, unsigned* bins) {
+                                      Partial<T>& partial) {
   const bool stochastic = header.options.stochastic_rounding;
   S* param_at = static_cast<S*>(tensor.param) + position;
   S* momentum_at = static_cast<S*>(tensor.momentum_buffer) + position;
@@ -128,14 +127,7 @@ __device__ __forceinline__ void step8(const Header& header, const Parts& parts, 
   S grad[kPerThread], param[kPerThread] = {}, momentum_buffer[kPerThread] = {};
   load8(static_cast<const S*>(tensor.grad) + position, count, wide, grad);
   if (parts.momentum) load8(momentum_at, count, wide, momentum_buffer);
-  const bool reads_param = parts.weight_decay || (kIsPruned<Tensor> && bins != nullptr);
-  if (reads_param) load8(param_at, count, wide, param);
-  uint32_t alive = 0xFFu;  // one bit for each element
-  if constexpr (kIsPruned<Tensor>) {
-    alive = alive8(tensor.mask, position, count);
-#pragma unroll
-    for (int k = 0; k < kPerThread; ++k) grad[k] = select((alive >> k & 1u) != 0, grad[k], S{});
-  }
+  if (parts.weight_decay) load8(param_at, count, wide, param);
   const Philox4x32 bits = draws_of(kCalibrationStream);
   const auto draw = [&](int k) { return draw_above<T>(bits, k); };
   T g[kPerThread], theta[kPerThread], momentum[kPerThread], d[kPerThread], above[kPerThread];
@@ -151,14 +143,11 @@ __device__ __forceinline__ void step8(const Header& header, const Parts& parts, 
     store8(momentum_at, count, wide, momentum_buffer);
   }
   if (move != 0) {  // else the parameter's memory is not touched
-    if (!reads_param) load8(param_at, count, wide, param);
+    if (!parts.weight_decay) load8(param_at, count, wide, param);
     widen8(param, theta);
     move8(scalars, d, above, move, theta);
     round8(stochastic, [&] { return draws_of(kParamStream); }, theta, move, param);
     store8(param_at, count, wide, param);
-  }
-  if constexpr (kIsPruned<Tensor>) {
-    if (bins != nullptr) count8(param, alive, count, bins);
   }
 }
 

@@ -144,13 +144,7 @@ cudaError_t launch_calibrate_grad_cuda(DType dtype, CalibrateGradCall call, cuda
   const cudaError_t error = choose_chunk(call.numel, &call.chunk);
   if (error != cudaSuccess) return error;
   if (blocks_of(call.numel, call.chunk) > kMostBlocks) return cudaErrorInvalidValue;
-  switch (dtype) {
-    case DType::kFloat32: return launch<float>(call, stream);
-    case DType::kFloat64: return launch<double>(call, stream);
-    case DType::kBFloat16: return launch<BFloat16>(call, stream);
-    case DType::kFloat16: return launch<Float16>(call, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_storage(dtype, [&](auto tag) { return launch<decltype(tag)>(call, stream); });
 }
 
 }  // namespace csgd

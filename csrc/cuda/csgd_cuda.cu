@@ -11,7 +11,7 @@ namespace csgd {
 namespace {
 
 // The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
-// T: opmath. Tensor_: CsgdTensor, or CsgdShard or CsgdPruned, of which fewer fit.
+// T: opmath. Tensor_: CsgdTensor, or CsgdShard, of which fewer fit.
 template <int kBytes, class T, class Tensor_>
 struct Launch {
   using Tensor = Tensor_;
@@ -83,27 +83,18 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kern
   const auto& tensor = launch.tensors[number];
   const Parts parts = parts_of<Parts>(options);
   const bool aligned = aligned16(tensor.param) && aligned16(tensor.grad) && aligned16(tensor.momentum_buffer);
-  int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
   const int64_t end = begin + launch.header.chunk < tensor.numel ? begin + launch.header.chunk : tensor.numel;
   Partial<T> partial{0, 0};
-  StepScalars<T> scalars;
-  if constexpr (!kIsPruned<typename L::Tensor>) {
-    // What fills no warp's pass is left to the loop below.
-    const int64_t passes_end = aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin;
-    WarpPasses<S, Parts> passes(parts, tensor, begin, passes_end);
-    scalars = step_scalars<T>(options, launch.header.numbers, tensor);
-    passes.step(launch.header, parts, scalars, first_call(tensor), partial);
-    begin = passes_end;
-  } else {
-    scalars = step_scalars<T>(options, launch.header.numbers, tensor);
-  }
-  unsigned* bins = nullptr;
-  if constexpr (kIsPruned<typename L::Tensor>) bins = start_counts(tensor);
-  for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
+  // What fills no warp's pass is left to the loop below.
+  const int64_t passes_end = aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin;
+  WarpPasses<S, Parts> passes(parts, tensor, begin, passes_end);
+  const StepScalars<T> scalars = step_scalars<T>(options, launch.header.numbers, tensor);
+  passes.step(launch.header, parts, scalars, first_call(tensor), partial);
+  for (int64_t i = passes_end + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    step8<S>(launch.header, parts, tensor, scalars, i, count, aligned && count == kPerThread, partial, bins);
+    step8<S>(launch.header, parts, tensor, scalars, i, count, aligned && count == kPerThread, partial);
   }
-  if constexpr (kIsPruned<typename L::Tensor>) end_counts(tensor, bins);
   partial = reduce_block(partial);
   if (threadIdx.x == 0) finish_tensor(options, tensor, partial, blocks_of_tensor(launch, number));
 }
@@ -172,13 +163,8 @@ template <class Tensor>
 cudaError_t launch_tensors(DType dtype, const CsgdOptions& options, const Tensor* tensors, int64_t count,
                            cudaStream_t stream, int64_t* launches) {
   if (count == 0) return cudaSuccess;
-  switch (dtype) {
-    case DType::kFloat32: return launch_storage<float>(options, tensors, count, stream, launches);
-    case DType::kFloat64: return launch_storage<double>(options, tensors, count, stream, launches);
-    case DType::kBFloat16: return launch_storage<BFloat16>(options, tensors, count, stream, launches);
-    case DType::kFloat16: return launch_storage<Float16>(options, tensors, count, stream, launches);
-  }
-  return cudaErrorInvalidValue;
+  return with_storage(
+      dtype, [&](auto tag) { return launch_storage<decltype(tag)>(options, tensors, count, stream, launches); });
 }
 
 }  // namespace
@@ -191,11 +177,6 @@ cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const Csgd
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
                              cudaStream_t stream, int64_t* launches) {
   return launch_tensors(dtype, options, shards, count, stream, launches);
-}
-
-cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdPruned* pruned, int64_t count,
-                             cudaStream_t stream, int64_t* launches) {
-  return launch_tensors(dtype, options, pruned, count, stream, launches);
 }
 
 #define CSGD_TEXT_OF(...) #__VA_ARGS__

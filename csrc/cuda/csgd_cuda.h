@@ -17,10 +17,6 @@ cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const Csgd
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
                              cudaStream_t stream, int64_t* launches);
 
-// The same for whole parameters that are pruned: likewise, with the masks and the counting.
-cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdPruned* pruned, int64_t count,
-                             cudaStream_t stream, int64_t* launches);
-
 // The architectures that the kernels were compiled for, e.g. "800,900".
 const char* cuda_architectures();
 

@@ -114,13 +114,8 @@ cudaError_t launch_encode_cuda(DType dtype, EncodeCall call, cudaStream_t stream
   const cudaError_t error = choose_chunk(call.numel, &call.chunk);
   if (error != cudaSuccess) return error;
   const int64_t blocks = blocks_of(call.numel, call.chunk);
-  switch (dtype) {
-    case DType::kFloat32: return launch(encode_kernel<float>, call, blocks, stream);
-    case DType::kBFloat16: return launch(encode_kernel<BFloat16>, call, blocks, stream);
-    case DType::kFloat16: return launch(encode_kernel<Float16>, call, blocks, stream);
-    case DType::kFloat64: break;  // not coded
-  }
-  return cudaErrorInvalidValue;
+  return with_coded_storage(dtype,
+                            [&](auto tag) { return launch(encode_kernel<decltype(tag)>, call, blocks, stream); });
 }
 
 cudaError_t launch_pack_cuda(PackCall call, cudaStream_t stream) {
@@ -133,13 +128,8 @@ cudaError_t launch_add_cuda(AddCall call, cudaStream_t stream) {
 
 cudaError_t launch_decode_cuda(DType dtype, DecodeCall call, cudaStream_t stream) {
   const int64_t blocks = blocks_of(call.numel, kThreads);
-  switch (dtype) {
-    case DType::kFloat32: return launch(decode_kernel<float>, call, blocks, stream);
-    case DType::kBFloat16: return launch(decode_kernel<BFloat16>, call, blocks, stream);
-    case DType::kFloat16: return launch(decode_kernel<Float16>, call, blocks, stream);
-    case DType::kFloat64: break;  // not coded
-  }
-  return cudaErrorInvalidValue;
+  return with_coded_storage(dtype,
+                            [&](auto tag) { return launch(decode_kernel<decltype(tag)>, call, blocks, stream); });
 }
 
 }  // namespace csgd

@@ -10,19 +10,15 @@ namespace {
 
 using Kernel = void (*)(ThresholdLaunch);
 
-// One kernel, compiled for each dtype.
-struct Kernels {
-  Kernel of_dtype[4];
-};
-#define CSGD_KERNELS(kernel) (Kernels{{kernel<float>, kernel<double>, kernel<BFloat16>, kernel<Float16>}})
-
-// Runs a kernel over the tensors of all dtypes, of which `items(tensor)` are shared out to the blocks.
-template <class Items>
-cudaError_t launch_all(const Kernels& kernels, const std::vector<ThresholdTensor>& tensors, Items items,
+// Runs a kernel over the tensors of all dtypes, of which `items(tensor)` are shared out to the blocks. kernel_for(S{}):
+// the kernel for elements that are stored as S.
+template <class KernelFor, class Items>
+cudaError_t launch_all(KernelFor kernel_for, const std::vector<ThresholdTensor>& tensors, Items items,
                        ThresholdLaunch::Header header, cudaStream_t stream) {
   ThresholdLaunch launch;
   launch.header = header;
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+  for (const DType dtype : kDTypes) {
+    const Kernel kernel = with_storage(dtype, kernel_for);
     for (size_t next = 0; next < tensors.size();) {
       int64_t blocks = 0;
       launch.header.count = 0;
@@ -38,8 +34,7 @@ cudaError_t launch_all(const Kernels& kernels, const std::vector<ThresholdTensor
       if (launch.header.count == 0) continue;
       void* arguments[] = {&launch};
       const cudaError_t error =
-          cudaLaunchKernel(kernels.of_dtype[static_cast<int>(dtype)], dim3(static_cast<unsigned>(blocks)),
-                           dim3(kThreads), arguments, 0, stream);
+          cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
       if (error != cudaSuccess) return error;
     }
   }
@@ -50,15 +45,6 @@ cudaError_t chunk_for(const std::vector<ThresholdTensor>& tensors, int64_t* chun
   int64_t elements = 0;
   for (const ThresholdTensor& tensor : tensors) elements += tensor.numel;
   return choose_chunk(elements, chunk);
-}
-
-// One tensor of each selection.
-std::vector<ThresholdTensor> first_of_each(const std::vector<ThresholdTensor>& tensors) {
-  std::vector<ThresholdTensor> heads;
-  for (const ThresholdTensor& tensor : tensors) {
-    if (heads.empty() || heads.back().selection != tensor.selection) heads.push_back(tensor);
-  }
-  return heads;
 }
 
 // How many blocks meet at each selection in a pass.
@@ -73,13 +59,6 @@ void count_blocks(std::vector<ThresholdTensor>& tensors, int64_t chunk) {
   }
 }
 
-cudaError_t launch_counted(const std::vector<ThresholdTensor>& tensors, ThresholdLaunch::Header header,
-                           cudaStream_t stream) {
-  constexpr Kernels kAlike{{counted_kernel, counted_kernel, counted_kernel, counted_kernel}};
-  header.chunk = 1;
-  return launch_all(kAlike, first_of_each(tensors), one_of, header, stream);
-}
-
 }  // namespace
 
 cudaError_t launch_hard_threshold_select_cuda(std::vector<ThresholdTensor> tensors, SelectionScratch* scratch,
@@ -92,33 +71,35 @@ cudaError_t launch_hard_threshold_select_cuda(std::vector<ThresholdTensor> tenso
                                              [](const auto& tensor) { return tensor.dtype != DType::kFloat64; });
   for (const auto& alike :
        {std::vector<ThresholdTensor>(tensors.begin(), doubles), std::vector<ThresholdTensor>(doubles, tensors.end())}) {
-    bool counted = !alike.empty() && alike[0].histogram != nullptr;  // the first digit is
     for (const DigitPass& pass : digit_passes(alike)) {
       header.pass = pass;
-      if (error == cudaSuccess) {
-        error = counted ? launch_counted(alike, header, stream)
-                        : launch_all(CSGD_KERNELS(histogram_kernel), alike, numel_of, header, stream);
-      }
-      counted = false;
+      if (error == cudaSuccess)
+        error = launch_all([](auto tag) -> Kernel { return histogram_kernel<decltype(tag)>; }, alike, numel_of, header,
+                           stream);
     }
-    if (error == cudaSuccess) error = launch_all(CSGD_KERNELS(select_kernel), alike, numel_of, header, stream);
+    if (error == cudaSuccess)
+      error =
+          launch_all([](auto tag) -> Kernel { return select_kernel<decltype(tag)>; }, alike, numel_of, header, stream);
   }
   return error;
 }
 
 cudaError_t launch_hard_threshold_norms_cuda(std::vector<ThresholdTensor> tensors, const float* found_inf,
                                              cudaStream_t stream) {
-  return launch_all(CSGD_KERNELS(norms_kernel), tensors, channels_of, {found_inf, nullptr, {}, kWarps, 0}, stream);
+  return launch_all([](auto tag) -> Kernel { return norms_kernel<decltype(tag)>; }, tensors, channels_of,
+                    {found_inf, nullptr, {}, kWarps, 0}, stream);
 }
 
 cudaError_t launch_hard_threshold_masks_cuda(std::vector<ThresholdTensor> tensors, const float* found_inf,
                                              cudaStream_t stream) {
-  return launch_all(CSGD_KERNELS(masks_kernel), tensors, numel_of, {found_inf, nullptr, {}, kPass, 0}, stream);
+  return launch_all([](auto tag) -> Kernel { return masks_kernel<decltype(tag)>; }, tensors, numel_of,
+                    {found_inf, nullptr, {}, kPass, 0}, stream);
 }
 
 cudaError_t launch_hard_threshold_two_of_four_cuda(std::vector<ThresholdTensor> tensors, const float* found_inf,
                                                    cudaStream_t stream) {
-  return launch_all(CSGD_KERNELS(two_of_four_kernel), tensors, fours_of, {found_inf, nullptr, {}, kThreads, 0}, stream);
+  return launch_all([](auto tag) -> Kernel { return two_of_four_kernel<decltype(tag)>; }, tensors, fours_of,
+                    {found_inf, nullptr, {}, kThreads, 0}, stream);
 }
 
 }  // namespace csgd

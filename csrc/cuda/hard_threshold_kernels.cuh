@@ -41,7 +41,6 @@ __device__ __forceinline__ Work work_of(const ThresholdLaunch& launch, Items ite
 
 __host__ __device__ __forceinline__ int64_t numel_of(const ThresholdTensor& tensor) { return tensor.numel; }
 __host__ __device__ __forceinline__ int64_t channels_of(const ThresholdTensor& tensor) { return tensor.channels; }
-__host__ __device__ __forceinline__ int64_t one_of(const ThresholdTensor&) { return 1; }
 __host__ __device__ __forceinline__ int64_t fours_of(const ThresholdTensor& tensor) { return tensor.numel / 4; }
 
 template <class S>
@@ -56,10 +55,9 @@ __device__ __forceinline__ void drop(const ThresholdTensor& tensor, int64_t i) {
 }
 
 // One block finds the digit: each thread adds up some bins, the one in which the last survivor is goes through its own.
-// take_bin(b): the count of bin b.
-template <class TakeBin>
+// Bins are 0 for the next pass.
 __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const DigitPass& pass,
-                                           SelectionScratch& scratch, TakeBin take_bin) {
+                                           SelectionScratch& scratch) {
   constexpr int kOwnBins = kBins / kThreads;
   CSGD_SHARED_ARRAY(int64_t, sums, kThreads);
   unsigned long long own[kOwnBins];
@@ -67,7 +65,7 @@ __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const 
   const int first = static_cast<int>(threadIdx.x) * kOwnBins;
 #pragma unroll
   for (int b = 0; b < kOwnBins; ++b) {
-    own[b] = take_bin(first + b);
+    own[b] = atomicExch(&scratch.bins[first + b], 0ULL);
     sum += static_cast<int64_t>(own[b]);
   }
   sums[threadIdx.x] = sum;
@@ -128,16 +126,7 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_consta
   __syncthreads();
   if (!is_last[0]) return;
   if (threadIdx.x == 0) atomicExch(&scratch.blocks_done, 0ULL);
-  pick_digit(tensor, pass, scratch, [&](int b) { return atomicExch(&scratch.bins[b], 0ULL); });  // 0 for the next pass
-}
-
-// A block for each selection takes the first digit of its threshold, where steps have counted it.
-__global__ void __launch_bounds__(kThreads) counted_kernel(const __grid_constant__ ThresholdLaunch launch) {
-  const Work work = work_of(launch, one_of);
-  const ThresholdTensor& tensor = work.tensor;
-  if (work.begin >= work.end || is_trivial(tensor)) return;
-  pick_digit(tensor, launch.header.pass, launch.header.scratch[tensor.selection],
-             [&](int b) { return static_cast<unsigned long long>(tensor.histogram[b]); });
+  pick_digit(tensor, pass, scratch);
 }
 
 // Drops what does not survive its selection.

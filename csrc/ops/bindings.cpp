@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module csgd_cuda._C: what was built, the operators of torch.ops.csgd_cuda (library.cpp) as functions, and
+// The Python module csgd_cuda._C: what was built, operators of torch.ops.csgd_cuda as functions, and
 // hooks through which tests reach the compiled rule itself.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include "../cpu/csgd_cpu.h"
-#include "python_call.h"
+#include "csgd.h"
 #include "rule_hooks.h"
 
 #if CSGD_WITH_CUDA
@@ -45,6 +45,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "What this extension was built with, and the instruction set it uses here.");
   m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
         "Use another instruction set on the CPU; False where this machine or build does not have it.");
-  csgd::add_operators(m);
+  csgd::add_csgd(m);
   csgd::add_rule_hooks(m);
 }

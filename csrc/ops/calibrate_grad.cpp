@@ -1,25 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks and the packing of calibrate_grad. csgd_cuda/gradient.py checks the same for the reference.
-#include "calibrate_grad.h"
-
+// The operator csgd_cuda::calibrate_grad: a gradient in, its calibration out. csgd_cuda.calibrate_grad documents it.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
-#include <c10/core/InferenceMode.h>
+#include <torch/library.h>
 
-#include "csgd.h"
-#include "dtype.h"
+#include <algorithm>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "../core/params.h"
+#include "../cpu/calibrate_grad_cpu.h"
+#include "arguments.h"
+#include "tensors.h"
+
+#if CSGD_WITH_CUDA
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../cuda/calibrate_grad_cuda.h"
+#endif
 
 namespace csgd {
 namespace {
 
+constexpr int64_t kMostRanks = 1 << 16;
+constexpr int64_t kCalibrationTallyWords = sizeof(CalibrationTally) / sizeof(int64_t);
+
+// `seed` has the bits of an unsigned number.
+#define CSGD_CALIBRATE_GRAD_ARGUMENTS(POSITIONAL, KEYWORD)                     \
+  POSITIONAL("Tensor", const at::Tensor&, grad)                                \
+  POSITIONAL("Tensor", const at::Tensor&, index)                               \
+  POSITIONAL("Tensor(a!)", const at::Tensor&, step)                            \
+  POSITIONAL("Tensor(b!)?", const std::optional<at::Tensor>&, lipschitz_bound) \
+  POSITIONAL("Tensor(c!)?", const std::optional<at::Tensor>&, tally)           \
+  KEYWORD("int", int64_t, channel_dim)                                         \
+  KEYWORD("float", double, calibration)                                        \
+  KEYWORD("float?", std::optional<double>, lipschitz)                          \
+  KEYWORD("float", double, bound_decay)                                        \
+  KEYWORD("str", std::string_view, rounding)                                   \
+  KEYWORD("int", int64_t, seed)                                                \
+  KEYWORD("int", int64_t, rank)
+CSGD_DEFINE_ARGUMENTS(CalibrateGradArgs, CSGD_CALIBRATE_GRAD_ARGUMENTS);
+
+// The checks. csgd_cuda/gradient.py checks the same for the reference.
+
 void check_options(const CalibrateGradArgs& a) {
-  check_not_negative(a.calibration, "calibration");
-  if (a.lipschitz) check_not_negative(*a.lipschitz, "lipschitz");
-  TORCH_CHECK_VALUE(a.bound_decay >= 0 && a.bound_decay <= 1, "bound_decay must be in [0, 1], got ", a.bound_decay);
-  TORCH_CHECK_VALUE(a.rounding == "stochastic" || a.rounding == "nearest",
-                    "rounding must be 'stochastic' or 'nearest', got '", a.rounding, "'");
+  check_calibration(a.calibration, a.lipschitz, a.bound_decay, a.rounding);
   TORCH_CHECK_VALUE(a.rank >= 0 && a.rank < kMostRanks, "rank must be in 0 ... ", kMostRanks - 1, ", got ", a.rank);
   TORCH_CHECK_VALUE(a.lipschitz.has_value() != a.lipschitz_bound.has_value(),
                     "lipschitz_bound must be given where lipschitz is not, and only there");
@@ -30,7 +62,7 @@ void check_state(const at::Tensor& t, const at::Tensor& grad, const char* name, 
   TORCH_CHECK_VALUE(t.scalar_type() == dtype && t.device() == grad.device() && t.is_contiguous(), name,
                     " must be a contiguous ", dtype, " tensor on ", grad.device(), ", the device of the gradient, got ",
                     t.scalar_type(), " on ", t.device());
-  TORCH_CHECK_VALUE(!t.is_inference() || c10::InferenceMode::is_enabled(), name,
+  TORCH_CHECK_VALUE(is_changeable(t), name,
                     " is an inference tensor, which can be changed inside torch.inference_mode() only");
 }
 
@@ -43,21 +75,13 @@ int64_t channel_dim_of(const CalibrateGradArgs& a) {
   return a.channel_dim < 0 ? a.channel_dim + dims : a.channel_dim;
 }
 
-// The strides in whose order the elements of a gradient count; those of the result, too.
-std::vector<int64_t> memory_order(const at::Tensor& grad) {
-  if (grad.is_non_overlapping_and_dense()) return grad.strides().vec();
-  return at::empty(grad.sizes(), at::TensorOptions().device(at::kMeta)).strides().vec();  // row-major
-}
-
-}  // namespace
-
-void check_calibrate_grad(const CalibrateGradArgs& a) {
+// Everything that can be wrong with the arguments, before anything is changed.
+void check_all(const CalibrateGradArgs& a) {
   check_options(a);
   TORCH_CHECK_TYPE(a.grad.layout() == at::kStrided, "the gradient is sparse (", a.grad.layout(),
                    "), calibrate_grad needs a dense one");
   const auto dtype = a.grad.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-                   "the gradient has dtype ", dtype,
+  TORCH_CHECK_TYPE(is_supported(dtype), "the gradient has dtype ", dtype,
                    "; calibrate_grad supports float32, float64, bfloat16 and float16");
   check_state(a.index, a.grad, "index", at::kLong);
   check_state(a.step, a.grad, "step", at::kLong);
@@ -79,13 +103,56 @@ void check_calibrate_grad(const CalibrateGradArgs& a) {
   }
 }
 
-at::Tensor run_calibrate_grad(const CalibrateGradArgs& a, RunCalibrateGrad run) {
-  check_calibrate_grad(a);
+// The CPU: the gradient, shared by torch's threads.
+void run_cpu(DType dtype, const CalibrateGradCall& call, c10::Device) {
+  const auto channels = static_cast<size_t>(call.channels);
+  std::vector<double> scales(channels);  // room for numbers of either opmath
+  calibrate_grad_scales(dtype, call, scales.data());
+  std::vector<int64_t> largest_bits(channels, 0);
+  int64_t moved = 0;
+  std::mutex results;
+  const CalibrateGradFunction calibrate = calibrate_grad_function(dtype);
+  const auto run_grains = [&](int64_t first, int64_t last) {
+    std::vector<int64_t> own_largest(channels, 0);
+    const int64_t own_moved = calibrate(call, scales.data(), first * kCalibrateGradGrain,
+                                        std::min(last * kCalibrateGradGrain, call.numel), own_largest.data());
+    const std::lock_guard<std::mutex> lock(results);
+    moved += own_moved;
+    for (size_t c = 0; c < channels; ++c) largest_bits[c] = std::max(largest_bits[c], own_largest[c]);
+  };
+  at::parallel_for(0, (call.numel + kCalibrateGradGrain - 1) / kCalibrateGradGrain, 2, run_grains);
+  calibrate_grad_finish(dtype, call, moved, largest_bits.data());
+}
+
+#if CSGD_WITH_CUDA
+// CUDA: one launch, on torch's current stream.
+void run_cuda(DType dtype, const CalibrateGradCall& given, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  CalibrateGradCall call = given;
+  at::Tensor own_tally;  // freed in stream order, after the kernel
+  if (call.tally == nullptr) {
+    own_tally =
+        at::zeros({kCalibrationTallyWords + call.channels}, at::TensorOptions().device(device).dtype(at::kLong));
+    call.tally = reinterpret_cast<CalibrationTally*>(own_tally.data_ptr<int64_t>());
+  }
+  C10_CUDA_CHECK(launch_calibrate_grad_cuda(dtype, call, c10::cuda::getCurrentCUDAStream()));
+}
+#endif
+
+void run_nowhere(DType, const CalibrateGradCall&, c10::Device device) {
+  TORCH_CHECK(false, "calibrate_grad has no kernel for tensors on ", device,
+              " in this build; see csgd_cuda.show_config()");
+}
+
+// Checks, packs, runs; returns the calibrated gradient.
+template <void (*run)(DType, const CalibrateGradCall&, c10::Device)>
+at::Tensor calibrate_grad(const CalibrateGradArgs& a) {
+  check_all(a);
   const at::NoGradGuard no_grad;  // for the copy of what is not dense
-  const std::vector<int64_t> strides = memory_order(a.grad);
-  at::Tensor out = at::empty_strided(a.grad.sizes(), strides, a.grad.options());
-  const bool dense = a.grad.is_non_overlapping_and_dense();
-  const at::Tensor grad = dense ? a.grad : at::empty_like(out).copy_(a.grad);
+  const at::DimVector order = memory_order(a.grad);
+  OrderedCopies copies;
+  const at::Tensor grad = copies.in_order(a.grad, order, false);
+  at::Tensor out = at::empty_strided(a.grad.sizes(), order, a.grad.options());
   const int64_t channel_dim = channel_dim_of(a);
   CalibrateGradCall call{};
   call.grad = grad.const_data_ptr();
@@ -96,7 +163,7 @@ at::Tensor run_calibrate_grad(const CalibrateGradArgs& a, RunCalibrateGrad run) 
   if (a.tally) call.tally = reinterpret_cast<CalibrationTally*>(a.tally->data_ptr<int64_t>());
   call.numel = grad.numel();
   call.channels = channel_dim < 0 ? 1 : grad.size(channel_dim);
-  call.inner = channel_dim < 0 ? 1 : std::max<int64_t>(strides[static_cast<size_t>(channel_dim)], 1);
+  call.inner = channel_dim < 0 ? 1 : std::max<int64_t>(order[static_cast<size_t>(channel_dim)], 1);
   call.calibration = a.calibration;
   call.lipschitz = a.lipschitz.value_or(0.0);
   call.bound_decay = a.bound_decay;
@@ -104,16 +171,29 @@ at::Tensor run_calibrate_grad(const CalibrateGradArgs& a, RunCalibrateGrad run) 
   call.rank = static_cast<uint32_t>(a.rank);
   call.stochastic_rounding = a.rounding == "stochastic";
   run(dtype_of(grad), call, grad.device());
-  for (const at::Tensor* changed :
-       {&a.step, a.lipschitz_bound ? &*a.lipschitz_bound : nullptr, a.tally ? &*a.tally : nullptr}) {
-    if (changed != nullptr && !changed->is_inference()) changed->unsafeGetTensorImpl()->bump_version();
-  }
+  bump_version(a.step);
+  if (a.lipschitz_bound) bump_version(*a.lipschitz_bound);
+  if (a.tally) bump_version(*a.tally);
   return out;
 }
 
-void calibrate_grad_nowhere(DType, const CalibrateGradCall&, c10::Device device) {
-  TORCH_CHECK(false, "calibrate_grad has no kernel for tensors on ", device,
-              " in this build; see csgd_cuda.show_config()");
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
+  m.def(schema<CalibrateGradArgs>("calibrate_grad", "Tensor").c_str(),
+        {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+}
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("calibrate_grad", unboxed<CalibrateGradArgs, calibrate_grad<run_cpu>>); }
+
+#if CSGD_WITH_CUDA
+TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) {
+  m.impl("calibrate_grad", unboxed<CalibrateGradArgs, calibrate_grad<run_cuda>>);
+}
+#endif
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
+  m.impl("calibrate_grad", unboxed<CalibrateGradArgs, calibrate_grad<run_nowhere>>);
 }
 
 }  // namespace csgd

@@ -1,13 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks and the packing of the operators of the gradient exchange.
-#include "exchange.h"
+// The operators of the gradient exchange: encode_codes, pack_codes, add_codes, decode_sums.
+// csgd_cuda/distributed/coding.py documents them.
+#include "../core/exchange.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
-#include "dtype.h"
+#include <algorithm>
+#include <vector>
+
+#include "../cpu/exchange_cpu.h"
+#include "tensors.h"
+
+#if CSGD_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../cuda/exchange_cuda.h"
+#endif
 
 namespace csgd {
 namespace {
+
+// What runs the packed calls on one device.
+struct ExchangeDevice {
+  void (*encode)(DType, const std::vector<EncodeCall>&, c10::Device);
+  void (*pack)(const PackCall&, c10::Device);
+  void (*add)(const AddCall&, c10::Device);
+  void (*decode)(DType, const std::vector<DecodeCall>&, c10::Device);
+};
 
 constexpr int64_t kMostExchangeRanks = 1 << 16;
 
@@ -67,10 +91,9 @@ const uint32_t* const_data_of(const at::Tensor& words) {
   return reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>());
 }
 
-}  // namespace
-
-at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
-                            int64_t step, bool antithetic, const ExchangeDevice& device) {
+template <const ExchangeDevice& device>
+at::Tensor encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntArrayRef indices, int64_t seed,
+                        int64_t step, bool antithetic) {
   check_grads(grads, bounds.device());
   check_per_grad(bounds, grads, "bounds");
   TORCH_CHECK_VALUE(indices.size() == grads.size(), "indices must have an entry for each of the ", grads.size(),
@@ -100,7 +123,8 @@ at::Tensor run_encode_codes(at::TensorList grads, const at::Tensor& bounds, at::
   return codes;
 }
 
-at::Tensor run_pack_codes(const at::Tensor& codes, int64_t rows, const ExchangeDevice& device) {
+template <const ExchangeDevice& device>
+at::Tensor pack_codes(const at::Tensor& codes, int64_t rows) {
   TORCH_CHECK_VALUE(codes.scalar_type() == at::kByte && codes.dim() == 1 && codes.is_contiguous(),
                     "codes must be a contiguous uint8 tensor of shape (count,), got ", codes.scalar_type(),
                     " of shape ", codes.sizes());
@@ -120,7 +144,8 @@ at::Tensor run_pack_codes(const at::Tensor& codes, int64_t rows, const ExchangeD
   return words;
 }
 
-at::Tensor run_add_codes(const at::Tensor& words, const ExchangeDevice& device) {
+template <const ExchangeDevice& device>
+at::Tensor add_codes(const at::Tensor& words) {
   check_words(words);
   AddCall call{};
   call.codes = const_data_of(words);
@@ -138,8 +163,8 @@ at::Tensor run_add_codes(const at::Tensor& words, const ExchangeDevice& device) 
   return out;
 }
 
-void run_decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorList grads,
-                     const ExchangeDevice& device) {
+template <const ExchangeDevice& device>
+void decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorList grads) {
   check_words(words);
   check_grads(grads, words.device());
   check_per_grad(units, grads, "units");
@@ -168,18 +193,89 @@ void run_decode_sums(const at::Tensor& words, const at::Tensor& units, at::Tenso
     first += call.numel;
   }
   if (!calls.empty()) device.decode(dtype_of(grads[0]), calls, words.device());
-  for (const at::Tensor& grad : grads) {
-    if (!grad.is_inference()) grad.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& grad : grads) bump_version(grad);
+}
+
+// The CPU: elements and words, shared by torch's threads.
+
+constexpr int64_t kWordsPerGrain = kExchangeGrain / kCodesPerWord;
+
+// Calls f(call, begin, end) for the elements of all calls, in grains.
+template <class Call, class F>
+void share_out(const std::vector<Call>& calls, F f) {
+  std::vector<int64_t> first = {0};  // grain of each call
+  for (const Call& call : calls) first.push_back(first.back() + (call.numel + kExchangeGrain - 1) / kExchangeGrain);
+  at::parallel_for(0, first.back(), 2, [&](int64_t grain, int64_t last) {
+    auto k = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), grain) - first.begin() - 1);
+    for (; grain < last; ++grain) {
+      while (grain >= first[k + 1]) ++k;
+      const int64_t begin = (grain - first[k]) * kExchangeGrain;
+      f(calls[k], begin, std::min(begin + kExchangeGrain, calls[k].numel));
+    }
+  });
+}
+
+void encode_cpu(DType dtype, const std::vector<EncodeCall>& calls, c10::Device) {
+  share_out(calls, [&, loops = exchange_loops()](const EncodeCall& call, int64_t begin, int64_t end) {
+    loops.encode(dtype, call, begin, end);
+  });
+}
+
+void pack_cpu(const PackCall& call, c10::Device) {
+  at::parallel_for(0, call.rows * call.words_per_row, kWordsPerGrain,
+                   [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.pack(call, begin, end); });
+}
+
+void add_cpu(const AddCall& given, c10::Device device) {
+  std::vector<uint8_t> digits(static_cast<size_t>(given.sums.row * digit_size(given.sums.radix)));
+  AddCall call = given;
+  call.sums.digits = digits.data();
+  at::parallel_for(0, call.code_words, kWordsPerGrain,
+                   [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.add(call, begin, end); });
+  pack_cpu(call.sums, device);
+}
+
+void decode_cpu(DType dtype, const std::vector<DecodeCall>& calls, c10::Device) {
+  share_out(calls, [&, loops = exchange_loops()](const DecodeCall& call, int64_t begin, int64_t end) {
+    loops.decode(dtype, call, begin, end);
+  });
+}
+
+const ExchangeDevice kExchangeCpu = {encode_cpu, pack_cpu, add_cpu, decode_cpu};
+
+#if CSGD_WITH_CUDA
+// CUDA: on torch's current stream, a launch for each gradient, or one.
+
+void encode_on_cuda(DType dtype, const std::vector<EncodeCall>& calls, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  for (const EncodeCall& call : calls) {
+    C10_CUDA_CHECK(launch_encode_cuda(dtype, call, c10::cuda::getCurrentCUDAStream()));
   }
 }
 
-namespace {
+void pack_on_cuda(const PackCall& call, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch_pack_cuda(call, c10::cuda::getCurrentCUDAStream()));
+}
+
+void add_on_cuda(const AddCall& call, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch_add_cuda(call, c10::cuda::getCurrentCUDAStream()));
+}
+
+void decode_on_cuda(DType dtype, const std::vector<DecodeCall>& calls, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  for (const DecodeCall& call : calls) {
+    C10_CUDA_CHECK(launch_decode_cuda(dtype, call, c10::cuda::getCurrentCUDAStream()));
+  }
+}
+
+const ExchangeDevice kExchangeCuda = {encode_on_cuda, pack_on_cuda, add_on_cuda, decode_on_cuda};
+#endif
 
 [[noreturn]] void no_kernel(c10::Device device) {
   TORCH_CHECK(false, "codes have no kernel for tensors on ", device, " in this build; see csgd_cuda.show_config()");
 }
-
-}  // namespace
 
 const ExchangeDevice kExchangeNowhere = {
     [](DType, const std::vector<EncodeCall>&, c10::Device device) { no_kernel(device); },
@@ -187,5 +283,34 @@ const ExchangeDevice kExchangeNowhere = {
     [](const AddCall&, c10::Device device) { no_kernel(device); },
     [](DType, const std::vector<DecodeCall>&, c10::Device device) { no_kernel(device); },
 };
+
+// Makes them those of a dispatch key.
+template <const ExchangeDevice& device, class Library>
+void add_exchange(Library& m) {
+  m.impl("encode_codes", encode_codes<device>);
+  m.impl("pack_codes", pack_codes<device>);
+  m.impl("add_codes", add_codes<device>);
+  m.impl("decode_sums", decode_sums<device>);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
+  m.def(
+      "encode_codes(Tensor[] grads, Tensor bounds, int[] indices, *, int seed, int step, bool antithetic=False) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("pack_codes(Tensor codes, int rows) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("add_codes(Tensor words) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("decode_sums(Tensor words, Tensor units, Tensor(a!)[] grads) -> ()", {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { add_exchange<kExchangeCpu>(m); }
+
+#if CSGD_WITH_CUDA
+TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { add_exchange<kExchangeCuda>(m); }
+#endif
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { add_exchange<kExchangeNowhere>(m); }
 
 }  // namespace csgd

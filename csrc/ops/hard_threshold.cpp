@@ -1,18 +1,130 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the checked arguments of hard_threshold_ to the work of a device, for each structure.
-#include "hard_threshold.h"
+// The operator csgd_cuda::hard_threshold_, which keeps the largest elements or filters. csgd_cuda.hard_threshold_
+// documents it.
+#include "../core/hard_threshold.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/ones.h>
-#include <c10/util/strides.h>
+#include <torch/library.h>
 
-#include "csgd.h"
-#include "dtype.h"
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "../cpu/hard_threshold_cpu.h"
+#include "arguments.h"
+#include "tensors.h"
+
+#if CSGD_WITH_CUDA
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../cuda/hard_threshold_cuda.h"
+#endif
 
 namespace csgd {
 namespace {
+
+// Without momentum_buffers these are left alone; without masks nothing was dropped for good.
+#define CSGD_HARD_THRESHOLD_ARGUMENTS(POSITIONAL, KEYWORD)     \
+  POSITIONAL("Tensor(a!)[]", at::TensorList, params)           \
+  POSITIONAL("Tensor(b!)[]", at::TensorList, momentum_buffers) \
+  POSITIONAL("Tensor(c!)[]", at::TensorList, masks)            \
+  POSITIONAL("int[]?", at::OptionalIntArrayRef, keeps)         \
+  KEYWORD("str", std::string_view, structure)                  \
+  KEYWORD("bool", bool, across)                                \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, found_inf)
+CSGD_DEFINE_ARGUMENTS(HardThresholdArgs, CSGD_HARD_THRESHOLD_ARGUMENTS);
+
+// The checks. csgd_cuda/thresholding.py checks the same for the reference.
+
+bool fits(const at::Tensor& t, const at::Tensor& param, at::IntArrayRef sizes, at::ScalarType dtype) {
+  return t.layout() == at::kStrided && t.sizes() == sizes && t.scalar_type() == dtype && t.device() == param.device();
+}
+
+void check_param(const at::Tensor& p, int64_t i, const HardThresholdArgs& a) {
+  const auto dtype = p.scalar_type();
+  TORCH_CHECK_VALUE(p.layout() == at::kStrided, "parameter ", i, " has layout ", p.layout(),
+                    "; hard_threshold_ needs dense (strided) parameters");
+  TORCH_CHECK_TYPE(is_supported(dtype), "parameter ", i, " has dtype ", dtype,
+                   "; hard_threshold_ supports float32, float64, bfloat16 and float16");
+  TORCH_CHECK_VALUE(p.device() == a.params[0].device(), "parameter ", i, " is on ", p.device(), ", expected ",
+                    a.params[0].device(), ", the device of the call's first parameter");
+  TORCH_CHECK_VALUE(p.numel() == 0 || separate_elements(p), "parameter ", i,
+                    " may overlap itself in memory (an expanded tensor?): clone() it");
+  check_changeable(p, i, "the parameter");
+  if (a.structure == "filter") {
+    TORCH_CHECK_VALUE(p.dim() >= 2, "parameter ", i, " has shape ", p.sizes(),
+                      ": structure 'filter' needs two dimensions or more, of which the first counts the filters");
+  }
+  if (a.structure == "2:4") {
+    TORCH_CHECK_VALUE(p.dim() >= 2 && p.size(1) % 4 == 0, "parameter ", i, " has shape ", p.sizes(),
+                      ": structure '2:4' needs a dimension 1 that is divisible by 4");
+  }
+}
+
+void check_companions(const HardThresholdArgs& a, size_t i) {
+  const at::Tensor& p = a.params[i];
+  if (!a.momentum_buffers.empty()) {
+    const at::Tensor& m = a.momentum_buffers[i];
+    TORCH_CHECK_VALUE(fits(m, p, p.sizes(), p.scalar_type()), "parameter ", i, ": momentum_buffer has shape ",
+                      m.sizes(), ", dtype ", m.scalar_type(), " on ", m.device(), "; expected those of the parameter");
+    TORCH_CHECK_VALUE(m.numel() == 0 || separate_elements(m), "parameter ", i,
+                      ": momentum_buffer may overlap itself in memory");
+    check_changeable(m, static_cast<int64_t>(i), "momentum_buffer");
+  }
+  if (!a.masks.empty()) {
+    const at::Tensor& m = a.masks[i];
+    const at::IntArrayRef sizes = a.structure == "filter" ? p.sizes().slice(0, 1) : p.sizes();
+    TORCH_CHECK_VALUE(fits(m, p, sizes, at::kBool), "parameter ", i, ": mask has shape ", m.sizes(), ", dtype ",
+                      m.scalar_type(), " on ", m.device(), "; expected shape ", sizes, ", dtype Bool on ", p.device());
+    TORCH_CHECK_VALUE(m.numel() == 0 || separate_elements(m), "parameter ", i, ": mask may overlap itself in memory");
+    check_changeable(m, static_cast<int64_t>(i), "mask");
+  }
+}
+
+void check_keeps(const HardThresholdArgs& a) {
+  if (!a.keeps) {
+    TORCH_CHECK_VALUE(!a.masks.empty(), "keeps must be given where there are no masks to apply");
+    return;
+  }
+  const size_t expected = a.structure == "2:4" ? 0 : a.across ? 1 : a.params.size();
+  TORCH_CHECK_VALUE(a.keeps->size() == expected, "keeps must have ", expected, " entries, got ", a.keeps->size());
+  for (const int64_t keep : *a.keeps) TORCH_CHECK_VALUE(keep >= 0, "keeps must be >= 0, got ", keep);
+}
+
+// Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter by its place.
+void check_all(const HardThresholdArgs& a) {
+  TORCH_CHECK_VALUE(a.structure == "element" || a.structure == "filter" || a.structure == "2:4",
+                    "structure must be 'element', 'filter' or '2:4', got '", a.structure, "'");
+  if (a.params.empty()) return;
+  const auto length = [&](size_t got, const char* name) {
+    TORCH_CHECK_VALUE(got == 0 || got == a.params.size(), name, " must be empty or have ", a.params.size(),
+                      " entries, one for each parameter, got ", got);
+  };
+  length(a.momentum_buffers.size(), "momentum_buffers");
+  length(a.masks.size(), "masks");
+  check_keeps(a);
+  for (size_t i = 0; i < a.params.size(); ++i) {
+    check_param(a.params[i], static_cast<int64_t>(i), a);
+    check_companions(a, i);
+    const bool alike = (a.params[i].scalar_type() == at::kDouble) == (a.params[0].scalar_type() == at::kDouble);
+    TORCH_CHECK_TYPE(!a.across || a.structure != "element" || alike, "parameter ", i, " has dtype ",
+                     a.params[i].scalar_type(), " and parameter 0 ", a.params[0].scalar_type(),
+                     ": across tensors all must be float64 or none");
+  }
+  if (!a.found_inf) return;
+  TORCH_CHECK_VALUE(fits(*a.found_inf, a.params[0], a.found_inf->sizes(), at::kFloat) && a.found_inf->numel() == 1,
+                    "found_inf must be one Float on ", a.params[0].device(), ", the device of the parameters");
+}
+
+// Packing, and what is to be done for each structure.
 
 // The packed call. What does not lie in memory as its parameter counts (a parameter that is not dense, a momentum
 // buffer or mask laid out otherwise) is worked on as a copy, which is brought back by finish().
@@ -27,32 +139,26 @@ class PackedThreshold {
   void keep_alive(const at::Tensor& t) { owned_.push_back(t); }
 
   void finish() {
-    for (const auto& [to, from] : copies_) to.copy_(from);
+    copies_.bring_back();
     for (const at::TensorList& changed : {args_.params, args_.momentum_buffers, args_.masks}) {
-      for (const at::Tensor& t : changed) {
-        if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
-      }
+      for (const at::Tensor& t : changed) bump_version(t);
     }
   }
 
  private:
   void pack(size_t i) {
     const at::Tensor& param = args_.params[i];
-    std::vector<int64_t> order = param.strides().vec();
-    if (!param.is_non_overlapping_and_dense()) {  // counted in row-major order
-      const auto row_major = c10::contiguous_strides(param.sizes());
-      order.assign(row_major.begin(), row_major.end());
-    }
+    const at::DimVector order = memory_order(param);
     ThresholdTensor t{};
     t.dtype = dtype_of(param);
-    t.data = in_order(param, order).data_ptr();
+    t.data = copies_.in_order(param, order, true).data_ptr();
     t.numel = t.channels = param.numel();
     t.inner = 1;
-    if (!args_.momentum_buffers.empty()) t.momentum_buffer = in_order(args_.momentum_buffers[i], order).data_ptr();
+    if (!args_.momentum_buffers.empty())
+      t.momentum_buffer = copies_.in_order(args_.momentum_buffers[i], order, true).data_ptr();
     const bool of_filters = args_.structure == "filter";
     if (!args_.masks.empty()) {
-      const std::vector<int64_t> one{1};
-      t.mask = in_order(args_.masks[i], of_filters ? one : order).data_ptr<bool>();
+      t.mask = copies_.in_order(args_.masks[i], of_filters ? at::DimVector{1} : order, true).data_ptr<bool>();
     }
     if (of_filters || args_.structure == "2:4") {
       const size_t dim = of_filters ? 0 : 1;
@@ -63,23 +169,22 @@ class PackedThreshold {
     tensors.push_back(t);
   }
 
-  at::Tensor in_order(const at::Tensor& tensor, const std::vector<int64_t>& order) {
-    bool same = true;
-    for (int64_t k = 0; k < tensor.dim(); ++k) {
-      same = same && (tensor.size(k) <= 1 || tensor.stride(k) == order[static_cast<size_t>(k)]);
-    }
-    if (same || tensor.numel() == 0) return tensor;
-    copies_.emplace_back(tensor, at::empty_strided(tensor.sizes(), order, tensor.options()).copy_(tensor));
-    return copies_.back().second;
-  }
-
   const HardThresholdArgs& args_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> copies_;
+  OrderedCopies copies_;
   std::vector<at::Tensor> owned_;
 };
 
-// Numbers the selections, and the places in them; gives them what was counted before. Returns how many selections there
-// are.
+// The work on one device, on packed tensors.
+class ThresholdDevice {
+ public:
+  virtual ~ThresholdDevice() = default;
+  virtual void select(const std::vector<ThresholdTensor>& tensors, int64_t selections) = 0;
+  virtual void norms(const std::vector<ThresholdTensor>& tensors) = 0;
+  virtual void masks(const std::vector<ThresholdTensor>& tensors) = 0;
+  virtual void two_of_four(const std::vector<ThresholdTensor>& tensors) = 0;
+};
+
+// Numbers the selections, and the places in them. Returns how many selections there are.
 int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThresholdArgs& args) {
   int64_t total = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -89,7 +194,6 @@ int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThres
     t.first = args.across ? total : 0;
     t.total = t.numel;
     total += t.numel;
-    if (args.histograms) t.histogram = args.histograms->const_data_ptr<int64_t>() + t.selection * kBins;
   }
   if (!args.across) return static_cast<int64_t>(tensors.size());
   for (ThresholdTensor& t : tensors) t.total = total;
@@ -123,9 +227,8 @@ void threshold_filters(PackedThreshold& packed, const HardThresholdArgs& args, T
   device.masks(packed.tensors);
 }
 
-}  // namespace
-
-void run_hard_threshold(const HardThresholdArgs& args, ThresholdDevice& device) {
+// Packs the arguments and has the device do the work.
+void run(const HardThresholdArgs& args, ThresholdDevice& device) {
   const at::NoGradGuard no_grad;
   PackedThreshold packed(args);
   if (!args.keeps) {
@@ -144,9 +247,100 @@ void run_hard_threshold(const HardThresholdArgs& args, ThresholdDevice& device) 
   packed.finish();
 }
 
-void hard_threshold_nowhere(const HardThresholdArgs& args) {
+// The CPU, shared by torch's threads.
+
+void parallel_for(int64_t count, const Ranges& work) { at::parallel_for(0, count, 2, work); }
+
+class Cpu : public ThresholdDevice {
+ public:
+  void select(const std::vector<ThresholdTensor>& tensors, int64_t) override {
+    hard_threshold_select_cpu(tensors, parallel_for);
+  }
+  void norms(const std::vector<ThresholdTensor>& tensors) override { hard_threshold_norms_cpu(tensors, parallel_for); }
+  void masks(const std::vector<ThresholdTensor>& tensors) override { hard_threshold_masks_cpu(tensors, parallel_for); }
+  void two_of_four(const std::vector<ThresholdTensor>& tensors) override {
+    hard_threshold_two_of_four_cpu(tensors, parallel_for);
+  }
+};
+
+void run_cpu(const HardThresholdArgs& args) {
+  if (args.found_inf && *args.found_inf->const_data_ptr<float>() != 0.0f) return;
+  Cpu cpu;
+  run(args, cpu);
+}
+
+#if CSGD_WITH_CUDA
+// CUDA: launches on torch's current stream, scratch space from torch's allocator.
+
+constexpr int64_t kScratchWords = sizeof(SelectionScratch) / sizeof(int64_t);
+
+class Cuda : public ThresholdDevice {
+ public:
+  explicit Cuda(const HardThresholdArgs& args)
+      : device_(args.params[0].device()),
+        found_inf_(args.found_inf ? args.found_inf->const_data_ptr<float>() : nullptr),
+        stream_(c10::cuda::getCurrentCUDAStream()) {}
+
+  void select(const std::vector<ThresholdTensor>& tensors, int64_t selections) override {
+    const at::Tensor scratch =  // freed in stream order, after the kernels
+        at::zeros({selections, kScratchWords}, at::TensorOptions().device(device_).dtype(at::kLong));
+    auto* of_selection = reinterpret_cast<SelectionScratch*>(scratch.data_ptr<int64_t>());
+    C10_CUDA_CHECK(launch_hard_threshold_select_cuda(tensors, of_selection, found_inf_, stream_));
+  }
+  void norms(const std::vector<ThresholdTensor>& tensors) override {
+    C10_CUDA_CHECK(launch_hard_threshold_norms_cuda(tensors, found_inf_, stream_));
+  }
+  void masks(const std::vector<ThresholdTensor>& tensors) override {
+    C10_CUDA_CHECK(launch_hard_threshold_masks_cuda(tensors, found_inf_, stream_));
+  }
+  void two_of_four(const std::vector<ThresholdTensor>& tensors) override {
+    C10_CUDA_CHECK(launch_hard_threshold_two_of_four_cuda(tensors, found_inf_, stream_));
+  }
+
+ private:
+  c10::Device device_;
+  const float* found_inf_;
+  cudaStream_t stream_;
+};
+
+void run_cuda(const HardThresholdArgs& args) {
+  const c10::cuda::CUDAGuard guard(args.params[0].device());
+  Cuda cuda(args);
+  run(args, cuda);
+}
+#endif
+
+void run_nowhere(const HardThresholdArgs& args) {
   TORCH_CHECK(false, "hard_threshold_ has no kernel for tensors on ", args.params[0].device(),
               " in this build; see csgd_cuda.show_config()");
+}
+
+// The operator on one device.
+template <void (*run_on)(const HardThresholdArgs&)>
+void hard_threshold_(const HardThresholdArgs& args) {
+  check_all(args);
+  if (!args.params.empty()) run_on(args);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
+  m.def(schema<HardThresholdArgs>("hard_threshold_", "()").c_str(),
+        {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
+}
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) {
+  m.impl("hard_threshold_", unboxed<HardThresholdArgs, hard_threshold_<run_cpu>>);
+}
+
+#if CSGD_WITH_CUDA
+TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) {
+  m.impl("hard_threshold_", unboxed<HardThresholdArgs, hard_threshold_<run_cuda>>);
+}
+#endif
+
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
+  m.impl("hard_threshold_", unboxed<HardThresholdArgs, hard_threshold_<run_nowhere>>);
 }
 
 }  // namespace csgd

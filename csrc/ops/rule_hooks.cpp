@@ -73,13 +73,11 @@ uint32_t draw(uint64_t seed, uint32_t stream, int64_t position, uint32_t index, 
   return draw_lane(bits, static_cast<int>(position % kDrawsPerCall));
 }
 
-// Calls f with a value of the storage type named by `dtype`.
-template <class F>
-auto with_storage(const std::string& dtype, F f) {
-  if (dtype == "float32") return f(float{});
-  if (dtype == "float64") return f(double{});
-  if (dtype == "bfloat16") return f(BFloat16{});
-  if (dtype == "float16") return f(Float16{});
+DType dtype_named(const std::string& dtype) {
+  if (dtype == "float32") return DType::kFloat32;
+  if (dtype == "float64") return DType::kFloat64;
+  if (dtype == "bfloat16") return DType::kBFloat16;
+  if (dtype == "float16") return DType::kFloat16;
   throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16, got " + dtype);
 }
 
@@ -90,7 +88,7 @@ S rounded(typename Storage<S>::Opmath value, std::optional<uint32_t> draw) {
 
 // `value` as stored with each of the draws (None: nearest even), as numbers.
 std::vector<double> store(const std::string& dtype, double value, const std::vector<std::optional<uint32_t>>& draws) {
-  return with_storage(dtype, [&](auto tag) {
+  return with_storage(dtype_named(dtype), [&](auto tag) {
     using S = decltype(tag);
     std::vector<double> out;
     for (const auto& d : draws) {
@@ -112,7 +110,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
                              bool nesterov, bool maximize, double calibration, std::optional<float> grad_scale,
                              const std::vector<uint32_t>& draws, std::optional<uint32_t> param_draw,
                              std::optional<uint32_t> momentum_draw) {
-  return with_storage(dtype, [&](auto tag) {
+  return with_storage(dtype_named(dtype), [&](auto tag) {
     using S = decltype(tag);
     using T = typename Storage<S>::Opmath;
     const auto in_memory = [](double x) { return Storage<S>::load(Storage<S>::store_nearest(static_cast<T>(x))); };

@@ -89,7 +89,7 @@ int main(int argc, char** argv) {
     if (!set_option(options, argv[k])) return std::fprintf(stderr, "unknown option %s\n", argv[k]), 2;
   }
   int64_t step = 1;  // not the first, which takes the gradient for the momentum
-  csgd::CsgdPruned tensor{};
+  csgd::CsgdShard tensor{};
   tensor.param = memory.param.data();
   tensor.grad = memory.grad.data();
   tensor.momentum_buffer = options.momentum != 0 ? memory.momentum_buffer.data() : nullptr;

@@ -137,7 +137,7 @@ def main():
     print(f"rank {rank} began after step {begun_after}", flush=True)
     if rank == 0:
         torch.save(weights, options.folder / "weights.pt")
-    dist.barrier()  # nobody leaves before all have what they came for
+    dist.barrier()  # no rank leaves before all have what they need
     dist.destroy_process_group()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that were set up differently are told the difference, with both values, on every rank."""
+"""Ranks that were set up differently raise an error that names the difference and both values, on every rank."""
 
 import os
 import time

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from csgd_cuda.distributed import codes
-from csgd_cuda.distributed.blocks import block_exponents, scale_blocks
+from csgd_cuda.distributed.coding import block_exponents, scale_blocks
 
 from ..helpers import assert_same_bits, heavy_tailed
 from .launch import draws_of, exchanged, run, with_hook
@@ -27,7 +27,7 @@ def gradient(rank, dtype, scale=1.0):
 
 
 def exponents_by_hand(grads, unit, size, dtype):
-    """The largest k for each block, by exact fractions: nobody's coordinate beyond the size, no sum off the dtype."""
+    """The largest k for each block, by exact fractions: no coordinate beyond the size, no sum off the dtype's grid."""
     info = torch.finfo(dtype)
     smallest = Fraction(info.tiny) * Fraction(info.eps)
     out = []

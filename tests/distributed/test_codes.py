@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes and their packing: the theorem of docs/scaling.md by enumeration, in exact fractions."""
+"""Codes and their packing: the theorem of docs/exchange.md by enumeration, in exact fractions."""
 
 import itertools
 from fractions import Fraction
@@ -7,9 +7,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from csgd_cuda import philox
 from csgd_cuda.distributed import codes
-from csgd_cuda.distributed.packing import digits_per_word, pack, unpack, words_for
+from csgd_cuda.distributed.coding import digits_per_word, pack, unpack, words_for
+from csgd_cuda.reference import philox
 
 from ..helpers import heavy_tailed
 

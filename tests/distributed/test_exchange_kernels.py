@@ -11,7 +11,7 @@ import torch
 
 from csgd_cuda.distributed import codes
 from csgd_cuda.distributed.coding import choose_coding
-from csgd_cuda.philox import EXCHANGE_STREAM, draws, draws_at
+from csgd_cuda.reference.philox import EXCHANGE_STREAM, draws, draws_at
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, heavy_tailed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The theorem of docs/scaling.md through the whole exchange, by enumeration of all draws of all ranks."""
+"""The theorem of docs/exchange.md through the whole exchange, by enumeration of all draws of all ranks."""
 
 from fractions import Fraction
 

@@ -31,8 +31,8 @@ def set_gradients(params, mesh, placements, step, has_all):
 
 
 def stepped(rank, mesh_shape, lacking):
-    """What steps leave where ranks ``lacking`` it have no gradient; or what they were told, and whether by then
-    anything had changed."""
+    """What steps leave where ranks ``lacking`` it have no gradient; or the error, and whether nothing had changed by
+    then."""
     mesh = None if mesh_shape is None else init_device_mesh("cpu", mesh_shape)
     placements = None if mesh is None else [Shard(0), Shard(1)][: mesh.ndim]
     params, optimizer = start(mesh, placements)
@@ -65,7 +65,7 @@ def test_gradient_that_some_ranks_lack_is_told_to_all_at_the_next_step(mesh_shap
 
 
 def asked_after_the_step(rank, options):
-    """What the state_dict says after that step, when asked twice, a step and check_ranks_agree."""
+    """The errors of state_dict after that step, called twice, of a step and of check_ranks_agree."""
     mesh = init_device_mesh("cpu", (2,))
     params, optimizer = start(mesh, [Shard(0)], **options)
     for step in range(MISSING + 1):

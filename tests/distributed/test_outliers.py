@@ -6,8 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csgd_cuda.distributed.blocks import pack_exponents, smallest_exponents, unpack_exponents
-from csgd_cuda.distributed.outliers import _IN_CACHE, Outliers, add_mean, pack_outliers, take_outliers, unpack_outliers
+from csgd_cuda.distributed.coding import (
+    _IN_CACHE,
+    Outliers,
+    add_mean,
+    pack_exponents,
+    pack_outliers,
+    smallest_exponents,
+    take_outliers,
+    unpack_exponents,
+    unpack_outliers,
+)
 
 from ..helpers import assert_same_bits, heavy_tailed
 

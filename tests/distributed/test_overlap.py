@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchanges run beside the backward pass: in the same order on all ranks, and with their errors told."""
+"""Exchanges run beside the backward pass: in the same order on all ranks, and their errors are raised."""
 
 import gc
 import random
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from csgd_cuda.distributed import CalibratedHookState, calibrated_hook
-from csgd_cuda.distributed.in_order import InOrder
+from csgd_cuda.distributed.worker_thread import WorkerThread
 
 from ..helpers import assert_same_bits, heavy_tailed
 from .launch import Given, exchanged, run
@@ -128,7 +128,7 @@ def test_failure_of_an_exchange_ends_backward():
 
 
 def test_calls_run_in_order_and_end_with_the_first_failure():
-    calls, done = InOrder(), []
+    calls, done = WorkerThread(), []
 
     def call(k):
         time.sleep(0.001)
@@ -147,7 +147,7 @@ def test_calls_run_in_order_and_end_with_the_first_failure():
 
 def test_thread_ends_with_its_owner():
     before = set(threading.enumerate())  # that of the test above may be ending
-    calls = InOrder()
+    calls = WorkerThread()
     assert set(threading.enumerate()) <= before
     calls.submit(lambda: torch.zeros(())).wait()
     (thread,) = set(threading.enumerate()) - before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharded optimizers that differ between ranks are told so at the first step, on all of them."""
+"""Sharded optimizers that differ between ranks raise an error at the first step, on all ranks."""
 
 import pytest
 import torch
@@ -46,11 +46,11 @@ def disagreeing(rank, what):
         ("loaded seed", "the ranks disagree: seed of parameter group 0 is 0 on rank 0, but 1 on rank 1"),
     ],
 )
-def test_ranks_that_disagree_are_told_at_the_first_step(what, message):
+def test_ranks_that_disagree_raise_at_the_first_step(what, message):
     assert run(2, disagreeing, what) == [message] * 2
 
 
-def told(mesh_shape, placements, **changed):
+def error_of_first_step(mesh_shape, placements, **changed):
     """What the first step says where this rank's options were changed after the constructor."""
     mesh = init_device_mesh("cpu", mesh_shape)
     param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, placements))
@@ -64,19 +64,19 @@ def told(mesh_shape, placements, **changed):
 
 def disagreeing_on_a_grid(rank):
     """Two by two ranks, of which the last has another seed; it differs from one rank of each dimension only."""
-    return told((2, 2), [Replicate(), Shard(0)], seed=int(rank == 3))
+    return error_of_first_step((2, 2), [Replicate(), Shard(0)], seed=int(rank == 3))
 
 
-def test_all_ranks_of_a_grid_are_told_and_the_ranks_are_those_of_the_world():
+def test_all_ranks_of_a_grid_raise_and_the_ranks_are_those_of_the_world():
     message = "the ranks disagree: seed of parameter group 0 is 0 on rank 0, but 1 on rank 3"
     assert run(4, disagreeing_on_a_grid) == [message] * 4
 
 
 def wrong_option_of_one_rank(rank):
-    return told((2,), [Shard(0)], calibration=-1.0 if rank == 1 else 1.0)
+    return error_of_first_step((2,), [Shard(0)], calibration=-1.0 if rank == 1 else 1.0)
 
 
-def test_option_that_only_one_rank_would_refuse_is_told_to_all():
+def test_option_that_only_one_rank_would_refuse_raises_on_all():
     message = "the ranks disagree: calibration of parameter group 0 is 1.0 on rank 0, but -1.0 on rank 1"
     assert run(2, wrong_option_of_one_rank) == [message] * 2
 

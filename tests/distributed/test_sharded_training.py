@@ -110,12 +110,12 @@ def count_exchanges(rank):
 
 def test_a_step_makes_one_asynchronous_exchange_of_all_bounds():
     for sizes, without_dtensors in run(2, count_exchanges):
-        assert sizes == [(3 * 2, True)] * STEPS  # of two parameters, with what tells who had a gradient
+        assert sizes == [(3 * 2, True)] * STEPS  # of two parameters: the bound, and twice whether there was a gradient
         assert without_dtensors == 0
 
 
 def wrong_state_of_one_rank(rank):
-    """What it is told, and how many all-reduces it launches in that step: as many as the other, which has no error."""
+    """Its error, and how many all-reduces it launches in that step: as many as the other rank, which has no error."""
     mesh, launched = init_device_mesh("cpu", (2,)), []
     param = torch.nn.Parameter(distribute_tensor(torch.ones(6), mesh, [Replicate()]))
     optimizer = CSGD([param], lr=0.1)

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csgd_cuda import csgd_
-from csgd_cuda.shards import WHOLE, ShardLayout, layout_of_block
+from csgd_cuda.distributed.shards import WHOLE, ShardLayout, layout_of_block
 
-from ..helpers import DTYPES, assert_same_bits, heavy_tailed
+from ..helpers import DTYPES, assert_same_bits, heavy_tailed, step_operator
 
 
 @st.composite
@@ -67,7 +66,7 @@ def stepped(params, grads, shards, fused, device="cpu"):
     state = ([torch.zeros_like(p) for p in params], steps, [])
     options = {"lr": 0.1, "momentum": 0.9, "lipschitz": 0.5, "seed": 7, "indices": [3] * len(params)}
     for _ in range(3):
-        csgd_(params, grads, *state, shards=shards, fused=fused, **options)
+        step_operator(params, grads, *state, shards=shards, fused=fused, **options)
     return list(zip(params, state[0], strict=True))
 
 
@@ -77,7 +76,7 @@ def assert_step_of_a_shard_is_a_part(name, dtype, fused, device):
     param, grad = (heavy_tailed(whole, generator, dtype) for _ in range(2))
     layout = layout_of_block(sizes, offsets, whole)
     part = stepped([cut(param, sizes, offsets)], [cut(grad, sizes, offsets)], [layout], fused, device)[0]
-    for got, of_whole in zip(part, stepped([param], [grad], None, False)[0], strict=True):
+    for got, of_whole in zip(part, stepped([param], [grad], [], False)[0], strict=True):
         assert_same_bits(got, cut(of_whole, sizes, offsets))
 
 
@@ -124,7 +123,7 @@ def test_whole_tensors_and_shards_of_several_lengths_go_in_one_call(fused, devic
     layouts = [WHOLE if sizes == whole else layout_of_block(sizes, offsets, whole) for sizes, offsets in kinds]
     params, grads = ([cut(tensor, *kind) for kind in kinds] for tensor in (param, grad))
     results = stepped(params, grads, layouts, fused, device)
-    expected = stepped([param], [grad], None, False)[0]
+    expected = stepped([param], [grad], [], False)[0]
     for kind, result in zip(kinds, results, strict=True):
         for got, of_whole in zip(result, expected, strict=True):
             assert_same_bits(got, cut(of_whole, *kind), str(kind))

@@ -81,8 +81,9 @@ def test_scale_is_undone_by_the_step_or_before_it_with_the_same_bits():
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
 def test_hooks_see_scaled_gradients_only_where_those_of_sgd_do(options):
-    """One that clips must see them without the scale, and so must who logs them after the step. With fused=True it
-    is still in them, with CSGD as with torch.optim.SGD; whose kernel unscales them in place, and ours leaves them."""
+    """A hook that clips must get them without the scale, and so must code that logs them after the step. With
+    fused=True they still have the scale, with CSGD as with torch.optim.SGD, whose kernel unscales them in place; ours
+    does not."""
     if options.get("fused"):
         need_kernel(torch.device("cpu"))
 

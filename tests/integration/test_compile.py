@@ -238,7 +238,7 @@ def test_inductor_makes_the_bits_of_an_eager_step(dtype):
 @pytest.mark.parametrize("options", [{}, {"regrow": False, "threshold_every": 2}, {"structure": "filter"}], ids=str)
 def test_a_pruning_optimizer_steps_outside_the_graph(options):
     """Its schedule counts in Python: traced, every step would be compiled anew. The bits are those without a compiler,
-    and who demands one graph is told."""
+    and fullgraph=True raises an error."""
     results, data = [], make_data(12)
     for compiled in (False, True):
         model = make_model()

@@ -76,7 +76,7 @@ def test_frozen_layers_rest_and_unfrozen_ones_go_on(fused):
 
 
 def test_freezing_does_not_change_what_the_others_draw():
-    """The draws depend on the position over all parameters, so that a missing gradient shifts nobody's."""
+    """The draws depend on the position over all parameters: a missing gradient does not shift those of others."""
     results = []
     for frozen in (False, True):
         model = make_model()

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgd_cuda import calibrate_grad, csgd_, gradient
-from csgd_cuda.checks import opmath_dtype
+from csgd_cuda import calibrate_grad, csgd_
+from csgd_cuda.layers import functional
+from csgd_cuda.tensors import opmath_dtype
 
 from ..conftest import need_kernel
 from ..helpers import BACKENDS, DEVICES, DTYPES, assert_same_bits, heavy_tailed
@@ -134,7 +135,7 @@ def test_every_instruction_set_and_thread_count(dtype, channels, compiled):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_mean_over_all_draws_is_the_gradient(dtype, device, monkeypatch):
     """2^16 elements with equal gradients, of which the i-th draws i; rounding to nearest where dtype has 16 bits."""
-    monkeypatch.setattr(gradient, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    monkeypatch.setattr(functional, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
     opmath = opmath_dtype(dtype)
     info = torch.finfo(dtype)
     for g in directions(dtype):
@@ -205,7 +206,7 @@ def test_opcheck(dtype, channels, device):
         "channel_dim": 1, "calibration": 1.0, "lipschitz": None, "bound_decay": 0.99, "rounding": "stochastic",
         "seed": -1, "rank": 0,
     }  # fmt: skip
-    grad = heavy_tailed((5, 7, 9), torch.Generator().manual_seed(0), dtype).to(device)  # the checker knows no NaN
+    grad = heavy_tailed((5, 7, 9), torch.Generator().manual_seed(0), dtype).to(device)  # the checker cannot compare NaN
     for given_grad in (
         grad,
         grad.transpose(0, 2).contiguous().transpose(0, 2),

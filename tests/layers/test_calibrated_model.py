@@ -158,7 +158,7 @@ def test_tied_weights_get_a_layer_in_each_place():
 
 @pytest.mark.parametrize("where", WHERE)
 def test_compiled_code_is_not_used_again_without_the_layer(where):
-    """torch.compile looks at a module's class, but not at its hooks, when it asks whether its code still fits."""
+    """torch.compile compares a module's class, but not its hooks, to find out whether its code still fits."""
     model = make_model()
     compiled = torch.compile(model, backend="aot_eager")
     compiled(batch()).square().sum().backward()

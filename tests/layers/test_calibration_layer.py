@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from csgd_cuda import GradientCalibration, calibrate_grad, gradient
+from csgd_cuda import GradientCalibration, calibrate_grad
+from csgd_cuda.layers import functional
 
 from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits
@@ -71,7 +72,7 @@ def test_gradcheck_without_calibration(fused):
 
 def test_mean_over_all_draws_is_the_gradient_of_the_network(monkeypatch):
     """A weight used 2^16 times, where the i-th use draws i: its gradient is that without the layer."""
-    monkeypatch.setattr(gradient, "draws", lambda begin, end, **_: torch.arange(begin, end))
+    monkeypatch.setattr(functional, "draws", lambda begin, end, **_: torch.arange(begin, end))
     layer = GradientCalibration(lipschitz=0.75, fused=False)
     for value in (0.001, 0.3, -0.7, 2.0):
         w = torch.tensor(value, dtype=torch.float64, requires_grad=True)
@@ -80,7 +81,7 @@ def test_mean_over_all_draws_is_the_gradient_of_the_network(monkeypatch):
 
 
 def test_costs_nothing_where_nothing_is_calibrated(device):
-    """The input itself comes back: in eval mode, without gradients, and where none is asked for."""
+    """The input itself comes back: in eval mode, without gradients, and where the input needs none."""
     layer = GradientCalibration().to(device)
     x = torch.ones(3, device=device, requires_grad=True)
     with torch.no_grad():
@@ -249,7 +250,7 @@ def test_layers_of_a_process_draw_apart():
 
 
 def test_grad_scaler_overflow_goes_through(device):
-    """Inf in a scaled gradient reaches the scaler, which skips the step; the bound knows finite values only."""
+    """Inf in a scaled gradient reaches the scaler, which skips the step; the bound takes finite values only."""
     model = make_network(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)

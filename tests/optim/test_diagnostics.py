@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from csgd_cuda import CSGD, extension, functional
+from csgd_cuda import CSGD, extension
 
 from ..helpers import DTYPES, make_params, run_steps, set_grads
 
@@ -62,14 +62,14 @@ def test_there_are_no_numbers_on_meta():
 def without_cuda_kernel(monkeypatch):
     """As in a process that has not warned yet, with an extension for the CPU alone. Needs no GPU."""
     monkeypatch.setattr(extension, "_with_cuda", False)
-    monkeypatch.setattr(functional, "_warned_of", set())
+    monkeypatch.setattr(extension, "_warned_of", set())
 
 
 @pytest.mark.usefixtures("without_cuda_kernel")
 def test_reference_on_a_gpu_is_warned_of_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        names = [functional.choose_backend(torch.device("cuda"), None).name for _ in range(3)]
+        names = [extension.backend_name(torch.device("cuda"), None) for _ in range(3)]
     assert names == ["reference"] * 3
     (warning,) = caught
     assert warning.category is UserWarning
@@ -104,9 +104,9 @@ def test_warning_points_at_the_users_line(frozen):
 def test_no_warning_where_the_reference_is_meant_or_nothing_can_be_built():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        functional.choose_backend(torch.device("cuda"), False)
+        extension.takes_kernel(torch.device("cuda"), False)
         for device_type in ("cpu", "mps"):
-            functional.choose_backend(torch.device(device_type), None)
+            extension.takes_kernel(torch.device(device_type), None)
 
 
 @pytest.mark.usefixtures("without_cuda_kernel")
@@ -115,9 +115,9 @@ def test_warning_does_not_break_a_graph():
 
     @torch.compile(backend="eager", fullgraph=True)
     def compiled(x):
-        return x + len(functional.choose_backend(torch.device("cuda"), None).name)
+        return x + len(extension.backend_name(torch.device("cuda"), None))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert compiled(torch.zeros(())) == len("reference")
-    assert not functional._warned_of
+    assert not extension._warned_of

@@ -8,6 +8,8 @@ import torch
 
 from csgd_cuda import csgd_
 
+from ..helpers import step_operator
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -21,24 +23,12 @@ from csgd_cuda import csgd_
         ({"lr": torch.tensor(float("inf"))}, "lr must be a finite number, got inf"),
         ({"momentum": float("nan")}, "momentum must be a finite number, got nan"),
         ({"indices": [-1]}, "-1 is not a parameter index"),
-        (
-            {"shards": [(0, 4, 4, 1)]},
-            "shards must be empty or have 5 numbers for each parameter, got 4 for 1 parameters",
-        ),
-        ({"shards": [(-1, 4, 4, 1, 4)]}, "parameter 0: shards has offset -1"),
-        ({"shards": [(0, -4, 4, 1, 4)]}, "run length -4"),
-        ({"shards": [(0, 2, 1, 2, 4)]}, "expected runs that do not overlap"),
-        ({"shards": [(0, 2, 4, 2, 5)]}, "group stride 5; expected runs that do not overlap"),
-        ({"shards": [(0, 2, 4, 0, 5)]}, "runs 0"),
-        ({"tallies": torch.zeros(0, 4, dtype=torch.int64), "indices": [1]}, "tallies must be a contiguous Long tensor"),
-        ({"tallies": torch.zeros(1, dtype=torch.int64)}, "tallies must be a contiguous Long tensor"),
         ({"lr": torch.ones(3)}, "lr must be a number or a tensor with one element"),
         ({"grads": [torch.ones(4, device="meta")]}, "parameter 0: gradient is on meta, expected cpu"),
         ({"lipschitz_bounds": [torch.zeros((), device="meta")]}, "parameter 0: lipschitz_bound"),
         ({"steps": [torch.tensor(0, device="meta")]}, "parameter 0: step"),
         ({"lr": torch.tensor(0.1, device="meta")}, "lr is a tensor on meta, expected cpu"),
         ({"found_inf": torch.tensor(0.0, device="meta")}, "found_inf must be one Float on cpu"),
-        ({"tallies": torch.zeros(1, 4, dtype=torch.int64, device="meta")}, "tallies must be a contiguous Long tensor"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -56,18 +46,6 @@ def test_functional_form_checks_its_lists(arguments, message, fused):
     with pytest.raises(ValueError, match=re.escape(message)):
         csgd_(**call)
     assert call["params"][0].eq(1).all()
-
-
-def test_tallies_are_counted_from_the_first_index(fused):
-    lists = {name: [torch.ones(4), torch.ones(3)] for name in ("params", "grads")}
-    lists["steps"] = [torch.tensor(0), torch.tensor(0)]
-    tallies = torch.zeros(3, 4, dtype=torch.int64)
-    csgd_(**lists, momentum_buffers=[], lipschitz_bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[5, 7],
-          tallies=tallies)  # fmt: skip
-    assert tallies[:, 0].tolist() == [4, 0, 3]
-    with pytest.raises(ValueError, match="the first must be the smallest, got 7 and 5"):
-        csgd_(**lists, momentum_buffers=[], lipschitz_bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[7, 5],
-              tallies=tallies)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["steps", "lipschitz_bounds"])
@@ -100,3 +78,41 @@ def test_parameters_on_two_devices_in_one_call(fused):
             [torch.tensor(0.0) for _ in params], lr=0.1, fused=fused,
         )  # fmt: skip
     assert params[0].eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"shards": [(0, 4, 4, 1)]},
+            "shards must be empty or have 5 numbers for each parameter, got 4 for 1 parameters",
+        ),
+        ({"shards": [(-1, 4, 4, 1, 4)]}, "parameter 0: shards has offset -1"),
+        ({"shards": [(0, -4, 4, 1, 4)]}, "run length -4"),
+        ({"shards": [(0, 2, 1, 2, 4)]}, "expected runs that do not overlap"),
+        ({"shards": [(0, 2, 4, 2, 5)]}, "group stride 5; expected runs that do not overlap"),
+        ({"shards": [(0, 2, 4, 0, 5)]}, "runs 0"),
+        ({"tallies": torch.zeros(0, 4, dtype=torch.int64), "indices": [1]}, "tallies must be a contiguous Long tensor"),
+        ({"tallies": torch.zeros(1, dtype=torch.int64)}, "tallies must be a contiguous Long tensor"),
+        ({"tallies": torch.zeros(1, 4, dtype=torch.int64, device="meta")}, "tallies must be a contiguous Long tensor"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_private_arguments_are_checked(arguments, message, fused):
+    params = [torch.ones(4)]
+    lists = ([torch.ones(4)], [], [torch.tensor(0)], [torch.tensor(0.0)])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        step_operator(params, *lists, lr=0.1, fused=fused, **arguments)
+    assert params[0].eq(1).all()
+
+
+def test_tallies_are_counted_from_the_first_index(fused):
+    lists = {name: [torch.ones(4), torch.ones(3)] for name in ("params", "grads")}
+    lists["steps"] = [torch.tensor(0), torch.tensor(0)]
+    tallies = torch.zeros(3, 4, dtype=torch.int64)
+    step_operator(**lists, momentum_buffers=[], bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[5, 7],
+                  tallies=tallies)  # fmt: skip
+    assert tallies[:, 0].tolist() == [4, 0, 3]
+    with pytest.raises(ValueError, match="the first must be the smallest, got 7 and 5"):
+        step_operator(**lists, momentum_buffers=[], bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[7, 5],
+              tallies=tallies)  # fmt: skip

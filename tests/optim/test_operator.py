@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from csgd_cuda import csgd_, hard_threshold_
-from csgd_cuda.pruned_step import BINS
-from csgd_cuda.shards import WHOLE
+from csgd_cuda.distributed.shards import WHOLE
 
 from ..conftest import need_kernel
 from ..helpers import DTYPES, assert_same_bits, make_params
@@ -30,14 +29,12 @@ def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
         "calibration": 1.0, "lipschitz": lipschitz, "bound_decay": 0.99, "rounding": "stochastic", "seed": -1,
         "maximize": False, "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None,
         "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
-        "masks": [p > 0 for p in params] if part == "pruned" else [],
-        "histograms": torch.zeros(2, BINS, dtype=torch.int64, device=device) if part == "pruned" else None,
     }  # fmt: skip
     return lists, options
 
 
 @by_pairs(
-    name=["csgd_", "check_csgd"], part=["whole", "shard", "pruned"], dtype=DTYPES, momentum=[0.9, 0.0],
+    name=["csgd_", "check_csgd"], part=["whole", "shard"], dtype=DTYPES, momentum=[0.9, 0.0],
     lipschitz=[None, 2.0],
 )  # fmt: skip
 def test_opcheck(name, dtype, momentum, lipschitz, part, device):
@@ -54,10 +51,7 @@ def test_opcheck_of_the_threshold(structure, across, device):
     params = [torch.randn(6, 5, device=device), torch.randn(4, 3, device=device)]
     keeps = [3] if across else [2, 3]
     of_elements = structure == "element"
-    options = {
-        "structure": structure, "across": across, "found_inf": torch.zeros((), device=device),
-        "histograms": torch.ones(len(keeps), BINS, dtype=torch.int64, device=device) if of_elements else None,
-    }  # fmt: skip
+    options = {"structure": structure, "across": across, "found_inf": torch.zeros((), device=device)}
     masks = [torch.ones(p.shape if of_elements else p.shape[:1], dtype=torch.bool, device=device) for p in params]
     lists = (params, [torch.ones_like(p) for p in params], masks, keeps)
     torch.library.opcheck(torch.ops.csgd_cuda.hard_threshold_.default, lists, options)
@@ -95,14 +89,13 @@ def test_compiled_step_makes_the_bits_of_an_eager_one(backend, device):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_pruning_step_makes_the_bits_of_an_eager_one(backend, device):
-    """The masked step, its counts, and the threshold that goes on from them, in one graph."""
+    """The step and the threshold in one graph."""
     need_kernel(device)
 
     def train_step(weights, grads, masks, steps):
-        histograms = torch.zeros(1, BINS, dtype=torch.int64, device=device)
-        csgd_(weights, grads, [], steps, [], lr=0.1, lipschitz=1.0, masks=masks, histograms=histograms)
-        hard_threshold_(weights, [20], masks=masks, across=True, histograms=histograms)
-        return weights[0] * 2, histograms
+        csgd_(weights, grads, [], steps, [], lr=0.1, lipschitz=1.0)
+        hard_threshold_(weights, [20], masks=masks, across=True)
+        return weights[0] * 2
 
     results = []
     for function in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
@@ -112,8 +105,8 @@ def test_compiled_pruning_step_makes_the_bits_of_an_eager_one(backend, device):
         steps = [torch.tensor(0, device=device) for _ in weights]
         for _ in range(3):
             grads = [torch.randn(w.shape, generator=generator).to(device) for w in weights]
-            loss, histograms = function(weights, grads, masks, steps)
-        results.append((*weights, *masks, *steps, loss, histograms))
+            loss = function(weights, grads, masks, steps)
+        results.append((*weights, *masks, *steps, loss))
     assert sum(int((w != 0).sum()) for w in results[0][:2]) == 20
     for eager, compiled in zip(*results, strict=True):
         assert_same_bits(eager, compiled)

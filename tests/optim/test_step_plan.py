@@ -14,7 +14,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from csgd_cuda import CSGD, optimizer, step_plan
+from csgd_cuda import CSGD
+from csgd_cuda.optim import base, plan
 
 from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
 
@@ -219,12 +220,12 @@ def plans(monkeypatch):
     """The plans made, counted."""
     made = []
 
-    class Counted(step_plan.StepPlan):
+    class Counted(plan.StepPlan):
         def __init__(self, *args):
             made.append(self)
             super().__init__(*args)
 
-    monkeypatch.setattr(optimizer, "StepPlan", Counted)
+    monkeypatch.setattr(base, "StepPlan", Counted)
     return made
 
 
@@ -260,7 +261,7 @@ def test_copies_do_not_share_a_plan(copied):
 
 
 def test_plan_keeps_no_gradient_and_no_state_alive():
-    """Who frees gradients, or moves the state elsewhere to have the memory, gets it."""
+    """The memory of gradients that are freed, and of state that is moved elsewhere, is free."""
     params = make_params(SHAPES, torch.float32)
     opt = CSGD(params, lr=0.1, momentum=0.9)
     for step in range(3):

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgd_cuda import CSGD, extension, reference
+from csgd_cuda import CSGD, extension
+from csgd_cuda.reference import step as reference_step
 
 from ..conftest import need_kernel
 from ..helpers import (
@@ -63,7 +64,7 @@ def test_many_tensors_at_once(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_boundaries_of_the_reference(dtype, monkeypatch):
     """Its blocks, four of which share their draws, and its stacks of equal tensors, made small."""
-    monkeypatch.setattr(reference, "block_elements", lambda device: 64)
+    monkeypatch.setattr(reference_step, "block_elements", lambda device: 64)
     shapes = [(n,) for n in (0, 1, 7, 8, 63, 64, 65, 128, 255, 256, 257, 264, 513, 1025)]
     shapes += 5 * [(0,)] + 9 * [(3, 4)] + 9 * [(8,)] + 17 * [(32,)] + 3 * [(33,)] + 3 * [(65,)]  # up to 64 in a stack
     assert_backends_agree(

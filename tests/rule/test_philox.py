@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgd_cuda import philox
+from csgd_cuda.reference import philox
 
 HERE = Path(__file__).parent
 KNOWN_ANSWERS = HERE.parent / "philox_known_answers.txt"

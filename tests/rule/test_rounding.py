@@ -8,7 +8,7 @@ from math import ceil
 import pytest
 import torch
 
-from csgd_cuda.rounding import round_stochastic
+from csgd_cuda.reference.rule import round_stochastic
 
 from ..helpers import assert_same_bits
 

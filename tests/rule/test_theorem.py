@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from csgd_cuda import CSGD, reference
-from csgd_cuda.checks import opmath_dtype
+from csgd_cuda import CSGD
+from csgd_cuda.reference import step as reference_step
+from csgd_cuda.tensors import opmath_dtype
 
 from ..helpers import DTYPES
 
@@ -66,7 +67,7 @@ def test_compiled_rule_is_unbiased(opmath, compiled):
 @pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
 def test_reference_is_unbiased(opmath, device, monkeypatch):
     """One parameter of 2^16 elements with equal gradients, of which the i-th draws i."""
-    monkeypatch.setattr(reference, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
     for d in directions(opmath):
         param = torch.zeros(2**16, dtype=opmath, device=device, requires_grad=True)
         param.grad = torch.full_like(param, d)

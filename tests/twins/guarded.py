@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of any layout between guards, which show who writes past their ends or into their gaps."""
+"""Tensors of any layout between guards, which show writes past their ends or into their gaps."""
 
 import torch
 
 # Elements on either side: more than any loop takes at once, and a multiple of every alignment.
 GUARD = 64
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
-_PATTERN = {8: 0x5A5A5A5A5A5A5A5A, 4: 0x5A5A5A5A, 2: 0x5A5A}  # huge, but finite: who reads it has it in his bound
+_PATTERN = {8: 0x5A5A5A5A5A5A5A5A, 4: 0x5A5A5A5A, 2: 0x5A5A}  # huge, but finite: if it is read, the bound shows it
 
 LAYOUTS = ["contiguous", "reversed dimensions", "channels last", "misaligned", "padded rows", "every third"]
 

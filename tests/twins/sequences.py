@@ -170,8 +170,8 @@ class Sequences(TwinMachine):
 
     @rule(which=some, mishap=st.sampled_from(MISHAPS))
     def mishap(self, which, mishap):
-        """To the first parameter from ``which`` on that it can happen to. Not to the twin who loads its state, and with
-        that mends it."""
+        """The mishap happens to the first parameter from ``which`` on to which it can. Not in the twin that loads its
+        state, and so mends it."""
         count, twins = len(self.params), self.twins[:2]
         places = (k % count for k in range(which, which + count))
         k = next((k for k in places if mishap.can_happen(twins[0], k)), None)

@@ -4,7 +4,7 @@
 import torch
 
 from csgd_cuda import CSGD
-from csgd_cuda.checks import opmath_dtype
+from csgd_cuda.tensors import opmath_dtype
 
 from ..helpers import STATE_NAMES, assert_same_snapshots
 from .guarded import Guarded, strides_of
@@ -89,8 +89,9 @@ class Twin:
         for g, group in enumerate(self.opt.param_groups):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"] = guarded(("lr", g), group["lr"])
-        for device, tallies in self.opt._tallies_on.items():
-            self.opt._tallies_on[device] = guarded("tallies", tallies)
+        rows = self.opt._tallies.rows_on
+        for device, tallies in rows.items():
+            rows[device] = guarded("tallies", tallies)
 
     def step(self, guarded=True):
         """``guarded=False``: with the state as it is, also where it is wrong."""

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``calibrate`` puts gradient calibration layers into an existing model, ``uncalibrate`` takes them out again."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from .module import GradientCalibration
+
+# The names of the layers in the module whose weight or outputs they get; of their state in a state dict's metadata.
+LAYER_NAMES = {"weight": "weight_calibration", "output": "output_calibration"}
+_STATE = "csgd_cuda.calibration"
+_HANDLES = "_csgd_cuda_handles"  # of the hooks of a calibrated module
+_SAVED = ("step", "lipschitz_bound")  # not the index, which is a layer's place in this very model
+
+
+def calibrate(
+    model: nn.Module,
+    types: type[nn.Module] | Iterable[type[nn.Module]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    where: Literal["weight", "output"] = "weight",
+    *,
+    calibration: float = 1.0,
+    lipschitz: float | None = None,
+    bound_decay: float = 0.99,
+    seed: int = 0,
+    per_channel: bool = False,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    fused: bool | None = None,
+) -> nn.Module:
+    """Adds a ``GradientCalibration`` to every module of the given types, in place; returns the model.
+
+    The parameters stay the same objects, with their names and in their order, so that optimizers and their checkpoints
+    are interchangeable with those of the plain model. So are state dicts: they have the plain model's keys, and the
+    layers' state travels in the metadata, which torch.save keeps.
+
+    Args:
+        model: any module; what is calibrated already stays as it is.
+        types: the modules to calibrate. Of nn.MultiheadAttention, whose projections are no modules of their own, that
+            is the weight of out_proj only.
+        where: "weight" calibrates the gradients of the weights, "output" those of the modules' outputs, and so all
+            gradients further down.
+        per_channel: a bound for each output channel instead of one for the tensor (for each channel of its group, in
+            the weight of a transposed convolution with groups).
+        calibration, lipschitz, bound_decay, seed, rounding, fused: as for ``GradientCalibration``.
+
+    All layers of the model, also those that were there before, are numbered by ``number_layers``: what one draws
+    depends on the model and the seed only.
+
+    In training, ``module.weight`` is then what the layer passes on; ``model.named_parameters()`` has the parameter
+    itself, to give to an optimizer, freeze or assign to.
+
+    Raises:
+        ValueError: an option is out of range, or no module is of these types.
+        TypeError: a module of these types has no parameter ``weight``, is lazy and has not seen its input yet, or, with
+            per_channel, has no output channels.
+    """
+    if where not in LAYER_NAMES:
+        raise ValueError(f"where must be 'weight' or 'output', got {where!r}")
+    kinds: Any = tuple(types) if isinstance(types, Iterable) else (types,)
+    found = [(name, module) for name, module in model.named_modules() if _can_have(module, kinds, where)]
+    if not found:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"the model has no module of type {names} to calibrate; name others in types")
+    modules = [(name, module) for name, module in found if not _has_layer(module, where)]
+    options: dict[str, Any] = {
+        "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "seed": seed,
+        "rounding": rounding, "fused": fused, "index": 0,
+    }  # fmt: skip
+    # All layers and classes are made before the first is put in: on an error nothing has been changed.
+    layers = [GradientCalibration(**options, **_channels(name, m, where, per_channel)) for name, m in modules]
+    classes = [_class_with(module, where) for _, module in modules]
+    for (_, module), layer, kind in zip(modules, layers, classes, strict=True):
+        _add(module, layer, where, kind)
+    return number_layers(model)
+
+
+def number_layers(model: nn.Module) -> nn.Module:
+    """Numbers all calibration layers of ``model`` by their order, in place, from 0 on; returns the model.
+
+    For models put together from calibrated parts or copies (nn.TransformerEncoder copies its layer): two layers with
+    the same number and seed draw the same, and then gradients are biased. ``calibrate(model)`` does this, too.
+    """
+    for k, layer in enumerate(module for module in model.modules() if isinstance(module, GradientCalibration)):
+        layer.number(k)
+    return model
+
+
+def uncalibrate(model: nn.Module) -> nn.Module:
+    """Removes, in place, what ``calibrate`` has added; returns the model, whose parameters stay the same objects.
+
+    Layers that stand in the model by themselves (in an nn.Sequential, say) stay.
+    """
+    calibrated = [module for module in model.modules() if _HANDLES in module.__dict__]
+    for module in calibrated:
+        kind: Any = type(module)
+        if "plain_class" not in kind.__dict__:
+            raise RuntimeError(
+                f"{kind.__name__}: something else has changed the class of this module since it was calibrated (a "
+                "parametrization?); take that off first"
+            )
+    for module in calibrated:
+        for name in LAYER_NAMES.values():
+            module._modules.pop(name, None)
+        kind = type(module)
+        module.__class__ = kind.plain_class
+        for handle in module.__dict__.pop(_HANDLES):
+            handle.remove()
+    return model
+
+
+def _can_have(module: nn.Module, kinds: Any, where: str) -> bool:
+    # nn.MultiheadAttention uses the weight of its output projection, and never calls that module.
+    return isinstance(module, kinds) and not (
+        where == "output" and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    )
+
+
+def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> dict[str, Any]:
+    """The options of a layer that depend on its module; raises where that cannot have one."""
+    what = f"module {name!r} ({type(module).__name__})"
+    weight = module._parameters.get("weight")
+    if where == "weight" and weight is None:
+        raise TypeError(
+            f"{what} has no parameter 'weight', or it is parametrized; leave the module out of types, take "
+            "where='output', or calibrate first and parametrize then"
+        )
+    if isinstance(module, LazyModuleMixin):
+        raise TypeError(f"{what} has not seen its input yet; call the model once, then calibrate it")
+    if where == "output" and "forward" in module.__dict__:
+        raise TypeError(f"{what} has a forward of its own, put there by another package; calibrate before that")
+    if not per_channel:
+        return {}
+    channels = getattr(module, "out_channels", getattr(module, "out_features", None))
+    if channels is None:
+        raise TypeError(f"{what} has no output channels; take per_channel=False")
+    if where == "output":
+        # Counted from the end, since there may be no batch: before the spatial dimensions of a convolution.
+        return {"channels": channels, "channel_dim": -1 - len(getattr(module, "kernel_size", ()))}
+    dim = 1 if getattr(module, "transposed", False) else 0  # a transposed convolution's weight is (in, out / groups)
+    assert weight is not None
+    return {"channels": weight.shape[dim], "channel_dim": dim}
+
+
+def _class_with(module: nn.Module, where: str) -> Any:
+    """The class of ``module`` with a layer there, beside the one that it may have already."""
+    plain: Any = getattr(type(module), "plain_class", type(module))
+    return _calibrated_class(plain, tuple(w for w in LAYER_NAMES if w == where or _has_layer(module, w)))
+
+
+def _add(module: nn.Module, layer: GradientCalibration, where: str, kind: Any) -> None:
+    device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()] if not tensor.is_meta), None)
+    module.add_module(LAYER_NAMES[where], layer.to(device))
+    handles = module.__dict__.setdefault(_HANDLES, [])
+    if not handles:
+        handles.append(module.register_state_dict_post_hook(_move_state_to_metadata))  # type: ignore[no-untyped-call]
+        handles.append(module.register_load_state_dict_pre_hook(_take_state_from_metadata))  # type: ignore[no-untyped-call]
+    module.__class__ = kind
+
+
+def _has_layer(module: nn.Module, where: str) -> bool:
+    return LAYER_NAMES[where] in module._modules
+
+
+class _Calibrated:
+    """A base class that is put before a module's own class.
+
+    Hooks would not do: code that torch.compile has made for the plain class would be used again, without the layer. Nor
+    would torch's parametrization, which moves the parameter away from its name and its place among the others.
+    """
+
+    plain_class: type[nn.Module]
+    places: tuple[str, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # for pickle and deepcopy, which do not find a class made here
+        how = super().__reduce_ex__(protocol)
+        if isinstance(how, str) or how[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return how  # the class has a way of its own
+        return _new_calibrated, (self.plain_class, self.places), *how[2:]
+
+
+class _CalibratedWeight(_Calibrated):
+    """The module's own code gets its weight through the layer."""
+
+    @property
+    def weight(self) -> Tensor:
+        parameter = self._parameters.get("weight")  # type: ignore[attr-defined]
+        # Other code puts a tensor in its place: nn.DataParallel's copies, weight_norm.
+        out: Tensor = self.weight_calibration(self.__dict__["weight"] if parameter is None else parameter)  # type: ignore[attr-defined]
+        return out
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        self.__dict__["weight"] = value
+
+
+class _CalibratedOutput(_Calibrated):
+    """The module's output goes through the layer."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{self.plain_class.__name__} returns {type(output).__name__}, not a tensor that can be calibrated"
+            )
+        out: Tensor = self.output_calibration(output)  # type: ignore[attr-defined]
+        return out
+
+
+_MIXINS = {"weight": _CalibratedWeight, "output": _CalibratedOutput}
+
+
+@functools.cache
+def _calibrated_class(plain: Any, places: tuple[str, ...]) -> Any:
+    bases = (*(_MIXINS[where] for where in places), plain)
+    return type(f"Calibrated{plain.__name__}", bases, {"plain_class": plain, "places": places})
+
+
+def _new_calibrated(plain: Any, places: tuple[str, ...]) -> nn.Module:
+    kind = _calibrated_class(plain, places)
+    out: nn.Module = kind.__new__(kind)
+    return out
+
+
+def _layers_of(module: nn.Module) -> dict[str, GradientCalibration]:
+    """The layers that ``calibrate`` has put on this very module, by their names in it."""
+    found = {name: module._modules.get(name) for name in LAYER_NAMES.values()}
+    return {name: layer for name, layer in found.items() if isinstance(layer, GradientCalibration)}
+
+
+def _move_state_to_metadata(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """After the module has saved itself: leaves the keys that it would have had without its layers."""
+    for path in _layers_of(module):
+        saved = {name: state_dict.pop(f"{prefix}{path}.{name}", None) for name in _SAVED}
+        state_dict.pop(f"{prefix}{path}.index", None)
+        state = {name: tensor for name, tensor in saved.items() if tensor is not None}
+        local_metadata.setdefault(_STATE, {})[path] = state
+
+
+def _take_state_from_metadata(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
+) -> None:
+    """Before the module loads itself: the reverse. Without metadata (of a plain module) the layers stay as they are."""
+    for path, layer in _layers_of(module).items():
+        saved = local_metadata.get(_STATE, {}).get(path, {})
+        for name in (*_SAVED, "index"):
+            current = getattr(layer, name)
+            if current is not None:
+                state_dict.setdefault(f"{prefix}{path}.{name}", saved.get(name, current).clone())

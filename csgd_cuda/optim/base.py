@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CalibratedOptimizer: all that the calibrated optimizers have in common, whatever their direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from .. import extension
+from ..distributed.bounds import WholeBounds
+from ..distributed.shards import check_plain, is_dtensor
+from ..pruning.groups import Pruning
+from ..pruning.options import check_pruning
+from ..reference.checks import check_dtype
+from ..tensors import Group
+from . import diagnostics
+from .direction import Direction
+from .options import check_group, complete_group, index_ranges
+from .plan import StepPlan
+from .state import restore_state
+
+_Loss = TypeVar("_Loss")
+
+
+class CalibratedOptimizer(Optimizer):
+    """An optimizer whose update is a random, unbiased, sparse estimate of that of a direction.
+
+    A subclass names its ``direction`` and has a constructor with that one's options. Per parameter the state holds the
+    direction's buffers, ``step`` and ``lipschitz_bound``.
+    """
+
+    direction: ClassVar[Direction]
+
+    # Whether torch.amp.GradScaler leaves the unscaling and the skipping to step(). As in torch.optim.SGD only with
+    # fused=True: whatever runs between backward and step, a hook that clips for one, expects unscaled gradients.
+    _step_supports_amp_scaling = False
+
+    def __init__(self, params: ParamsT, options: Group) -> None:
+        """``options``: the defaults of the parameter groups, all those of the direction's table and of pruning."""
+        self._check_new_group(options)
+        self._begin()
+        self._step_supports_amp_scaling = bool(options["fused"])
+        super().__init__(params, options)
+
+    def _begin(self) -> None:
+        """What is no part of the state, and is made anew for a copy and after a checkpoint was loaded."""
+        self._tallies = diagnostics.Tallies()
+        self._pruning = Pruning()
+        self._bounds = WholeBounds()
+        self._plan: StepPlan | None = None  # of the last step
+
+    def _check_new_group(self, group: Group) -> None:
+        check_group(self.direction.options, group)
+        check_pruning(group)
+        self.direction.check_new_group(group)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a parameter group, as torch.optim.SGD does.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as the constructor; nothing was added.
+        """
+        if isinstance(param_group, dict):
+            self._check_new_group({**self.defaults, **param_group})
+            first = self.defaults["first_index"]
+            if first is not None:  # of the optimizer: its groups count on from it, where they have none of their own
+                param_group.setdefault("first_index", first + sum(len(g["params"]) for g in self.param_groups))
+        super().add_param_group(param_group)
+        try:
+            index_ranges(self.param_groups)
+            self._check_params(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._bounds.params_changed()
+
+    def _check_params(self, group: Group) -> None:
+        first = sum(len(g["params"]) for g in self.param_groups[:-1])
+        self._pruning.check_group(group, {}, first)
+        seen = set()
+        for index, param in enumerate(group["params"], start=first):
+            if param in seen:
+                raise ValueError(f"parameter {index} is given twice in one group; its state can count only one of them")
+            seen.add(param)
+            if not param.requires_grad:  # frozen: quantized weights for one. If it gets a gradient, the step checks it
+                continue
+            check_plain(param, index)
+            check_dtype(param, index)
+            if param.device.type != "meta":  # which may be materialised before the first step; the step checks again
+                extension.takes_kernel(param.device, group["fused"])
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], _Loss] | None = None) -> _Loss | None:
+        """Steps every parameter that has a gradient.
+
+        Args:
+            closure: a function that evaluates the model again and returns the loss.
+
+        Returns:
+            The closure's result, or None.
+
+        Raises:
+            ValueError, TypeError: something is wrong with a parameter, a gradient, an option or the state; the
+                message names it, and nothing was changed.
+            RuntimeError: ``fused=True`` cannot be had any more, for parameters that were moved to another device.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling() and (self._has_dtensors() or self._pruning.is_on(self.param_groups)):
+            self._make_step_uncompiled()
+        else:
+            self._make_step()
+        return loss
+
+    def _make_step(self) -> None:
+        self._bounds.finish()
+        if self._pruning.is_on(self.param_groups):
+            with self._pruning.around_step(self.param_groups, self.state, self._found_inf):
+                self._run_plan()
+        else:
+            self._run_plan()
+            self._pruning.forget_masks(self.param_groups, self.state)
+        self._bounds.start(self.state)
+
+    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph. Pruning counts
+    # its steps in Python: each would be compiled anew.
+    _make_step_uncompiled = _disable_dynamo(_make_step)
+
+    def _run_plan(self) -> None:
+        """Makes the step by the last step's plan where that still holds, else by a new one."""
+        plan, self._plan = self._plan, None
+        if plan is not None and plan.renew(self.param_groups, self.state):
+            try:
+                plan.run(self.state, self._shared_arguments)
+                self._plan = plan
+                return
+            except (ValueError, TypeError):
+                if self._has_dtensors():  # the gradients may have been communicated, which the others do not do again
+                    raise
+                # nothing was changed: a new plan does better (parameters moved to another device) or says why not
+        if not torch.compiler.is_compiling():
+            self._bounds.find(self)  # first: an error that only this rank finds would make the others wait
+        plan = StepPlan(self.direction, self.param_groups, self.state)
+        plan.run(self.state, self._shared_arguments)
+        if not plan.makes_state() and not torch.compiler.is_compiling():
+            self._plan = plan
+
+    def _shared_arguments(self, device: torch.device, position: int) -> dict[str, Tensor | None]:
+        """The arguments of an operator call that belong to the whole optimizer; ``position`` of its first parameter."""
+        count = sum(len(group["params"]) for group in self.param_groups)
+        return {
+            "grad_scale": self._on_device("grad_scale", device),
+            "found_inf": self._found_inf(device),
+            "tallies": self._tallies.rows(device, count)[position:],
+        }
+
+    def _found_inf(self, device: torch.device) -> Tensor | None:
+        return self._on_device("found_inf", device)
+
+    def _on_device(self, name: str, device: torch.device) -> Tensor | None:
+        tensor: Tensor | None = getattr(self, name, None)  # set by torch.amp.GradScaler
+        # To a CPU the copy must be over before the value is read there.
+        return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
+
+    def _has_dtensors(self) -> bool:
+        return any(is_dtensor(param) for group in self.param_groups for param in group["params"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the options, as torch.optim.SGD's; of DTensors with the bounds of the whole parameters."""
+        self._bounds.finish()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this class, bit for bit in every dtype, or one of torch's optimizer of this direction.
+
+        Options that torch's optimizer does not have, and how it runs (fused, foreach, differentiable), stay this
+        optimizer's own. The next step is that of the plain optimizer with the loaded buffers, since the bound starts at
+        0; with a fixed Lipschitz constant it is calibrated at once.
+
+        Raises:
+            ValueError: the groups or the shapes do not fit this optimizer's parameters; nothing was changed.
+        """
+        # The last of the pre-hooks gets the dict as it is loaded, before torch casts its tensors.
+        handle = self.register_load_state_dict_pre_hook(
+            lambda _, final: self.__dict__.__setitem__("_checkpoint", final)
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_checkpoint", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._bounds.finish()
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        checkpoint = self.__dict__.get("_checkpoint")
+        if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
+            for new, own in zip(state["param_groups"], self.param_groups, strict=True):
+                complete_group(new, own)
+            restored = restore_state(checkpoint, state["param_groups"], state["state"], self.direction.buffers)
+            state = {**state, "state": restored}
+        super().__setstate__(state)
+        if checkpoint is None:  # a copy, to which torch gives no other attributes
+            self._step_supports_amp_scaling = bool(self.defaults["fused"])
+        self._begin()
+        for group in self.param_groups:
+            complete_group(group, self.defaults)
+
+    @torch.no_grad()
+    def threshold(self) -> None:
+        """Drops what the groups' sparsity now drops, as a step that is due: before a pruned model is saved or measured.
+
+        Between the steps that are due, and with ``regrow``, dropped weights move. Groups with sparsity 0 stay.
+
+        Raises:
+            ValueError, TypeError: an option or a parameter to which it does not apply; nothing was changed.
+        """
+        self._pruning.threshold(self.param_groups, self.state, self._found_inf)
+
+    def density(self) -> list[float]:
+        """The share of coordinates that moved in each parameter's last applied step.
+
+        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, for empty
+        parameters, and on the device meta. Of a DTensor it is the share of what this process holds.
+
+        Returns:
+            Shares in [0, 1], one for each parameter over all groups, in their order.
+        """
+        return self._tallies.density(self.param_groups)
+
+    def lipschitz_bounds(self) -> list[float]:
+        """The bound l on ``|d|`` that each parameter's next step takes, in the unit of the gradient.
+
+        It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
+        such a step is exact SGD. NaN on the device meta. Waits for the device, once for each that holds running maxima.
+        Of a DTensor it is the bound of the whole parameter.
+
+        Returns:
+            Numbers >= 0, one for each parameter over all groups, in their order.
+        """
+        self._bounds.finish()
+        return diagnostics.lipschitz_bounds(self.param_groups, self.state)
+
+    def backend(self) -> str:
+        """The backend that the next step takes: "cpu kernel", "cuda kernel", "reference", or several.
+
+        Raises:
+            RuntimeError: a group has ``fused=True``, and there is no kernel for one of its parameters.
+        """
+        names = {
+            extension.backend_name(param.device, group["fused"])
+            for group in self.param_groups
+            for param in group["params"]
+            if param.requires_grad or param.grad is not None
+        }
+        return ", ".join(sorted(names))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an optimizer reports of its steps: coordinates moved, and bounds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from ..distributed.shards import local_tensor
+from ..reference.checks import TALLY_WORDS
+from ..tensors import Group, State
+
+
+class Tallies:
+    """What each step counts, on each device a row for each parameter of all groups."""
+
+    def __init__(self) -> None:
+        self.rows_on: dict[torch.device, Tensor] = {}
+
+    def rows(self, device: torch.device, count: int) -> Tensor:
+        """int64 of shape (at least ``count``, TALLY_WORDS); -1 coordinates moved before the first step."""
+        old = self.rows_on.get(device)
+        if old is None or len(old) < count:
+            self.rows_on[device] = torch.zeros((count, TALLY_WORDS), dtype=torch.int64, device=device)
+            self.rows_on[device][:, 0] = -1
+            if old is not None:
+                self.rows_on[device][: len(old)] = old
+        return self.rows_on[device]
+
+    def density(self, param_groups: list[Group]) -> list[float]:
+        """The share of coordinates that moved in each parameter's last applied step; NaN where there is none."""
+        counts = {device: rows[:, 0].tolist() for device, rows in self.rows_on.items() if device.type != "meta"}
+        shares = []
+        for index, param in enumerate(p for group in param_groups for p in group["params"]):
+            of_device = counts.get(param.device, ())
+            moved = of_device[index] if index < len(of_device) else -1
+            numel = local_tensor(param).numel()
+            shares.append(moved / numel if moved >= 0 and numel else float("nan"))
+        return shares
+
+
+def lipschitz_bounds(param_groups: list[Group], state: State) -> list[float]:
+    """The bound that each parameter's next step takes; waits once for each device that holds estimates."""
+    bounds: list[float] = []
+    estimates: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    for group in param_groups:
+        for param in group["params"]:
+            estimate = (state.get(param) or {}).get("lipschitz_bound")
+            if group["lipschitz"] is None and estimate is not None:
+                estimates[estimate.device].append((len(bounds), estimate))
+            bounds.append(0.0 if group["lipschitz"] is None else float(group["lipschitz"]))
+    for on_device in estimates.values():
+        values = _numbers([estimate for _, estimate in on_device])
+        for (place, _), value in zip(on_device, values, strict=True):
+            bounds[place] = value
+    return bounds
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """The values of tensors with one element on one device, read at once."""
+    if scalars[0].device.type == "meta":
+        return [float("nan")] * len(scalars)
+    values: list[float] = torch.cat([scalar.reshape(1) for scalar in scalars]).tolist()
+    return values

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of Calibrated SGD as a function of lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..tensors import StepTensors
+from .direction import SGD
+from .options import SGD_OPTIONS, check_options, documented, lr_arguments, operator_options
+
+_OPTIONS = {
+    name: option
+    for name, option in SGD_OPTIONS.items()
+    if name not in ("foreach", "differentiable", "fused", "capturable", "first_index")
+}
+
+
+@documented(_OPTIONS)
+@torch.no_grad()
+def csgd_(
+    params: Iterable[Tensor],
+    grads: Iterable[Tensor],
+    momentum_buffers: Iterable[Tensor],
+    steps: Iterable[Tensor],
+    lipschitz_bounds: Iterable[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    calibration: float = 1.0,
+    lipschitz: float | None = None,
+    bound_decay: float = 0.99,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    seed: int = 0,
+    maximize: bool = False,
+    indices: Iterable[int] | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    fused: bool | None = None,
+) -> None:
+    """One step of Calibrated SGD on lists of tensors of one device, in place: that of ``CSGD``, without its state.
+
+    Args:
+        params: dense tensors of any shape, float32, float64, bfloat16 or float16; dtypes may be mixed. Updated.
+        grads: the gradients, one for each parameter, of its shape and dtype. Left as they are.
+        momentum_buffers: tensors of the parameters' shapes and dtypes, zero at the start; empty when momentum
+            is 0. Updated.
+        steps: int64 tensors with one element, the steps applied so far. Each grows by 1.
+        lipschitz_bounds: tensors with one element, float64 for a float64 parameter, else float32: the estimate
+            of the Lipschitz bound, zero at the start; empty when ``lipschitz`` is given. Updated.
+        options: by name, those of the table in csgd_cuda/optim/options.py.
+        indices: for each parameter a number of its own, so that their random draws differ; None: its place in the list.
+        grad_scale: float32 tensor with one element: the gradients are this many times too large.
+        found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.
+        fused: None takes the kernel where there is one, else the reference; True demands the kernel; False takes
+            the reference.
+
+    Raises:
+        ValueError, TypeError: something is wrong with an argument; the message names it, and nothing was changed.
+        RuntimeError: ``fused=True`` cannot be had; the message says why.
+
+    Source: docs/algorithm.md, which derives the rule.
+    """
+    tensors = StepTensors(
+        list(params), list(grads), {"momentum_buffer": list(momentum_buffers)}, list(steps), list(lipschitz_bounds),
+        [] if indices is None else list(indices), [],
+    )  # fmt: skip
+    if not tensors.params:
+        return
+    if indices is None:
+        tensors.indices.extend(range(len(tensors.params)))
+    device = tensors.params[0].device
+    options: dict[str, Any] = {
+        "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
+        "seed": seed, "maximize": maximize,
+    }  # fmt: skip
+    check_options(_OPTIONS, options)
+    of_call = {"fresh_momentum": False, "grad_scale": grad_scale, "found_inf": found_inf, "tallies": None}
+    kernel = extension.takes_kernel(device, fused)
+    SGD.step(tensors, operator_options(_OPTIONS, options) | lr_arguments(lr, device) | of_call, kernel=kernel)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a parameter group: one table for each direction, from which all else that concerns them follows.
+
+The table gives an option's default, its check, how the step's operator takes it, and what users read of it. A new
+option of the rule is a line here, a keyword of the optimizer and of its function, and its use in the rule.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..tensors import Group
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a parameter group.
+
+    Attributes:
+        default: where the user gives none.
+        check: of (name, value): raises ValueError, or TypeError for a wrong type, which name the option.
+        operator: from the group's value to what the operator takes; None: the operator does not take it.
+        doc: for the docstrings of the optimizer and its function.
+    """
+
+    default: Any
+    check: Callable[[str, Any], None]
+    operator: Callable[[Any], Any] | None
+    doc: str
+
+
+def check_any(name: str, value: Any) -> None:
+    """Every value is allowed."""
+
+
+def check_flag(name: str, value: bool) -> None:
+    if value not in (True, False):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_finite(name: str, value: float) -> None:
+    # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_lr(name: str, value: float | Tensor) -> None:
+    number = value_of(value)
+    if number is not None:
+        check_finite(name, number)
+
+
+def check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+
+
+def check_lipschitz(name: str, value: float | None) -> None:
+    if value is not None:
+        check_not_negative(name, value)
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_rounding(name: str, value: str) -> None:
+    if value not in ("stochastic", "nearest"):
+        raise ValueError(f"{name} must be 'stochastic' or 'nearest', got {value!r}")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Raises ValueError (TypeError for what is no integer) for what is not the seed of a Philox key."""
+    if not 0 <= operator.index(value) < 2**64:
+        raise ValueError(f"{name} must be in 0 ... 2^64-1, got {value}")
+
+
+def check_first_index(name: str, value: int | None) -> None:
+    if value is not None and not 0 <= operator.index(value) < 2**32:
+        raise ValueError(f"{name} must be None or in 0 ... 2^32-1, got {value}")
+
+
+def check_differentiable(name: str, value: bool) -> None:
+    if value:
+        raise ValueError(f"{name}=True is not supported: the step is made in place, outside autograd")
+
+
+def _float_or_none(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+# The options of the calibration alone: those of a gradient's calibration, too (layers/functional.py).
+CALIBRATION_OPTIONS: dict[str, Option] = {
+    "calibration": Option(
+        1.0, check_not_negative, float,
+        "c >= 0, the strength. 0 makes every step that of the plain optimizer; with larger c fewer coordinates move, "
+        "with a larger variance.",
+    ),
+    "lipschitz": Option(
+        None, check_lipschitz, _float_or_none,
+        "the Lipschitz constant, if it is known, in the unit of the gradient; None estimates it from the directions "
+        "seen.",
+    ),
+    "bound_decay": Option(
+        0.99, check_share, float, "beta in [0, 1]: each step the estimate l becomes ``max(beta * l, max |d|)``."
+    ),
+    "rounding": Option(
+        "stochastic", check_rounding, str,
+        '"stochastic" (unbiased) or "nearest", of what is stored in bfloat16 and float16.',
+    ),
+    "seed": Option(
+        0, check_seed, operator.index,
+        "0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.",
+    ),
+}  # fmt: skip
+
+# What every optimizer of torch has, and the place of the parameters in the random draws.
+_COMMON_OPTIONS: dict[str, Option] = {
+    "maximize": Option(False, check_flag, bool, "whether to ascend instead of descend."),
+    "foreach": Option(None, check_any, None, "accepted for compatibility; there is one implementation."),
+    "differentiable": Option(False, check_differentiable, None, "must be False."),
+    "fused": Option(
+        None, check_any, None,
+        "None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process) where "
+        "the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling and "
+        "skipping to it, as in torch.optim.SGD; False takes pure PyTorch.",
+    ),
+    "capturable": Option(
+        False, check_any, None, "accepted for compatibility; the state is always on the parameter's device."
+    ),
+    "first_index": Option(
+        None, check_first_index, None,
+        "of the first parameter in the random draws, from which all groups count on; in a group, of its own first. "
+        "None: 0. For several optimizers that are to draw as one does, or ones with equal seeds apart.",
+    ),
+}  # fmt: skip
+
+SGD_OPTIONS: dict[str, Option] = {
+    # lr reaches the operator as a number or as a tensor: lr_arguments().
+    "lr": Option(1e-3, check_lr, None, "the learning rate, a number or a tensor with one element, read on its device."),
+    "momentum": Option(0, check_finite, float, "as in torch.optim.SGD."),
+    "dampening": Option(0, check_finite, float, "as in torch.optim.SGD."),
+    "weight_decay": Option(0, check_finite, float, "as in torch.optim.SGD; a tensor becomes a number."),
+    "nesterov": Option(False, check_flag, bool, "as in torch.optim.SGD; it has no effect without momentum."),
+    **CALIBRATION_OPTIONS,
+    **_COMMON_OPTIONS,
+}
+
+
+def value_of(lr: float | Tensor) -> float | None:
+    """A learning rate as a number; None for a tensor whose value cannot be read without waiting for a GPU.
+
+    Raises:
+        ValueError: it is a tensor with more than one element.
+    """
+    if not isinstance(lr, torch.Tensor):
+        return lr
+    if lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
+    # Compiled code cannot read it, either; the operator does.
+    if lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling():
+        return None
+    return lr.item()
+
+
+def check_options(table: Mapping[str, Option], values: Mapping[str, Any]) -> None:
+    """Checks every option of a table; raises what its check raises.
+
+    What torch.optim.SGD refuses in its constructor alone is not refused here: schedulers take lr a rounding error below
+    0, and the momentum to 0 under nesterov.
+    """
+    for name, option in table.items():
+        option.check(name, values[name])
+
+
+def check_group(table: Mapping[str, Option], group: Group) -> None:
+    """Checks the options of a group; turns a weight decay given as a tensor into a number, as torch allows it."""
+    if isinstance(group["weight_decay"], torch.Tensor):
+        group["weight_decay"] = group["weight_decay"].item()
+    check_options(table, group)
+    if group["fused"] and group["foreach"]:
+        raise ValueError("fused and foreach cannot both be True")
+
+
+def check_new_sgd_group(group: Group) -> None:
+    """What torch.optim.SGD refuses of a user, but not of a scheduler."""
+    lr = value_of(group["lr"])
+    for name, value in (("lr", lr), ("momentum", group["momentum"]), ("weight_decay", group["weight_decay"])):
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+
+def complete_group(group: Group, own: Group) -> None:
+    """Adds to a loaded group the options that it lacks, from ``own``."""
+    if "calibration" not in group:  # of an optimizer of torch: how that one ran is not how this one has to
+        group.update({name: own[name] for name in ("fused", "foreach", "differentiable")})
+    for name, value in own.items():
+        if name != "params":
+            group.setdefault(name, value)
+
+
+def operator_options(table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked options as the operators take them; ``lr`` is left to ``lr_arguments``."""
+    return {name: option.operator(options[name]) for name, option in table.items() if option.operator is not None}
+
+
+def lr_arguments(lr: float | Tensor, device: torch.device) -> dict[str, Any]:
+    """The learning rate as the step's operator takes it, for parameters on ``device``: a number, a tensor or None."""
+    if torch.compiler.is_compiling() and not isinstance(lr, torch.Tensor):
+        # An operator's float is a constant of the compiled code: each lr of a scheduler would compile it anew. A
+        # factor of a tensor is an input. (Of 1.0, so that the bits are those of the number; not torch.tensor(lr),
+        # which torch 2.13 makes a constant, too.)
+        lr = torch.ones((), dtype=torch.float64, device=device) * lr
+    if not isinstance(lr, torch.Tensor):
+        return {"lr": float(lr), "lr_tensor": None}
+    if lr.dtype not in (torch.float32, torch.float64):
+        lr = lr.to(torch.float64)
+    # A tensor on the CPU is read there; one on a GPU is read on that GPU, or copied to where the parameters are.
+    return {"lr": 0.0, "lr_tensor": lr if lr.device.type in ("cpu", "meta") else lr.to(device)}
+
+
+def signed_seed(seed: int) -> int:
+    """The seed as the operators take it, whose integers are signed: the number of the same bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def index_ranges(param_groups: list[Group]) -> list[range]:
+    """The indices that tell the parameters' random draws apart, as a range for each group.
+
+    Raises:
+        ValueError: two parameters would draw the same, or an index is 2^32 or more.
+    """
+    ranges, position = [], 0
+    for group in param_groups:
+        size = len(group["params"])
+        first = position if group["first_index"] is None else group["first_index"]
+        ranges.append(range(first, first + size))
+        position += size
+        if ranges[-1].stop > 2**32:
+            raise ValueError(f"first_index must leave the last parameter an index below 2^32, got {first} for {size}")
+    ascending = sorted((r for r in ranges if r), key=lambda r: r.start)
+    for before, after in pairwise(ascending):
+        if after.start < before.stop:
+            raise ValueError(
+                f"first_index: two groups have parameters of index {after.start}, which would draw the same random "
+                "numbers; let the ranges first_index ... first_index + number of parameters be apart"
+            )
+    return ranges
+
+
+OPTIONS_LINE = "options: by name, those of the table in csgd_cuda/optim/options.py."
+
+
+def documented(table: Mapping[str, Option]) -> Callable[[_T], _T]:
+    """A decorator that puts a table's options in place of OPTIONS_LINE among the "Args:" of a docstring."""
+
+    def with_options(documented_object: _T) -> _T:
+        doc = documented_object.__doc__
+        if doc is not None:  # python -OO has none
+            indent = next(line for line in doc.splitlines() if line.strip() == OPTIONS_LINE).removesuffix(OPTIONS_LINE)
+            entries = [
+                textwrap.fill(f"{name}: {option.doc}", 118, initial_indent=indent, subsequent_indent=f"{indent}    ")
+                for name, option in table.items()
+            ]
+            documented_object.__doc__ = doc.replace(indent + OPTIONS_LINE, "\n".join(entries))
+        return documented_object
+
+    return with_options

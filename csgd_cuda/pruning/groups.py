@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruning by stochastic gradient hard thresholding of an optimizer's parameter groups, around its step.
+
+The step itself has no part in it. Before it, with ``regrow=False``, the parameters get copies of their gradients in
+which the entries of dropped weights are 0; after it, H_k sets what is to be dropped to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..distributed.shards import check_plain, is_dtensor
+from ..reference.checks import check_dtype
+from ..tensors import Group, State
+from .hard_threshold import check_companion, check_structure, hard_threshold_
+from .options import check_pruning, scheduled_sparsity
+
+
+class Pruning:
+    """The pruning of one optimizer. Its state is in the groups (threshold_step) and the optimizer's state (mask)."""
+
+    def __init__(self) -> None:
+        self._had_masks: list[bool] | None = None  # of the groups, when masks were forgotten last
+
+    @staticmethod
+    def is_on(param_groups: list[Group]) -> bool:
+        """Whether a group is pruned."""
+        return any(group["sparsity"] for group in param_groups)
+
+    @contextmanager
+    def around_step(
+        self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None]
+    ) -> Iterator[None]:
+        """Prunes around the step that is made inside.
+
+        Args:
+            state: the optimizer's; gets masks with ``regrow=False``.
+            found_inf: of a device: None, or a float32 tensor with one element; where it is not 0 no step was made, and
+                nothing is dropped.
+
+        Raises:
+            ValueError, TypeError: an option, or a parameter to which it does not apply; nothing was changed.
+        """
+        _check_groups(param_groups, state)
+        with _masked_gradients(param_groups, state):
+            yield
+        for group in param_groups:
+            if group["sparsity"]:
+                group["threshold_step"] += 1
+                _threshold_group(group, state, found_inf, selects=_is_due(group))
+        self.forget_masks(param_groups, state)
+
+    def forget_masks(self, param_groups: list[Group], state: State) -> None:
+        """Forgets the masks where dropped weights may come back: they would else be dropped again when that ends."""
+        have_masks = [_has_masks(group) for group in param_groups]
+        if have_masks == self._had_masks:
+            return
+        for group in param_groups:
+            for param in () if _has_masks(group) else group["params"]:
+                (state.get(param) or {}).pop("mask", None)
+        self._had_masks = have_masks
+
+    def check_group(self, group: Group, state: State, first: int) -> None:
+        """Checks that the parameters of a group can be thresholded.
+
+        Args:
+            first: the position of its first parameter over all groups.
+
+        Raises:
+            ValueError, TypeError: an option, or a parameter to which it does not apply.
+        """
+        _check_group(group, state, first)
+
+    def threshold(
+        self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None]
+    ) -> None:
+        """Drops what the groups' sparsity now drops, as a step that is due; raises as ``around_step``."""
+        _check_groups(param_groups, state)
+        for group in param_groups:
+            if group["sparsity"]:
+                selects = scheduled_sparsity(group, group["threshold_step"]) > 0
+                _threshold_group(group, state, found_inf, selects=selects)
+
+
+def new_mask(param: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask of a parameter in which nothing is dropped, in its memory order where it has its shape."""
+    if tuple(shape) == tuple(param.shape):
+        return torch.ones_like(param, dtype=torch.bool, memory_format=torch.preserve_format, requires_grad=False)
+    return torch.ones(tuple(shape), dtype=torch.bool, device=param.device)
+
+
+def _has_masks(group: Group) -> bool:
+    """Whether dropped weights stay 0."""
+    return bool(group["sparsity"]) and not group["regrow"]
+
+
+def _clears_momentum(group: Group) -> bool:
+    return bool(group["dropped_momentum"] == "clear" and group["momentum"] != 0)
+
+
+def _is_due(group: Group) -> bool:
+    """Whether H_k follows the step that has just been counted."""
+    step = group["threshold_step"]
+    return step % group["threshold_every"] == 0 and scheduled_sparsity(group, step) > 0
+
+
+def _thresholded(group: Group) -> list[Tensor]:
+    return [param for param in group["params"] if param.dim() >= 2 and param.requires_grad]
+
+
+def _mask_shape(param: Tensor, group: Group) -> torch.Size:
+    """An entry for each element, or filter."""
+    return param.shape[:1] if group["structure"] == "filter" else param.shape
+
+
+@contextmanager
+def _masked_gradients(param_groups: list[Group], state: State) -> Iterator[None]:
+    """Inside, the gradients of dropped weights are 0, whatever they were; after it, ``.grad`` is what it was."""
+    given: list[tuple[Tensor, Tensor]] = []
+    try:
+        for group in filter(_has_masks, param_groups):
+            for param in _thresholded(group):
+                grad, mask = param.grad, (state.get(param) or {}).get("mask")
+                # A gradient that does not fit its parameter is left to the checks of the step.
+                if mask is not None and grad is not None and grad.layout is torch.strided and grad.shape == param.shape:
+                    mask = mask if mask.dim() == param.dim() else mask.view(-1, *[1] * (param.dim() - 1))
+                    given.append((param, grad))
+                    # Not a product: NaN and Inf of a dropped weight count as 0, too.
+                    param.grad = torch.where(mask, grad, 0.0)
+        yield
+    finally:
+        for param, grad in given:
+            param.grad = grad
+
+
+def _check_groups(param_groups: list[Group], state: State) -> None:
+    position = 0
+    for group in param_groups:
+        _check_group(group, state, position)
+        position += len(group["params"])
+
+
+def _check_group(group: Group, state: State, first: int) -> None:
+    check_pruning(group)
+    if not group["sparsity"]:
+        return
+    params = _thresholded(group)
+    if not params and group["params"]:
+        raise ValueError(
+            f"sparsity {group['sparsity']} with structure {group['structure']!r}: parameters {first} ... "
+            f"{first + len(group['params']) - 1} cannot be thresholded, none is trained and has two dimensions or more"
+        )
+    for index, param in enumerate(group["params"], start=first):
+        if param.dim() < 2 or not param.requires_grad:
+            continue
+        if is_dtensor(param):
+            raise TypeError(f"parameter {index} is a DTensor, which cannot be thresholded: set its sparsity to 0")
+        check_plain(param, index)
+        check_dtype(param, index)
+        check_structure(param, index, group["structure"])
+        _check_own(param, index, state.get(param) or {}, group)
+    for device in {param.device for param in params if param.device.type != "meta"}:  # as in the constructor
+        extension.takes_kernel(device, group["fused"])
+    if group["threshold_scope"] == "group" and len({(p.device, p.dtype is torch.float64) for p in params}) > 1:
+        raise ValueError(
+            "threshold_scope 'group' needs all parameters of the group on one device, and all of float64 or none"
+        )
+
+
+def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> None:
+    """The state that is thresholded with a parameter: the step checks that of parameters with a gradient only."""
+    expected: dict[str, tuple[torch.Size, torch.dtype, str]] = {}  # with what to do where it is otherwise
+    if _clears_momentum(group):
+        expected["momentum_buffer"] = (param.shape, param.dtype, "")
+    if not group["regrow"]:
+        anew = f" for structure {group['structure']!r}; remove it from the state to begin anew"
+        expected["mask"] = (_mask_shape(param, group), torch.bool, anew)
+    for name, (shape, dtype, remedy) in expected.items():
+        if own.get(name) is not None:
+            check_companion(own[name], name, index, shape, dtype, param.device, remedy=remedy)
+
+
+def _threshold_group(
+    group: Group, state: State, found_inf: Callable[[torch.device], Tensor | None], *, selects: bool
+) -> None:
+    """H_k of the parameters of a checked group where it ``selects``; else only what is dropped for good is dropped."""
+    params = _thresholded(group)
+    if not group["regrow"]:
+        # From the first step on, where nothing is dropped yet: checkpoints are loaded into what state there is.
+        for param in params:
+            if state[param].get("mask") is None:
+                state[param]["mask"] = new_mask(param, _mask_shape(param, group))
+    elif not selects:
+        return
+    for device in dict.fromkeys(param.device for param in params):
+        here = [param for param in params if param.device == device]
+        hard_threshold_(
+            here,
+            _keeps(here, scheduled_sparsity(group, group["threshold_step"]), group) if selects else None,
+            momentum_buffers=_momentum_buffers(here, state, group),
+            masks=[] if group["regrow"] else [state[param]["mask"] for param in here],
+            structure=group["structure"],
+            across=group["threshold_scope"] == "group" and group["structure"] != "2:4",
+            found_inf=found_inf(device),
+            fused=group["fused"],
+        )
+
+
+def _momentum_buffers(params: list[Tensor], state: State, group: Group) -> list[Tensor]:
+    """Those in which the dropped entries are to be cleared."""
+    if not _clears_momentum(group):
+        return []
+    buffers = [(state.get(param) or {}).get("momentum_buffer") for param in params]
+    return [torch.zeros_like(p) if b is None else b for p, b in zip(params, buffers, strict=True)]
+
+
+def _keeps(params: list[Tensor], sparsity: float, group: Group) -> list[int]:
+    """k of each selection; at least one element or filter survives."""
+    if group["structure"] == "2:4":
+        return []
+    counts = [param.shape[0] if group["structure"] == "filter" else param.numel() for param in params]
+    counts = [sum(counts)] if group["threshold_scope"] == "group" else counts
+    return [max(count - round(sparsity * count), min(count, 1)) for count in counts]

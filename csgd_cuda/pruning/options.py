@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a parameter group that is pruned: their table, and the schedule of its sparsity."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, Literal, TypedDict
+
+from ..optim.options import Option, check_options
+from ..tensors import Group
+
+STRUCTURES = ("element", "filter", "2:4")
+
+
+class PruningOptions(TypedDict, total=False):
+    """Options of CSGD, each for a parameter group: x becomes H_k(x - lr * step), docs/pruning.md.
+
+    Parameters with fewer than two dimensions (biases, norms) are never thresholded, nor are frozen ones.
+    """
+
+    sparsity: float  # target share of zeros in [0, 1); 0: off
+    sparsity_schedule: tuple[Literal["cubic"], int, int] | None  # None: constant; a ramp between two steps
+    threshold_every: int  # steps
+    structure: Literal["element", "filter", "2:4"]
+    threshold_scope: Literal["layer", "group"]  # the share of each parameter, or of the group's together
+    regrow: bool  # False: dropped weights stay zero; their gradients count as 0, and stay as they are in .grad
+    dropped_momentum: Literal["keep", "clear"]
+
+
+def _check_share_of_zeros(name: str, value: float) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number in [0, 1), got {value!r}")
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def _check_schedule(name: str, value: Any) -> None:
+    if value is not None and not _is_ramp(value):
+        raise ValueError(f"{name} must be None or ('cubic', begin, end) with steps 0 <= begin < end, got {value!r}")
+
+
+def _is_ramp(schedule: Any) -> bool:
+    if not isinstance(schedule, (tuple, list)) or len(schedule) != 3 or schedule[0] != "cubic":
+        return False
+    begin, end = schedule[1:]
+    return isinstance(begin, Real) and isinstance(end, Real) and bool(0 <= begin < end)  # type: ignore[operator]
+
+
+def _check_period(name: str, value: Any) -> None:
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number of steps, got {value!r}") from None
+    if steps < 1:
+        raise ValueError(f"{name} must be 1 step or more, got {value}")
+
+
+def _one_of(*allowed: Any) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+    return check
+
+
+PRUNING_OPTIONS: dict[str, Option] = {
+    "sparsity": Option(0.0, _check_share_of_zeros, None, "the target share of zeros, in [0, 1); 0: off."),
+    "sparsity_schedule": Option(
+        None, _check_schedule, None, 'None: constant; ("cubic", begin, end): a ramp between two steps.'
+    ),
+    "threshold_every": Option(1, _check_period, None, "steps from one thresholding to the next."),
+    "structure": Option("element", _one_of(*STRUCTURES), None, '"element", "filter" or "2:4".'),
+    "threshold_scope": Option(
+        "layer", _one_of("layer", "group"), None, "the share of each parameter, or of the group's together."
+    ),
+    "regrow": Option(
+        True, _one_of(True, False), None,
+        "False: dropped weights stay zero; their gradients count as 0, and stay as they are in ``.grad``.",
+    ),
+    "dropped_momentum": Option(
+        "clear", _one_of("keep", "clear"), None, "whether the momentum of dropped weights is kept or becomes 0."
+    ),
+}  # fmt: skip
+
+
+def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
+    """All pruning options of an optimizer, and the count of its steps with pruning, from the given ones.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    for name in options:
+        if name not in PRUNING_OPTIONS:
+            raise TypeError(f"CSGD got an unexpected keyword argument {name!r}")
+    return {**{name: option.default for name, option in PRUNING_OPTIONS.items()}, **options, "threshold_step": 0}
+
+
+def check_pruning(group: Group) -> None:
+    """Raises ValueError or TypeError for a pruning option of a group that is out of range."""
+    check_options(PRUNING_OPTIONS, group)
+    sparsity, schedule = group["sparsity"], group["sparsity_schedule"]
+    if group["structure"] == "2:4" and sparsity != 0 and (sparsity != 0.5 or schedule is not None):
+        raise ValueError(
+            f"structure '2:4' has sparsity 0.5 and no sparsity_schedule, got sparsity {sparsity} and {schedule!r}"
+        )
+
+
+def scheduled_sparsity(group: Group, step: int) -> float:
+    """The share of zeros after ``step`` steps.
+
+    Source of the cubic ramp: Zhu and Gupta, "To prune, or not to prune", 2017, with an initial sparsity of 0.
+    """
+    if group["sparsity_schedule"] is None:
+        return float(group["sparsity"])
+    _, begin, end = group["sparsity_schedule"]
+    left = 1.0 - min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return float(group["sparsity"] * (1.0 - left**3))

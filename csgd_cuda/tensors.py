@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types and facts about tensors that all parts of the package share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Tensors: TypeAlias = Sequence[Tensor]
+Group: TypeAlias = dict[str, Any]  # a parameter group: its options and, under "params", its parameters
+State: TypeAlias = dict[Tensor, dict[str, Any]]  # of an optimizer: for each parameter what it keeps between steps
+
+
+class StepTensors(NamedTuple):
+    """The tensors of one operator call that makes a step: of each list an entry for each parameter, or none at all.
+
+    Attributes:
+        params, grads: of one shape and dtype each.
+        buffers: by their name in the state, tensors of the parameters' shapes and dtypes; empty lists where the options
+            need none.
+        steps: int64 tensors with one element.
+        lipschitz_bounds: tensors of opmath with one element; empty with a fixed Lipschitz constant.
+        indices: a number for each parameter, so that their random draws differ.
+        shards: the five numbers of each parameter's ShardLayout, one after another; empty: all are whole.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    buffers: dict[str, list[Tensor]]
+    steps: list[Tensor]
+    lipschitz_bounds: list[Tensor]
+    indices: list[int]
+    shards: list[int]
+
+
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic for tensors of a storage dtype."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def separate_elements(tensor: Tensor) -> bool:
+    """True where no two elements can share memory: each dimension steps over all smaller ones."""
+    extent = 0
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride <= extent:
+            return False
+        extent += stride * (size - 1)
+    return True

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that name modules where they were before they moved into folders still load, and go on with the same bits.
+
+data/objects_of_flat_modules.pkl was pickled, and parameters_two_steps_later.pt saved, by the version before.
+"""
+
+import importlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import csgd_cuda
+from csgd_cuda.moved import NEW_NAMES
+
+from .helpers import assert_same_bits
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_pickled_models_and_optimizers_load_and_go_on_with_the_same_bits():
+    saved = (DATA / "objects_of_flat_modules.pkl").read_bytes()
+    for old in (b"csgd_cuda.optimizer", b"csgd_cuda.calibration", b"csgd_cuda.calibrated_model"):
+        assert old in saved
+    objects = pickle.loads(saved)
+    assert type(objects["optimizer"]) is csgd_cuda.CSGD
+    assert isinstance(objects["model"][1], csgd_cuda.GradientCalibration)
+    assert objects["pruned_optimizer"].param_groups[0]["threshold_step"] == 2
+    for _ in range(2):
+        for model, optimizer in (("model", "optimizer"), ("pruned_model", "pruned_optimizer")):
+            objects[optimizer].zero_grad()
+            objects[model](torch.arange(6.0).view(2, 3) / 3).square().sum().backward()
+            objects[optimizer].step()
+    expected = torch.load(DATA / "parameters_two_steps_later.pt")
+    for name, key in (("model", "params"), ("pruned_model", "pruned")):
+        for param, other in zip(objects[name].parameters(), expected[key], strict=True):
+            assert_same_bits(param, other, name)
+
+
+@pytest.mark.parametrize("old", NEW_NAMES)
+def test_a_module_has_its_old_name_too(old):
+    module = importlib.import_module(f"csgd_cuda.{old}")
+    assert module is importlib.import_module(f"csgd_cuda.{NEW_NAMES[old]}")
+    assert getattr(csgd_cuda, old) is module
