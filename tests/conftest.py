@@ -39,6 +39,11 @@ def pytest_configure_node(node):
     node.workerinput["hypothesis_seed"] = node.config.option.hypothesis_seed
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first: one that began last would leave the other cores idle."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_report_header(config):
     return [f"hypothesis seed: {config.option.hypothesis_seed}", f"csgd_cuda: {extension.build_info()}"]
 

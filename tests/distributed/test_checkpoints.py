@@ -120,6 +120,7 @@ def assert_same_weights(a, b):
         assert_same_bits(x, y, f"parameter {k}")
 
 
+@pytest.mark.long
 def test_killed_worker_does_not_change_the_end(tmp_path):
     """SIGKILL between backward and step, after the checkpoint of step 3; torchrun starts both processes again."""
     done = torchrun(tmp_path, 2, "--kill-rank=1", "--kill-step=5")
@@ -133,6 +134,7 @@ def gone_on_from_the_last_checkpoint(rank, folder):
     return train_from_checkpoint(folder, given=True)
 
 
+@pytest.mark.long
 def test_job_goes_on_with_fewer_workers_after_one_was_killed(tmp_path):
     """Of three, one is killed; two go on from the last checkpoint.
 

@@ -19,6 +19,7 @@ def free_memory(device):
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_more_than_two_to_the_31_elements(device):
     if free_memory(device) < NEEDED:
         pytest.skip(f"needs {NEEDED / 2**30:.0f} GiB of free memory")

@@ -9,6 +9,7 @@ sequences.
 
 import time
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -22,6 +23,7 @@ from .sequences import Sequences
 REFUSED = ["errors", "bad group", "parameter in two groups", *(spoil.__name__ for spoil in BAD_LOADS)]
 
 
+@pytest.mark.long
 def test_twins_stay_equal(pytestconfig, capsys):
     need_kernel(torch.device("cpu"))
     nightly = pytestconfig.getoption("nightly")
