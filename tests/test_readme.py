@@ -63,7 +63,7 @@ def test_links_and_pictures_lead_to_files_and_headings(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_files_of_the_repository_that_are_named_exist(path):
-    for named in re.findall(r"`((?:csrc|tests|benchmarks|examples|docs|tools)/[\w./*-]+)`", prose_of(path)):
+    for named in re.findall(r"`((?:csgd_cuda|csrc|tests|benchmarks|examples|docs|tools)/[\w./*-]+)`", prose_of(path)):
         assert any(ROOT.glob(named.rstrip("/"))), named
 
 
