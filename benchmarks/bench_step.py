@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
     lists = [e for e in LISTS.values() if (e.name in args.lists if args.lists else args.device in e.default_on)]
     print(
         f"Measuring steps of {len(peers)} optimizers on {', '.join(entry.label for entry in lists)}, "
-        f"{args.repeat} rounds, {args.dtype} on {args.device} with {torch.get_num_threads()} threads. "
+        f"{args.repeat} rounds, {args.dtype} on {args.device}, threads: {torch.get_num_threads()}. "
         f"Results go to {args.out}.",
         flush=True,
     )

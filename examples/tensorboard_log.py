@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"Training a CNN with {parameters:,} parameters: CSGD, {steps} steps in {args.epochs} epochs, seed 0, "
-        f"{args.threads} threads. The log goes to {args.out}.",
+        f"threads: {args.threads}. The log goes to {args.out}.",
         flush=True,
     )
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

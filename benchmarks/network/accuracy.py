@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> tuple[int, int]:
     out = prepare(args.out)
     missing = [run for run in runs if not run_log.is_finished(out, run)]
     if missing:
-        print(announcement(missing, len(runs), f"{args.world_size} processes with 1 thread", out), flush=True)
+        print(announcement(missing, len(runs), f"processes: {args.world_size}, threads of each: 1", out), flush=True)
         command = ["python", "-m", "benchmarks.network", *arguments]
         with tempfile.TemporaryDirectory() as folder:
             parts = (args.world_size, f"file://{folder}/store", missing, out, command)

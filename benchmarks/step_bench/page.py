@@ -67,8 +67,8 @@ def run(
         if getattr(args, "threads", None):
             torch.set_num_threads(args.threads)  # before the page says how many there are
         print(
-            f"Measuring {benchmark.what}, {args.repeat} rounds, on {args.device} with {torch.get_num_threads()} "
-            f"threads. The page goes to {path}.",
+            f"Measuring {benchmark.what}, {args.repeat} rounds, on {args.device}, "
+            f"threads: {torch.get_num_threads()}. The page goes to {path}.",
             flush=True,
         )
         command = ["python", f"benchmarks/{program}.py", *machine.without_out(arguments)]

@@ -39,8 +39,8 @@ def run_all(runs: list[Run], plan: Plan, workers: int) -> int:
     missing = [run for run in runs if not run_log.is_finished(plan.out, run)]
     if not missing:
         return 0
-    threads = f"{plan.threads or torch.get_num_threads()} threads" if plan.threads != 1 else "1 thread"
-    print(announcement(missing, len(runs), f"{workers} at a time with {threads}", plan.out), flush=True)
+    how = f"{workers} at a time, threads of each: {plan.threads or torch.get_num_threads()}"
+    print(announcement(missing, len(runs), how, plan.out), flush=True)
     total = len(missing) * steps(missing[0])
     # A log file wants a line now and then, not ten a second.
     interval = 0.1 if sys.stderr.isatty() else 30

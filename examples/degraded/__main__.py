@@ -97,8 +97,8 @@ def _announcement(
     compared += ", ".join(str(seed) for seed in dict.fromkeys(args.seeds))
     return (
         f"Training {len(missing)} of {len(dict.fromkeys(choices))} trials ({compared}): in each three CNNs of width "
-        f"{args.width}, {args.epochs} epochs of {len(images.train):,} images, on {args.device} with "
-        f"{args.threads} threads. Results go to {out}."
+        f"{args.width}, {args.epochs} epochs of {len(images.train):,} images, on {args.device}, "
+        f"threads: {args.threads}. Results go to {out}."
     )
 
 
