@@ -2,13 +2,11 @@
 """No program loses a result by printing: not where the reader of a pipe leaves, nor on a terminal that has ASCII only.
 
 Each program runs twice: with all of its output read, and into a pipe that takes ASCII and is closed after the first
-line. Both must leave the same files. The program of network hosts is in test_network_bench.py.
+line. Both must leave the same files. Programs that take long run so in the other tests of what they do.
 """
 
-import contextlib
 import io
 import itertools
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from examples.degraded.__main__ import main as degraded
 from examples.training.errors import exit_status, lenient_output
 
 from .example_train.common import train  # makes examples/ importable
+from .pipe import PipeToHead, to_head
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -51,7 +50,6 @@ PROGRAMS = {
     "tensorboard_log.py": (tensorboard_log.main, "--epochs 1 --width 2", ""),
     "degraded": (degraded, f"{TINY} --test-limit 12 --width 2 --levels 1 --seeds 0 1 --optimizers csgd", "table.md"),
     "train run and report": (train_and_report, f"{TINY} --seeds 0 1", "report/lr.png"),
-    "train scenes": (trainings, "scenes", "scenes.png"),
     "prune": (prune, f"{TINY} --seeds 0 1 --sparsities 0 0.5 --structures filter --methods threshold", "accuracy.png"),
     "network report": (network, f"report {ROOT / 'benchmarks/results'}", "network-model.md"),
     "bench_step.py": (
@@ -61,23 +59,6 @@ PROGRAMS = {
     "bench_threshold.py": (bench_threshold.main, "--sizes 100 --repeat 2", "threshold-cpu.md"),
     "bench_exchange.py": (bench_exchange.main, "--numel 1000 --repeat 2", "exchange-cpu.md"),
 }  # fmt: skip
-
-
-class PipeToHead(io.TextIOWrapper):
-    """A pipe in ASCII whose reader leaves when it has got something."""
-
-    def __init__(self):
-        self._reader, writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        super().__init__(io.FileIO(writer, "w"), encoding="ascii")
-        self.head = b""
-
-    def flush(self):
-        super().flush()
-        if not self.head:
-            with contextlib.suppress(BlockingIOError):  # nothing printed yet
-                self.head = os.read(self._reader, 2**16)
-                os.close(self._reader)
 
 
 @pytest.fixture
@@ -110,26 +91,18 @@ def files(directory):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_reader_that_leaves_and_an_ascii_terminal_lose_no_result(name, tmp_path, monkeypatch, same_time):
+def test_a_reader_that_leaves_and_an_ascii_terminal_lose_no_result(name, tmp_path, same_time):
     main, arguments, one_of_them = PROGRAMS[name]
-    if name == "train scenes":
-        pytest.importorskip("pycocotools")
     if name == "tensorboard_log.py":
         pytest.importorskip("tensorboard")
 
     def run(directory):
-        directory.mkdir()
-        out = directory / one_of_them if name == "train scenes" else directory
         same_time()
-        return main([*arguments.split(), "--out", str(out)])
+        return main([*arguments.split(), "--out", str(directory)])
 
     assert run(tmp_path / "read") == 0
-    stdout, stderr = PipeToHead(), PipeToHead()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stdout)
-        patch.setattr(sys, "stderr", stderr)
+    with to_head() as stdout:
         assert run(tmp_path / "left") == 0
-        assert (sys.stdout, sys.stderr) == (stdout, stderr)
     assert stdout.head.endswith(b"\n")
     whole = files(tmp_path / "read")
     assert one_of_them in whole or name == "tensorboard_log.py"
