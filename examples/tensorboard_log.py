@@ -57,6 +57,8 @@ def train(args: argparse.Namespace) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name!r} is missing; pip install tensorboard.") from None
+    if min(args.threads, args.epochs, args.width) < 1:
+        raise UserError("--threads, --epochs and --width must be 1 or more.")
     torch.set_num_threads(args.threads)
     digits = data.load(None, None)
     network = model.build(digits.classes, args.width, 0, torch.float32, torch.device("cpu"))

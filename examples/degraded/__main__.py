@@ -77,7 +77,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> None:
     finished = {log.path(out, found.settings) for found in log.read_all(out, common)}
     choices = [Choice(o, i, seed) for seed, o, i in product(args.seeds, args.optimizers, args.injections)]
     missing = [choice for choice in dict.fromkeys(choices) if log.path(out, asdict(choice)) not in finished]
-    print(_announcement(args, images, choices, missing, out), flush=True)
+    if missing:
+        print(_announcement(args, images, choices, missing, out), flush=True)
     environment = machine.describe(device, without_places(["python", "-m", "examples.degraded", *arguments]))
     with _algorithms(device):
         for i, choice in enumerate(missing):
