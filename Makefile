@@ -24,6 +24,7 @@ INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelera
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
+	@echo "Training on the digits: 15 seconds on a quiet machine. Results go to out/digits."
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
 
 # Where ARGS names tests/..., only that.
@@ -69,12 +70,14 @@ gpu-suite:
 	$(PYTHON) tools/gpu_suite.py $(ARGS)
 
 $(VENV)/installed: requirements-dev.txt
+	@echo "Making the virtual environment $(VENV): downloads PyTorch and the tools, 1 to 3 minutes, once."
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
 # An editable install: Python files are used where they lie, the extension is built into csgd_cuda/.
 $(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard csrc/*/*)
+	@echo "Compiling the C++ extension into csgd_cuda/, 1 to 3 minutes; again only when csrc/ changes."
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

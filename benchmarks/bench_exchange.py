@@ -4,8 +4,8 @@
     python benchmarks/bench_exchange.py --threads 1
     python benchmarks/bench_exchange.py --device cuda --numel 100000000
 
-Nothing is sent: the words that other ranks would send are this rank's own. All in one interleaved run; prints a table
-and writes exchange-DEVICE.md into --out. A ratio is to a copy of the gradient in the same round.
+Nothing is sent: the words that other ranks would send are this rank's own. All in one interleaved run; writes
+exchange-DEVICE.md into --out and prints it. A ratio is to a copy of the gradient in the same round.
 """
 
 from __future__ import annotations
@@ -131,20 +131,18 @@ def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     return page.Page(f"What a rank computes for an exchange of codes, {args.device}, {which}", [what], lines)
 
 
+def prepare(args: argparse.Namespace) -> page.Benchmark:
+    """Raises UserError where an option is out of its range."""
+    if min(args.numel, args.ranks, args.repeat, 1 if args.threads is None else args.threads) < 1:
+        raise UserError("--numel, --ranks, --threads and --repeat must be 1 or more.")
+    stem = f"exchange-{args.device}{'-reference' if args.reference else ''}"
+    what = f"an exchange of {args.numel:,} coordinates"
+    return page.Benchmark(what, stem, lambda: page_of(args, measure(args)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 where an option is wrong or the device is not there."""
-    arguments = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(arguments)
-    if args.threads and args.threads > 0:
-        torch.set_num_threads(args.threads)  # before the page says how many there are
-
-    def measured() -> page.Page:
-        if min(args.numel, args.ranks, args.repeat, 1 if args.threads is None else args.threads) < 1:
-            raise UserError("--numel, --ranks, --threads and --repeat must be 1 or more.")
-        return page_of(args, measure(args))
-
-    stem = f"exchange-{args.device}{'-reference' if args.reference else ''}"
-    return page.run("bench_exchange", args, arguments, stem, measured)
+    return page.run("bench_exchange", parser(), argv, prepare)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/bench_layer.py
     python benchmarks/bench_layer.py --device cuda --model resnet50 --size 224 --batch-size 64
 
-The same network plain and with layers in each place, in one interleaved run. Prints a table and writes
-layer-DEVICE-MODEL.md into --out. A ratio is to the plain network in the same round.
+The same network plain and with layers in each place, in one interleaved run. Writes layer-DEVICE-MODEL.md into --out
+and prints it. A ratio is to the plain network in the same round.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def training_step(args: argparse.Namespace, place: dict | None) -> tuple[Callable[[], None], torch.nn.Module]:
-    """A call that trains one step on images that stay, and its network; the same weights each time."""
+    """A call that trains one step, always on the same images, and its network; the same weights each time."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     shape = models.Shape(3, (args.size, args.size), _CLASSES)
     model = models.build(args.model, 0, shape).to(args.device, memory_format=layout)
@@ -115,18 +115,18 @@ def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     return page.Page(f"The layer in a training step of {args.model}, {args.device}", [batch], lines)
 
 
+def prepare(args: argparse.Namespace) -> page.Benchmark:
+    """Raises UserError where an option is out of its range."""
+    if min(args.size, args.batch_size, args.repeat - 1) < 1:
+        raise UserError("--size and --batch-size must be 1 or more, --repeat 2 or more.")
+    stem = f"layer-{args.device}-{args.model.replace(':', '-')}"
+    what = f"training steps of {args.model} with {len(PLACES)} placements of the layer"
+    return page.Benchmark(what, stem, lambda: page_of(args, measure(args)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 where an option is wrong or the device is not there."""
-    arguments = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(arguments)
-
-    def measured() -> page.Page:
-        if min(args.size, args.batch_size, args.repeat - 1) < 1:
-            raise UserError("--size and --batch-size must be 1 or more, --repeat 2 or more.")
-        return page_of(args, measure(args))
-
-    stem = f"layer-{args.device}-{args.model.replace(':', '-')}"
-    return page.run("bench_layer", args, arguments, stem, measured)
+    return page.run("bench_layer", parser(), argv, prepare)
 
 
 if __name__ == "__main__":

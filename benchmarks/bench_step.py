@@ -4,7 +4,7 @@
     python benchmarks/bench_step.py --device cuda
     python benchmarks/bench_step.py --device cpu --lists resnet50 --peers sgd_fused,csgd --repeat 31
 
-Prints a table and writes step-DEVICE-DTYPE.md, .json and .png into --out. The columns: benchmarks/README.md.
+Writes step-DEVICE-DTYPE.md, .json and .png into --out and prints the table. The columns: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from step_bench.gradients import Quantiles
 from step_bench.lists import LISTS, scaled
 from step_bench.peers import BASELINE, PEERS
 from step_bench.run import ListRun, Settings
+
+from examples.training.errors import UserError, exit_status
 
 _COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}  # of each of two buffers; far more than a cache holds
 _SMALLEST_COPY = 2**20
@@ -79,7 +81,7 @@ def _notes(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> dict:
-    """Measures all lists and writes the report after each, in case a later one fails; what it says, as a dict."""
+    """Measures all lists and writes the report after each, in case a later one fails. Returns the report as a dict."""
     device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
     if args.device == "cuda":
         torch.cuda.set_device(device)
@@ -97,11 +99,17 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
         "notes": _notes(args),
         "lists": {},
     }
-    for entry in LISTS.values():
-        if (entry.name in args.lists) if args.lists else (args.device in entry.default_on):
-            shapes = scaled(entry.shapes(args.device), args.scale)
-            results["lists"][entry.name] = {"label": entry.label, **ListRun(entry.label, shapes, peers, settings).run()}
-            report.write(results, args.out)
+    lists = [e for e in LISTS.values() if (e.name in args.lists if args.lists else args.device in e.default_on)]
+    print(
+        f"Measuring steps of {len(peers)} optimizers on {', '.join(entry.label for entry in lists)}, "
+        f"{args.repeat} rounds, {args.dtype} on {args.device}, threads: {torch.get_num_threads()}. "
+        f"Results go to {args.out}.",
+        flush=True,
+    )
+    for entry in lists:
+        shapes = scaled(entry.shapes(args.device), args.scale)
+        results["lists"][entry.name] = {"label": entry.label, **ListRun(entry.label, shapes, peers, settings).run()}
+        report.write(results, args.out)
     return results
 
 
@@ -116,16 +124,19 @@ def _picture(results: dict, out: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 where the command line is wrong or the device is not there."""
+    """Exit status: 0; 2 where the command line is wrong or the device is not there; 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.", file=sys.stderr)
-        return 2
-    results = run(args, arguments)
-    print(report.markdown(results))
-    print("Written:", ", ".join(map(str, [*report.write(results, args.out), *_picture(results, args.out)])))
-    return 0
+
+    def execute() -> None:
+        args = parser().parse_args(arguments)
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.")
+        results = run(args, arguments)
+        written = [*report.write(results, args.out), *_picture(results, args.out)]
+        print(report.markdown(results))
+        print("Written:", ", ".join(map(str, written)))
+
+    return exit_status("bench_step.py", "the lists measured so far are in --out.", execute)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/bench_threshold.py
     python benchmarks/bench_threshold.py --device cuda --sizes 100000 10000000 100000000
 
-hard_threshold_, torch.topk and masking, and steps of CSGD with and without sparsity, in one interleaved run. Prints a
-table and writes threshold-DEVICE.md into --out. A ratio is to torch.topk, or to the step without sparsity, in the same
+hard_threshold_, torch.topk and masking, and steps of CSGD with and without sparsity, in one interleaved run. Writes
+threshold-DEVICE.md into --out and prints it. A ratio is to torch.topk, or to the step without sparsity, in the same
 round.
 """
 
@@ -125,17 +125,17 @@ def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     return page.Page(title, [f"{args.repeat} rounds"], lines)
 
 
+def prepare(args: argparse.Namespace) -> page.Benchmark:
+    """Raises UserError where an option is out of its range."""
+    if not 0 < args.sparsity < 1 or min(args.sizes) < 1 or args.repeat < 2:
+        raise UserError("--sparsity must be between 0 and 1, --sizes at least 1, --repeat at least 2.")
+    what = f"hard thresholding of {', '.join(f'{size:,}' for size in args.sizes)} elements"
+    return page.Benchmark(what, f"threshold-{args.device}", lambda: page_of(args, measure(args)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 where an option is wrong or the device is not there."""
-    arguments = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(arguments)
-
-    def measured() -> page.Page:
-        if not 0 < args.sparsity < 1 or min(args.sizes) < 1 or args.repeat < 2:
-            raise UserError("--sparsity must be between 0 and 1, --sizes at least 1, --repeat at least 2.")
-        return page_of(args, measure(args))
-
-    return page.run("bench_threshold", args, arguments, f"threshold-{args.device}", measured)
+    return page.run("bench_threshold", parser(), argv, prepare)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", metavar="DIR", default="out/tensorboard", help="for the log (default: %(default)s)")
     p.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
+    p.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
     p.add_argument("--width", type=int, default=32, help="first channels (default: %(default)s)")
     p.add_argument("--lr", type=float, default=0.05, help="at the start; it falls to 0 (default: %(default)s)")
     return p
@@ -56,12 +57,21 @@ def train(args: argparse.Namespace) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name!r} is missing; pip install tensorboard.") from None
+    if min(args.threads, args.epochs, args.width) < 1:
+        raise UserError("--threads, --epochs and --width must be 1 or more.")
+    torch.set_num_threads(args.threads)
     digits = data.load(None, None)
     network = model.build(digits.classes, args.width, 0, torch.float32, torch.device("cpu"))
     optimizer = CSGD(network.named_parameters(), lr=args.lr, momentum=0.9)  # with names, for log()
     generator = torch.Generator().manual_seed(0)
     count = len(digits.train_labels)
     steps = args.epochs * -(-count // BATCH_SIZE)
+    parameters = sum(p.numel() for p in network.parameters())
+    print(
+        f"Training a CNN with {parameters:,} parameters: CSGD, {steps} steps in {args.epochs} epochs, seed 0, "
+        f"threads: {args.threads}. The log goes to {args.out}.",
+        flush=True,
+    )
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     step = 0
     with SummaryWriter(args.out) as writer:
@@ -80,8 +90,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
-    args = parser().parse_args(argv)
-    return exit_status("tensorboard_log.py", f"what was logged is in {args.out}.", lambda: train(args))
+    return exit_status("tensorboard_log.py", "what was logged is in --out.", lambda: train(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

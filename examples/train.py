@@ -7,8 +7,8 @@
     python examples/train.py --epochs 4 --resume run.pt   # ... and go on to 4: the same bits as 4 at once
 
 Both optimizers start from the same weights and see the same batches in the same order; the learning rate
-falls every --lr-step epochs, whatever --epochs is. Prints a table and writes curves.png, table.md, curves.csv and
-curves.json into --out.
+falls every --lr-step epochs, whatever --epochs is. Writes curves.png, table.md, curves.csv and curves.json into --out
+and prints the table.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="IDX data set (default: the digits of scikit-learn)")
     p.add_argument("--limit", metavar="N", type=_number(int, 1), help="use the first N training images only")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    p.add_argument(
+        "--threads",
+        type=_number(int, 1),
+        default=1,
+        metavar="N",
+        help="threads of torch on the CPU. More of them gain little for a small network, and on a busy machine they "
+        "mostly wait for each other. Results depend on the number only as far as torch's own arithmetic does; CSGD's "
+        "step has the same bits with any (default: %(default)s)",
+    )
     p.add_argument(
         "--dtype",
         default="float32",
@@ -134,6 +143,7 @@ def _settings(args: argparse.Namespace, dataset: data.Dataset) -> loop.Settings:
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be wrong, train, report."""
     chosen = _device(args.device)
+    torch.set_num_threads(args.threads)
     if args.save:
         checkpoint.check_target(args.save)
     dataset = data.load(args.data, args.limit)
@@ -142,6 +152,9 @@ def run(args: argparse.Namespace) -> None:
     settings = _settings(args, dataset)
     runs = checkpoint.load(args.resume, settings, args.epochs) if args.resume else {}
     out = report.prepare(args.out)
+    network = model.build(dataset.classes, args.width, 0, torch.float32, torch.device("cpu"))
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    print(_announcement(settings, args.epochs, len(dataset.train_labels), sum(sizes.values()), out), flush=True)
 
     def after_epoch() -> None:
         if args.save:
@@ -149,15 +162,23 @@ def run(args: argparse.Namespace) -> None:
 
     loop.train_all(settings, dataset.to(chosen), args.epochs, runs, after_epoch)
     after_epoch()  # also when a resume had nothing left to train
-    network = model.build(dataset.classes, args.width, 0, torch.float32, torch.device("cpu"))
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     write(report.Results(settings, dataset, sizes, runs), out)
 
 
+def _announcement(settings: loop.Settings, epochs: int, images: int, parameters: int, out: Path) -> str:
+    """What will be run, in one line."""
+    optimizers = " and ".join(report.LABEL[name] for name in settings.optimizers)
+    steps = math.ceil(images / settings.batch_size)
+    return (
+        f"Training a CNN with {parameters:,} parameters: {optimizers}, {report.count(settings.seeds, 'seed')}, "
+        f"{report.count(epochs, 'epoch')} of {report.count(steps, 'step')}, on {settings.device} with "
+        f"{report.count(settings.threads, 'thread')}. Results go to {out}."
+    )
+
+
 def write(results: report.Results, out: Path) -> None:
-    """Print the table and write the four files."""
+    """Write the four files and print the table, which is printed even where a file cannot be written."""
     text = report.markdown(results)
-    print(text)
     try:
         (out / "table.md").write_text(text, encoding="utf-8")
         (out / "curves.csv").write_text(report.curves_csv(results), encoding="utf-8")
@@ -165,6 +186,8 @@ def write(results: report.Results, out: Path) -> None:
         figure.draw(results, out / "curves.png")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); choose another place.") from None
+    finally:
+        print(text)
     print(f"Written to {out}: curves.png, table.md, curves.csv, curves.json")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from sysconfig import get_paths
 
 import sass
+from output import say
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {f"sm_{n}": f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)}
@@ -52,15 +53,15 @@ def check_kernels(nvcc, flags, source):
             ):
                 if any(int(n) for n in (stack, stores, loads)):
                     errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
-            print(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
+            say(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
             try:
                 counts |= sass.counts(name, output)
             except ValueError as error:
                 errors.append(f"{source}: {error}")
         run([nvcc, "-std=c++17", *flags, PTX_TARGET, "-ptx", source, "-o", output])
-        print(f"{source}: PTX compiles")
+        say(f"{source}: PTX compiles")
         if expected := WIDE_ACCESSES.get(Path(source).name):
-            errors += check_wide_accesses(source, Path(output).read_text(), expected)
+            errors += check_wide_accesses(source, Path(output).read_text(encoding="ascii"), expected)
     return errors, counts
 
 
@@ -98,7 +99,7 @@ def check_wide_accesses(source, ptx, accesses):
             found = len(re.findall(WIDE[what], kernel))
             if found != expected:
                 errors.append(f"{name}: {found} {what} of 16 bytes, expected {expected}")
-    print(f"{source}: {len(kernels)} kernels, 16-byte accesses counted")
+    say(f"{source}: {len(kernels)} kernels, 16-byte accesses counted")
     return errors if kernels else [f"{source}: no kernel found in its PTX"]
 
 
@@ -111,7 +112,7 @@ def check_counts(found):
             errors.append(f"{' '.join(words)}: not in {sass.TABLE.name}; make check-cuda ARGS=--write")
         elif figure > 1.1 * table[words]:
             errors.append(f"{' '.join(words)}: {figure:.1f} instructions per element, {table[words]} before")
-    print(f"instructions per element of {len(found)} kernels: {min(found.values()):.1f} to {max(found.values()):.1f}")
+    say(f"instructions per element of {len(found)} kernels: {min(found.values()):.1f} to {max(found.values()):.1f}")
     return errors
 
 
@@ -124,7 +125,7 @@ def check_binding(toolkit):
     for source in sorted(glob.glob("csrc/ops/*.cpp")):
         macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DCSGD_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
         run(["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *macros, *includes, source])
-        print(f"{source}: fits torch {torch.__version__}")
+        say(f"{source}: fits torch {torch.__version__}")
 
 
 def main():

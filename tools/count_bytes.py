@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from output import say
+
 NUMEL = 2**28
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 CASES = [(dtype, density) for dtype in ("float32", "bfloat16") for density in (1.0, 0.05, 0.01)]
@@ -50,7 +52,7 @@ def counted(ncu):
     command += ["--print-units", "base", "--clock-control", "none", "--profile-from-start", "off"]
     done = subprocess.run([*command, sys.executable, __file__, "--steps"], capture_output=True, text=True, check=False)
     if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
-        print("not measured: ncu may not read the GPU's counters here")
+        say("not measured: ncu may not read the GPU's counters here")
         sys.exit(0)
     cases, kernels = parse(done.stdout)
     if done.returncode != 0 or not cases or len(cases) != len(kernels):
@@ -78,12 +80,12 @@ def main():
     if ncu is None:
         sys.exit("count_bytes: ncu (Nsight Compute) is not on the PATH")
     cases, kernels = counted(ncu)
-    print("| dtype | density | sectors touched | read, B/param | written, B/param | both | floor |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    say("| dtype | density | sectors touched | read, B/param | written, B/param | both | floor |")
+    say("| --- | --- | --- | --- | --- | --- | --- |")
     for (name, density, size, touched), sums in zip(cases, kernels, strict=True):
         read, written = (sums[metric] / NUMEL for metric in METRICS)
         floor = int(size) * (3 + 2 * float(touched))
-        print(
+        say(
             f"| {name} | {density} | {float(touched):.1%} | {read:.2f} | {written:.2f} | {read + written:.2f} "
             f"| {floor:.2f} |"
         )

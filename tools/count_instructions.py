@@ -18,6 +18,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from output import say
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "cpu" / "instruction_counts.md"
 CXX_FLAGS = runpy.run_path(str(ROOT / "setup.py"))["CXX_FLAGS"]
@@ -119,7 +121,7 @@ def measure(built, isa, dtype, what):
 
 def read_table():
     """{(instruction set, dtype, what): figure} of the file, and the compiler it was made with."""
-    text = TABLE.read_text()
+    text = TABLE.read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     figures = {tuple(row[:3]): float(row[3]) for row in rows if re.fullmatch(r"[\d.]+", row[3])}
     return figures, re.search(r"Compiler: (.*)", text).group(1)
@@ -159,9 +161,9 @@ def main():
         sys.exit(f"count_instructions: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         table = make_table(build(Path(folder)))
-    print(table, end="")
     if "--write" in sys.argv[1:]:
-        TABLE.write_text(table)
+        TABLE.write_text(table, encoding="utf-8")
+    say(table.rstrip("\n"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from output import say
+
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TAIL = 60  # lines of a part's output that the report keeps: enough for a benchmark's tables
@@ -75,21 +77,21 @@ def parts(args):
 def run_part(name, command, limit):
     """Runs one part, shows its output as it comes; returns what the report says of it."""
     if command is None:
-        print(f"== {name}: left out", flush=True)
+        say(f"== {name}: left out")
         return {"part": name, "result": "left out", "seconds": 0.0, "output": ""}
     if limit < 1:
-        print(f"== {name}: no time left", flush=True)
+        say(f"== {name}: no time left")
         return {"part": name, "result": "no time left", "seconds": 0.0, "output": ""}
-    print(f"== {name}: {shlex.join(command)}", flush=True)
+    say(f"== {name}: {shlex.join(command)}")
     start = time.perf_counter()
     lines = []
-    environment = {**os.environ, "CSGD_CUDA_BUILD": "cuda", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "CSGD_CUDA_BUILD": "cuda", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
-        ["timeout", "--kill-after", "5", str(limit), *command], cwd=ROOT, env=environment, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ["timeout", "--kill-after", "5", str(limit), *command], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
     )  # fmt: skip
     for line in process.stdout:
-        print(line, end="", flush=True)
+        say(line.rstrip("\n"))
         lines.append(line.rstrip())
     status = process.wait()
     late = f"not finished after {limit} s"
@@ -131,9 +133,11 @@ def main():
     for name, command in parts(args):
         results.append(run_part(name, command, min(args.limit, int(end - time.monotonic()))))
         # After each part, so that an interrupted suite leaves its results so far.
-        (args.out / "gpu-suite.json").write_text(json.dumps({**info, "parts": results}, indent=1) + "\n")
-        (args.out / "gpu-suite.md").write_text(report(info, results))
-    print("\n".join(f"{r['result']:>30}  {r['seconds']:6.0f} s  {r['part']}" for r in results))
+        (args.out / "gpu-suite.json").write_text(
+            json.dumps({**info, "parts": results}, indent=1) + "\n", encoding="utf-8"
+        )
+        (args.out / "gpu-suite.md").write_text(report(info, results), encoding="utf-8")
+    say("\n".join(f"{r['result']:>30}  {r['seconds']:6.0f} s  {r['part']}" for r in results))
     return int(any(r["result"] not in ("passed", "left out") for r in results))
 
 

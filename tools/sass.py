@@ -3,8 +3,8 @@
 
 The loop that copies ahead to shared memory is the one that takes nearly all elements. Of the ways through it the
 shortest that makes all draws and stores everything is counted: a step in which every coordinate moves. What only NaN,
-infinity or the largest numbers need is not on it. Conditions are not followed: who asks for one twice may get a way
-that cannot happen.
+infinity or the largest numbers need is not on it. Conditions are not followed: where code tests one twice, the way
+found may be one that cannot happen.
 """
 
 import re

@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from benchmarks.train import options as train_options
 from benchmarks.train import run_log
-from benchmarks.train.grid import create_task
+from benchmarks.train.grid import announcement, create_task, steps
 from benchmarks.train.loop import Training, train
 from benchmarks.train.methods import DensitySample, Method
 from benchmarks.train.options import number
 from benchmarks.train.settings import Execution, Run
-from examples.training.errors import UserError
+from examples.training.errors import UserError, lenient_output
 from examples.training.report import prepare
 
 from . import options
@@ -104,7 +104,7 @@ def add_accuracy_options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> tuple[int, int]:
-    """Trains what is not finished; how many runs that were, and of how many."""
+    """Trains the runs that are not finished. Returns their number and that of all runs."""
     if args.batch_size % args.world_size:
         raise UserError(f"--batch-size {args.batch_size}: must be a multiple of --world-size {args.world_size}.")
     compared = [Exchanged.of(name, args.world_size) for name in dict.fromkeys([PLAIN, *args.exchanges])]
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> tuple[int, int]:
     out = prepare(args.out)
     missing = [run for run in runs if not run_log.is_finished(out, run)]
     if missing:
+        print(announcement(missing, len(runs), f"processes: {args.world_size}, threads of each: 1", out), flush=True)
         command = ["python", "-m", "benchmarks.network", *arguments]
         with tempfile.TemporaryDirectory() as folder:
             parts = (args.world_size, f"file://{folder}/store", missing, out, command)
@@ -125,8 +126,8 @@ def _train_all(rank: int, world_size: int, store: str, runs: list[Run], out: Any
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the others
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    steps = [run.recipe.epochs * len(_batches(run)) for run in runs]
-    with tqdm(total=sum(steps), unit="step", disable=rank > 0, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+    total, interval = sum(map(steps, runs)), 0.1 if sys.stderr.isatty() else 30
+    with lenient_output(), tqdm(total=total, unit="step", disable=rank > 0, mininterval=interval) as bar:
 
         def after_epoch(training: Training) -> None:
             if rank == 0:
@@ -138,7 +139,3 @@ def _train_all(rank: int, world_size: int, store: str, runs: list[Run], out: Any
                 run_log.write_finished(out, run, training.diverged, command)
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _batches(run: Run) -> Any:
-    return create_task(run.task, run.data).batches(run.seed, 0, run.recipe.batch_size)

@@ -37,12 +37,13 @@ class Plan:
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> list[Path]:
-    """Measures, and writes two files for each number of hosts; their paths."""
+    """Measures, and writes two files for each number of hosts. Returns their paths."""
     check_possible()
     out = prepare(args.out)
     exchanges = list(dict.fromkeys([PLAIN, *args.exchanges]))
     plan = Plan(list(dict.fromkeys(args.rates)), exchanges, args.rounds, args.batch_size, args.hidden)
     written = []
+    print(_announcement(plan, args.hosts, out), flush=True)
     for hosts in dict.fromkeys(args.hosts):
         about = machine.describe(
             torch.device("cpu"), ["python", "-m", "benchmarks.network", *machine.without_out(arguments)]
@@ -53,7 +54,18 @@ def run(args: argparse.Namespace, arguments: list[str]) -> list[Path]:
         write_atomically(paths[0], json.dumps(results) + "\n")
         write_atomically(paths[1], measured.markdown(measured.Results(results)))
         written += paths
+        for entry in figures["rates"] if hosts > 1 else ():
+            print(measured.link_text(entry), flush=True)
     return written
+
+
+def _announcement(plan: Plan, hosts: list[int], out: Path) -> str:
+    """What will be measured, in one line."""
+    return (
+        f"Measuring {len(plan.exchanges)} exchanges between {', '.join(map(str, dict.fromkeys(hosts)))} hosts at "
+        f"{', '.join(f'{rate:g}' for rate in plan.rates)} Mbit/s, {plan.rounds} rounds each, batch size "
+        f"{plan.batch_size}, 1 thread in each process. Results go to {out}."
+    )
 
 
 def measure(hosts: int, plan: Plan) -> dict[str, Any]:
@@ -72,11 +84,7 @@ def measure(hosts: int, plan: Plan) -> dict[str, Any]:
                 network.shape(rate)
 
         found, model = processes.measure(shape, bar.update)
-    entries = [{"mbit": rate, **entry} for rate, entry in zip(rates, found, strict=True)]
-    if hosts > 1:
-        for entry in entries:
-            tqdm.write(measured.link_text(entry))
-    return {"rates": entries, "model": model}
+    return {"rates": [{"mbit": rate, **entry} for rate, entry in zip(rates, found, strict=True)], "model": model}
 
 
 def _about(about: dict[str, str]) -> dict[str, str]:
@@ -85,7 +93,7 @@ def _about(about: dict[str, str]) -> dict[str, str]:
     return about | {
         "threads": "1 in each process, all on this machine",
         "kernel": " ".join(os.uname()[i] for i in (0, 2)),
-        "TCP congestion control": path.read_text().strip() if path.exists() else "unknown",
+        "TCP congestion control": path.read_text(encoding="ascii").strip() if path.exists() else "unknown",
     }
 
 

@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.step_bench import machine
 from benchmarks.train import tasks
 from benchmarks.train.run_log import without_places
 from examples.training.errors import UserError, exit_status
 from examples.training.report import prepare
 
-from .training import METHODS, Run, train
+from .training import METHODS, Run, build_model, train
 
 LABELS = {  # of METHODS, where they are read
     "threshold": "hard thresholding, momentum kept",
@@ -38,6 +39,7 @@ LABELS = {  # of METHODS, where they are read
     "one-shot": "one-shot, torch.nn.utils.prune",
 }
 MEASURED = ("accuracy", "zeros", "weights", "exported", "difference")
+THREADS = "threads"  # of the training, a further column of runs.csv, which files of earlier versions lack
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,24 +61,31 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=0.05, help="falls along a cosine (default: %(default)s)")
     p.add_argument("--calibration", type=float, default=1.0, help="c, 0: plain SGD (default: %(default)s)")
     p.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of torch on the CPU; on a busy machine several mostly wait for each other. Results depend on the "
+        "number only as far as torch's own arithmetic does (default: %(default)s)",
+    )
+    p.add_argument(
         "--out", type=Path, default=Path("out/prune"), metavar="DIR", help="for runs and report (default: %(default)s)"
     )
     return p
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for what no run can be made of."""
+    """Raises UserError where an option is out of its range."""
     for sparsity in args.sparsities:
         if not 0 <= sparsity < 1:
             raise UserError(f"--sparsities must be in [0, 1), got {sparsity}.")
-    for name in ("epochs", "batch_size", "limit"):
+    for name in ("epochs", "batch_size", "limit", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {value}.")
 
 
 def grid(args: argparse.Namespace) -> list[Run]:
-    """All runs; a dense one, which is the same for every method and structure, is made once for each seed."""
+    """All runs. A dense one, which is the same for every method and structure, is made once for each seed."""
     runs = []
     for method, structure, sparsity, seed in product(args.methods, args.structures, args.sparsities, args.seeds):
         if sparsity == 0:
@@ -98,6 +107,8 @@ def read(path: Path) -> dict[Run, dict[str, float]]:
         for row in csv.DictReader(file):
             run = Run(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Run)})
             done[run] = {name: float(row[name]) for name in MEASURED}
+            if row.get(THREADS):
+                done[run][THREADS] = float(row[THREADS])
     return done
 
 
@@ -105,7 +116,7 @@ def write(path: Path, done: dict[Run, dict[str, float]]) -> None:
     """All of them, in a file that is never half written."""
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*(f.name for f in fields(Run)), *MEASURED])
+        writer = csv.DictWriter(file, [*(f.name for f in fields(Run)), *MEASURED, THREADS])
         writer.writeheader()
         writer.writerows(asdict(run) | measured for run, measured in done.items())
     part.replace(path)
@@ -129,8 +140,11 @@ def table(args: argparse.Namespace, done: dict[Run, dict[str, float]], runs: lis
     """Accuracies and sizes, Markdown."""
     accuracy, zeros, exported = (collect(done, runs, name) for name in ("accuracy", "zeros", "exported"))
     worst = max(done[run]["difference"] for run in runs)
+    threads = sorted({f"{done[run][THREADS]:g}" if THREADS in done[run] else "unknown" for run in runs})
+    about = machine.describe(torch.device("cpu"), [])
     lines = [
-        f"`{command}`, torch {torch.__version__}; mean ± standard deviation over {len(args.seeds)} seeds.",
+        f"`{command}`, torch {torch.__version__}, {about['CPU']}, threads of a training: {', '.join(threads)}; "
+        f"mean ± standard deviation over {len(args.seeds)} seeds.",
         "",
         "| structure | method | sparsity | test accuracy, % | zeros in convolutions, % | parameters exported |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -175,28 +189,39 @@ def plot(args: argparse.Namespace, done: dict[Run, dict[str, float]], runs: list
 
 
 def run_all(args: argparse.Namespace, command: str) -> None:
-    """Makes the runs that are missing, then table and plot."""
+    """Makes the runs that are missing, writes table and plot, and prints the table, even where the plot fails."""
+    torch.set_num_threads(args.threads)
     task = tasks.create("classification", tasks.DataOptions(args.data, args.data_dir, args.limit))
     runs, path = grid(args), args.out / "runs.csv"
     done = read(path)
     missing = [run for run in runs if run not in done]
     steps = len(task.batches(0, 0, args.batch_size)) * args.epochs
+    if missing:
+        parameters = sum(p.numel() for p in build_model(task.size[0], task.about()["classes"], 0).parameters())
+        print(
+            f"Training {len(missing)} of {len(runs)} runs: a chain of three convolutions with {parameters:,} "
+            f"parameters on {args.data}, {args.epochs} epochs, {steps} steps each, "
+            f"seeds {', '.join(map(str, args.seeds))}, threads: {args.threads}. Results go to {args.out}.",
+            flush=True,
+        )
     with tqdm(total=len(missing) * steps, unit="step", desc=f"{len(missing)} of {len(runs)} runs") as bar:
         for run in missing:
-            done[run] = train(run, task, bar.update)
+            done[run] = train(run, task, bar.update) | {THREADS: torch.get_num_threads()}
             write(path, done)
     text = table(args, done, runs, command)
     (args.out / "table.md").write_text(text, encoding="utf-8")
-    plot(args, done, runs, args.out / "accuracy.png")
-    print(text)
+    try:
+        plot(args, done, runs, args.out / "accuracy.png")
+    finally:
+        print(text)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(arguments)
 
     def execute() -> None:
+        args = parser().parse_args(arguments)
         check(args)
         prepare(args.out)
         run_all(args, shlex.join(["python", "-m", "benchmarks.prune", *without_places(arguments)]))

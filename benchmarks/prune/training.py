@@ -53,7 +53,7 @@ def build_model(channels: int, classes: int, seed: int) -> nn.Sequential:
 
 
 def _optimizer(model: nn.Sequential, run: Run, steps: int) -> CSGD:
-    """Of all but the convolutions nothing is pruned: the rows of the last layer are the model's outputs."""
+    """CSGD that prunes the convolutions only: the rows of the last layer are the model's outputs."""
     convolutions = [p for p in model.parameters() if p.dim() == 4]
     others = [p for p in model.parameters() if p.dim() != 4]
     pruned: dict[str, Any] = {"params": convolutions}

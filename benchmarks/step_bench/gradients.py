@@ -93,16 +93,24 @@ def _quantiles(pooled: Tensor) -> list[float]:
     return [float(f"{ordered[place].item():.6g}") for place in places]
 
 
-def main() -> None:
-    """Measures and writes the file."""
+def main() -> int:
+    """Measures and writes the file; the exit status."""
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+    from training.errors import exit_status
+
+    return exit_status("gradients.py", "nothing was written.", _run)
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10, help="of the training (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FILE, help="default: benchmarks/data/gradient_quantiles.json")
     args = parser.parse_args()
+    print(f"Training the CNN of examples/training: {args.epochs} epochs. Its quantiles go to {args.out}.", flush=True)
     result = measure(args.epochs)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["origin"], indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -53,9 +53,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> None:
     runs = options.runs(args)
-    threads = args.threads or (1 if args.workers > 1 else None)
     command = ["python", "-m", "benchmarks.train", *arguments]
-    plan = grid.Plan(prepare(args.out), threads, command)
+    plan = grid.Plan(prepare(args.out), options.threads(args), command)
     trained = grid.run_all(runs, plan, args.workers)
     print(f"{trained} runs trained, {len(runs) - trained} were finished before; logs in {args.out}")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,9 +39,9 @@ def run_all(runs: list[Run], plan: Plan, workers: int) -> int:
     missing = [run for run in runs if not run_log.is_finished(plan.out, run)]
     if not missing:
         return 0
-    first = missing[0]
-    epoch = create_task(first.task, first.data).batches(first.seed, 0, first.recipe.batch_size)
-    total = len(missing) * first.recipe.epochs * len(epoch)
+    how = f"{workers} at a time, threads of each: {plan.threads or torch.get_num_threads()}"
+    print(announcement(missing, len(runs), how, plan.out), flush=True)
+    total = len(missing) * steps(missing[0])
     # A log file wants a line now and then, not ten a second.
     interval = 0.1 if sys.stderr.isatty() else 30
     with tqdm(total=total, unit="step", mininterval=interval, smoothing=0.05) as bar:
@@ -52,6 +52,28 @@ def run_all(runs: list[Run], plan: Plan, workers: int) -> int:
         else:
             _in_processes(missing, plan, min(workers, len(missing)), bar)
     return len(missing)
+
+
+def steps(run: Run) -> int:
+    """Number of steps of a training."""
+    return run.recipe.epochs * len(create_task(run.task, run.data).batches(run.seed, 0, run.recipe.batch_size))
+
+
+def announcement(missing: list[Run], total: int, how: str, out: Path) -> str:
+    """What will be trained, in one line. ``how``: how many at a time, on how many threads."""
+    first = missing[0]
+    parameters = sum(p.numel() for p in create_task(first.task, first.data).build_model(first.model, 0).parameters())
+
+    def each(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(map(str, values)))
+
+    return (
+        f"Training {len(missing)} of {total} runs: {first.model} with {parameters:,} parameters on {first.data.data}; "
+        f"methods {each(run.method.label for run in missing)}; "
+        f"learning rates {each(f'{run.lr:g}' for run in missing)}; "
+        f"seeds {each(run.seed for run in missing)}; {first.recipe.epochs} epochs, {steps(first)} steps each; "
+        f"{how}, on {first.execution.device}. Logs go to {out}."
+    )
 
 
 class _Progress:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of ``run`` and what it asks for."""
+"""The command line of ``run``, and the runs that follow from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.training.errors import UserError
 from . import methods
 from .data import READERS
 from .grid import create_task
-from .models import NAMES
+from .models import NAMES, SMALL
 from .schedule import KINDS, Schedule
 from .settings import Execution, Recipe, Run
 from .tasks import TASKS, DataOptions
@@ -113,8 +113,18 @@ def _add_execution(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--workers", type=number(int, 1), default=1, metavar="N", help="trainings at a time (1)")
     p.add_argument(
-        "--threads", type=number(int, 1), metavar="N", help="of each (default: 1 with several workers, else torch's)"
+        "--threads",
+        type=number(int, 1),
+        metavar="N",
+        help="threads of torch on the CPU, in each training; on a busy machine several mostly wait for each other. "
+        "Results depend on the number only as far as torch's own arithmetic does (default: 1 for "
+        f"{' and '.join(SMALL)} and with several workers, else torch's choice)",
     )
+
+
+def threads(args: argparse.Namespace) -> int | None:
+    """The number of threads of each training; None leaves it to torch."""
+    return args.threads or (1 if args.workers > 1 or args.model in SMALL else None)
 
 
 def runs(args: argparse.Namespace) -> list[Run]:

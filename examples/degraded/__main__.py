@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classify degraded images (JPEG, noise, blur) with a network that is told how degraded they are.
+"""Classify degraded images (JPEG, noise, blur) with a network that gets the degree of degradation as a second input.
 
 After K. Endo, M. Tanaka, M. Okutomi, "CNN-Based Classification of Degraded Images", Electronic Imaging 2020: a
 network with two inputs, the degraded image and the degradation parameter, and an estimation network where the
@@ -70,14 +70,15 @@ def run(args: argparse.Namespace, arguments: list[str]) -> None:
     """Check everything that can be wrong, train what is not finished, report on all that is."""
     device = choose(args.device)
     args.epochs = args.epochs or (15 if args.data == "digits" else 4)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     images = read_images(args)
     mixture, recipe, common = _settings(args, images)
     out = prepare(args.out)
     finished = {log.path(out, found.settings) for found in log.read_all(out, common)}
     choices = [Choice(o, i, seed) for seed, o, i in product(args.seeds, args.optimizers, args.injections)]
     missing = [choice for choice in dict.fromkeys(choices) if log.path(out, asdict(choice)) not in finished]
+    if missing:
+        print(_announcement(args, images, choices, missing, out), flush=True)
     environment = machine.describe(device, without_places(["python", "-m", "examples.degraded", *arguments]))
     with _algorithms(device):
         for i, choice in enumerate(missing):
@@ -86,6 +87,20 @@ def run(args: argparse.Namespace, arguments: list[str]) -> None:
             settings = common | asdict(choice)
             log.write(out, log.Log(settings, trial.parameters, trial.epochs, results, environment))
     write_report(log.read_all(out, common), out, images.test, mixture)
+
+
+def _announcement(
+    args: argparse.Namespace, images: ImageSet, choices: list[Choice], missing: list[Choice], out: Path
+) -> str:
+    """What will be run, in one line."""
+    compared = f"{', '.join(dict.fromkeys(choice.optimizer for choice in choices))} by "
+    compared += f"{', '.join(dict.fromkeys(choice.injection for choice in choices))}, seeds "
+    compared += ", ".join(str(seed) for seed in dict.fromkeys(args.seeds))
+    return (
+        f"Training {len(missing)} of {len(dict.fromkeys(choices))} trials ({compared}): in each three CNNs of width "
+        f"{args.width}, {args.epochs} epochs of {len(images.train):,} images, on {args.device}, "
+        f"threads: {args.threads}. Results go to {out}."
+    )
 
 
 @contextmanager
@@ -111,23 +126,24 @@ def _train_and_test(trial: Trial, number: str) -> list[dict[str, Any]]:
 
 
 def write_report(logs: list[log.Log], out: Path, test: Split, mixture: Mixture) -> None:
-    """Print the tables; write these, the figures and the pictures into ``out``."""
+    """Write tables, figures and pictures into ``out``, and print the tables, even where a file cannot be written."""
     from . import figures  # here, since it needs matplotlib, which nothing else does
 
     summary = Summary(logs)
     text = report.markdown(summary)
-    print(text)
-    write_atomically(out / "table.md", text)
-    write_atomically(out / "results.json", report.full_json(logs))
     written = ["table.md", "results.json"]
-    for variant in summary.trials:
-        plot, picture = (f"{kind}-{'-'.join(variant)}.png" for kind in ("accuracy", "samples"))
-        try:
+    try:
+        write_atomically(out / "table.md", text)
+        write_atomically(out / "results.json", report.full_json(logs))
+        for variant in summary.trials:
+            plot, picture = (f"{kind}-{'-'.join(variant)}.png" for kind in ("accuracy", "samples"))
             figures.draw_accuracy(summary, variant, out / plot)
             figures.draw_samples(summary, variant, test, mixture, summary.common["data"]["name"], out / picture)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror or error}).") from None
-        written += [plot, picture]
+            written += [plot, picture]
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        print(text)
     print(f"Written to {out}: {', '.join(written)}")
 
 

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(description: str) -> Parser:
-    """All options; what they are checked for here is each on its own."""
+    """All options. Each is checked on its own here, together they are checked later."""
     p = Parser(
         prog="examples.degraded",
         description=description,
@@ -53,7 +53,14 @@ def parser(description: str) -> Parser:
     place.add_argument(
         "--loaders", type=number(int, 0), default=0, metavar="N", help="processes that degrade images (0); same images"
     )
-    place.add_argument("--threads", type=number(int, 1), metavar="N", help="of torch (default: torch's choice)")
+    place.add_argument(
+        "--threads",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="threads of torch on the CPU; on a busy machine several mostly wait for each other. Results depend on the "
+        "number only as far as torch's own arithmetic does (%(default)s)",
+    )
     p.add_argument("--out", metavar="DIR", default="out/degraded", help="for logs and report (%(default)s)")
     return p
 

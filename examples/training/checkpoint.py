@@ -71,7 +71,8 @@ def load(path: str, settings: Settings, epochs: int) -> dict[str, dict]:
             f"--resume {path}: checkpoint format {content['format']}, this program reads {FORMAT}; "
             "start afresh without --resume."
         )
-    _compare(path, content["settings"], asdict(settings))
+    # Earlier versions did not record the number of threads.
+    _compare(path, {"threads": settings.threads} | content["settings"], asdict(settings))
     runs = content.get("runs")
     _check_runs(path, runs, settings)
     done = max((len(run["history"]) for run in runs.values()), default=0)

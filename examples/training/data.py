@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,13 @@ def load(directory: str | None, limit: int | None) -> Dataset:
     """The IDX data set in ``directory``, or the digits when it is None; at most ``limit`` training images."""
     if directory is None:
         return _build("digits (scikit-learn)", *_digits(), limit)
-    return _build(Path(directory).resolve().name, *_idx_directory(Path(directory)), limit)
+    # In an ASCII locale Python has surrogates for what is not ASCII in a file's name; no file takes these.
+    name = os.fsencode(Path(directory).resolve().name).decode("utf-8", errors="replace")
+    return _build(name, *_idx_directory(Path(directory)), limit)
 
 
 def _digits() -> tuple[np.ndarray, ...]:
-    try:  # here and not above: whoever brings their own --data needs no scikit-learn
+    try:  # here and not above: with --data no scikit-learn is needed
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as error:

@@ -29,7 +29,10 @@ _FUSED = {"auto": None, "yes": True, "no": False}
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the result of a training, named as on the command line; the same in a resumed one."""
+    """What determines the result of a training, named as on the command line; the same in a resumed one.
+
+    The number of threads is among them because torch's arithmetic on the CPU may round differently with another one.
+    """
 
     data: str
     limit: int | None
@@ -44,6 +47,7 @@ class Settings:
     width: int
     dtype: str
     device: str
+    threads: int
     fused: str
 
     def lr_at(self, epoch: int) -> float:

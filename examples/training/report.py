@@ -55,14 +55,15 @@ def describe(results: Results) -> list[str]:
     """What was run, in two lines."""
     s, d = results.settings, results.data
     height, width = d.train_images.shape[1:]
-    schedule = f", lr / 10 after every {_count(s.lr_step, 'epoch')}" if s.lr_step else ""
+    schedule = f", lr / 10 after every {count(s.lr_step, 'epoch')}" if s.lr_step else ""
     what = (
         f"{d.name}, {len(d.train_labels)} training and {len(d.test_labels)} test images of "
         f"{height} x {width} pixels; "
-        f"CNN with {sum(results.sizes.values()):,} parameters in {s.dtype} on {s.device}"
+        f"CNN with {sum(results.sizes.values()):,} parameters in {s.dtype} on {s.device} "
+        f"with {count(s.threads, 'thread')}"
     )
     how = (
-        f"{_count(results.epochs, 'epoch')}, {_count(s.seeds, 'seed')}, batch size {s.batch_size}, "
+        f"{count(results.epochs, 'epoch')}, {count(s.seeds, 'seed')}, batch size {s.batch_size}, "
         f"lr {s.lr:g}{schedule}, momentum {s.momentum:g}, weight decay {s.weight_decay:g}, "
         f"calibration c = {s.calibration:g}"
     )
@@ -177,7 +178,8 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """ "1 epoch", "2 epochs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

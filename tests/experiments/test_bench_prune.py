@@ -24,13 +24,27 @@ def test_every_method_prunes_to_the_sparsity_and_a_second_call_makes_no_run(tmp_
         assert (row["structure"] == "filter") == (float(row["exported"]) < 0.5 * float(row["weights"]))
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert text.count("\n| ") == 2 + 1 + 2 * 4  # the head, dense, the others
+    assert "threads of a training: 1;" in text
+    assert {row["threads"] for row in rows} == {"1"}
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
     monkeypatch.setattr("benchmarks.prune.__main__.train", None)
     assert main([*SHORT, "--out", str(tmp_path)]) == 0
     assert text in capsys.readouterr().out
 
 
+def test_runs_from_before_threads_were_recorded_are_read(tmp_path, capsys):
+    short = [*SHORT[:-3], "--sparsities", "0", "--out", str(tmp_path)]
+    assert main(short) == 0
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    with (tmp_path / "runs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(row[: rows[0].index("threads")] for row in rows)
+    assert main(short) == 0
+    assert "threads of a training: unknown;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    (["--threads", "0"], "--threads must be 1 or more, got 0."),
     (["--sparsities", "1"], r"--sparsities must be in [0, 1), got 1.0."),
     (["--epochs", "0"], "--epochs must be 1 or more, got 0."),
     (["--data", "letters"], "letters"),

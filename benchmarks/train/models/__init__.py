@@ -50,6 +50,7 @@ _NETWORKS = {
     "resnet50": _Network(lambda s: ResNet(Bottleneck, [3, 4, 6, 3], s.channels, s.classes)),
 }
 NAMES = (*_NETWORKS, f"{_TIMM}NAME")
+SMALL = ("small", "lenet")  # a step takes so little that threads mostly wait for each other
 
 
 def build(name: str, seed: int, shape: Shape) -> nn.Module:
@@ -82,4 +83,4 @@ def _timm(name: str, shape: Shape) -> nn.Module:
     return timm.create_model(name, num_classes=shape.classes, in_chans=shape.channels)
 
 
-__all__ = ["NAMES", "Shape", "build"]
+__all__ = ["NAMES", "SMALL", "Shape", "build"]

@@ -26,6 +26,7 @@ def test_contradicting_resume_is_refused(arguments, saved, stripes, capsys):
         (["--width", 4], "--width 3 there and 4 here"),
         (["--dtype", "bfloat16"], "--dtype float32 there and bfloat16 here"),
         (["--fused", "no"], "--fused auto there and no here"),
+        (["--threads", 2], "--threads 1 there and 2 here"),
         (["--optimizers", "csgd"], "--optimizers csgd,sgd there and csgd here"),
         (["--limit", 50], "--limit None there and 50 here"),
     ]
@@ -38,6 +39,13 @@ def test_contradicting_resume_is_refused(arguments, saved, stripes, capsys):
         refused(capsys, arguments("--resume", saved), saved, "--data", "checksum")
     finally:
         path.write_bytes(labels)
+
+
+def test_a_checkpoint_from_before_threads_were_recorded_is_resumed(arguments, saved):
+    content = load(saved)
+    del content["settings"]["threads"]
+    torch.save(content, saved)
+    assert train.main(arguments("--resume", saved, "--epochs", 2)) == 0
 
 
 def test_resume_beyond_the_epochs_is_refused(arguments, tmp_path, capsys):

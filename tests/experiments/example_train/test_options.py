@@ -17,6 +17,7 @@ from .common import refused, train  # isort: skip
         (["--momentum", "much"], ["--momentum", "'much'"]),
         (["--epochs", "0"], ["--epochs", "'0'", "whole number of at least 1"]),
         (["--batch-size", "1.5"], ["--batch-size", "'1.5'"]),
+        (["--threads", "0"], ["--threads", "'0'"]),
         (["--optimizers", "adam"], ["--optimizers", "'adam'"]),
         (["--optimizers", "csgd,csgd"], ["--optimizers", "'csgd,csgd'"]),
         (["--dtype", "float16"], ["--dtype", "'float16'"]),

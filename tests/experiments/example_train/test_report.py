@@ -4,6 +4,11 @@
 import csv
 import json
 import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -14,12 +19,16 @@ def test_report(arguments, tmp_path, capsys):
     assert train.main(arguments()) == 0
     out = tmp_path / "out"
     table = (out / "table.md").read_text(encoding="utf-8")
-    assert table in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert table in printed
+    first = printed.splitlines()[0]
+    assert "931 parameters: CSGD and torch.optim.SGD, 2 seeds, 2 epochs of 7 steps, on cpu with 1 thread." in first
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"]
     assert [row[0] for row in rows] == ["optimizer", "-" * len(rows[1][0]), "CSGD", "torch.optim.SGD"]
     assert all("±" in cell for row in rows[2:] for cell in row[1:6])
     assert [row[6] for row in rows[2:]] == [load_backend(out), "torch for-loop"]
-    for word in ("104 training and 40 test images of 8 x 8", "2 epochs, 2 seeds", "lr 0.05", "batch size 16"):
+    assert "104 training and 40 test images of 8 x 8" in table
+    for word in ("on cpu with 1 thread", "2 epochs, 2 seeds", "lr 0.05", "batch size 16"):
         assert word in table
 
     with (out / "curves.csv").open(newline="") as file:
@@ -54,6 +63,26 @@ def load_backend(out):
         assert all(len(epoch["density"]) == len(names) for epoch in run["epochs"])
         assert all(0 <= share <= 1 for epoch in run["epochs"] for share in epoch["density"])
     return content["runs"][0]["backend"]
+
+
+def test_in_an_ascii_locale_and_into_head_the_report_is_whole(arguments, stripes, tmp_path):
+    data = tmp_path / "gr\u00f6\u00dfe"  # in an ASCII locale this name has surrogates
+    shutil.copytree(stripes, data)
+    command = shlex.join([sys.executable, train.__file__, *arguments("--epochs", 1, "--data", data)])
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"Training a CNN with ")
+    assert done.stdout.count(b"\n") == 1
+    for word in (b"Traceback", b"Exception ignored"):
+        assert word not in done.stderr
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"table.md", "curves.csv", "curves.json", "curves.png"}
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert data.name in table
+    assert "\u00b1" in table
 
 
 @pytest.mark.parametrize(

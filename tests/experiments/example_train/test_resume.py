@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example program resumes bit for bit, and trains both optimizers alike."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +36,11 @@ def test_resumes_in_a_process_of_its_own(arguments, tmp_path):
     """From another directory, by path, with nothing but the checkpoint in common."""
     whole, part = tmp_path / "whole.pt", tmp_path / "part.pt"
     assert train.main(arguments("--epochs", 3, "--save", whole)) == 0
-    for options in (["--epochs", 1, "--save", part], ["--epochs", 3, "--resume", part, "--save", part]):
-        command = [sys.executable, str(PROGRAM), *arguments(*options)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "100%" in done.stderr  # the progress bar
+    assert train.main(arguments("--epochs", 1, "--save", part)) == 0
+    command = [sys.executable, str(PROGRAM), *arguments("--epochs", 3, "--resume", part, "--save", part)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stderr  # the progress bar
     assert_same(load(whole), load(part))
 
 
