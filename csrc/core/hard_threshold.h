@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hard thresholding: which k elements of a tensor, of several, or of a row of norms are the largest, exactly.
+// Hard thresholding: exactly which k elements are the largest in magnitude, of one tensor, of several, or of a row of
+// norms.
 //
-// Elements are ordered by a key, the bits of |x|, of which a larger magnitude has the larger ones, and among equal keys
-// by their place, the lower one first. The k-th in that order is found digit by digit, from the top: count how many
-// elements have each value of the digit among those that agree with the digits found so far, take the value at which
-// the count from above reaches k, go on with the next digit; first those of the key, then, where equal keys are left,
-// those of the place. Counts are integers, which add up in any order: the result depends on no thread and no block.
-// docs/pruning.md has the derivation; csgd_cuda/thresholding.py is the same in PyTorch.
+// Elements are ordered by a key, the bits of |x|: a larger magnitude has a larger key. Among equal keys the element at
+// the lower place comes first. The k-th element in that order is found digit by digit, from the top digit of the key
+// on. Among the elements that agree with the digits found so far, count how many have each value of the next digit;
+// take the value at which the count from above reaches k; go on with the next digit. If elements with equal keys are
+// left after the digits of the key, the digits of the place follow. Counts are integers, whose sum does not depend on
+// the order of addition, so the result does not depend on threads and blocks. docs/pruning.md has the derivation; the
+// reference in PyTorch finds the same elements by sorting.
 #pragma once
 
 #include <vector>
@@ -32,9 +34,9 @@ struct KeyType<double> {
   using Type = uint64_t;
 };
 
-// The key of an element: the bits of |value|, an integer >= 0, below a highest bit that is set where the element is
-// alive. What was dropped for good has the key 0, below all others. NaN is above Inf, and all NaN are equal: the quiet
-// NaN, which is one in 16 bits as well.
+// The key of an element: the bits of |value|, an integer >= 0, below a highest bit that is set while the element is
+// alive. An element that was dropped for good has key 0, below all others. NaN is above Inf, and all NaN are equal:
+// each counts as the quiet NaN, which has one bit pattern in 16 bits as well.
 template <class T>
 CSGD_HOST_DEVICE typename KeyType<T>::Type key_of(T value, bool alive) {
   using Bits = FloatBits<T>;
@@ -46,15 +48,16 @@ CSGD_HOST_DEVICE typename KeyType<T>::Type key_of(T value, bool alive) {
   return alive ? key : Key{0};
 }
 
-// The last survivor of a selection, as far as it is known. All zero at the start.
+// The last survivor of a selection, as far as it has been found. All zero at the start.
 struct Selection {
-  uint64_t key;       // its key: the digits found so far, the rest 0
-  uint64_t from_end;  // likewise, among elements of that key, its place counted from the selection's end
-  int64_t taken;      // survivors known to be above
-  int64_t done;       // not 0: all that agrees with the digits found so far survives
+  uint64_t key;       // the digits of its key found so far, the rest 0
+  uint64_t from_end;  // likewise the digits of its place among equal keys, counted from the selection's end
+  int64_t taken;      // survivors already known to come before it
+  int64_t done;       // not 0: every element that agrees with the digits found so far survives
 };
 
-// A selection and the counts of the digit at hand. On a GPU the blocks of a launch meet there, and leave zeros.
+// A selection and the counts of the current digit. On a GPU all blocks of a launch add to one of these, and the last
+// block leaves zeros.
 struct SelectionScratch {
   Selection state;
   unsigned long long blocks_done;
@@ -66,17 +69,17 @@ struct ThresholdTensor {
   DType dtype;
   uint32_t first_block;   // on a GPU: the first block of the launch that works on it; set by the launcher
   void* data;             // elements that do not survive become +0
-  void* momentum_buffer;  // of the same dtype and memory order; becomes +0 where `data` does; null: is left alone
-  bool* mask;             // false: dropped for good. One for each element, or each channel; null: there is none
+  void* momentum_buffer;  // same dtype and memory order; becomes +0 where `data` does; null: not changed
+  bool* mask;             // an entry for each element, or channel; false: dropped for good; null: no mask
   double* norms;          // room for the squared norm of each channel
   int64_t numel;
-  int64_t channels;          // of an element at i: i / inner % channels
+  int64_t channels;          // the channel of element i is i / inner % channels
   int64_t inner;             // consecutive elements that share a channel
   int64_t first;             // place of the first element in its selection
   int64_t keep;              // survivors of the selection
   int64_t total;             // elements of the selection
-  int64_t selection;         // number of its selection
-  int64_t selection_blocks;  // on a GPU: of all launches of one pass; set by the launcher
+  int64_t selection;         // number of the selection that the tensor belongs to
+  int64_t selection_blocks;  // on a GPU: blocks of the selection in one pass; set by the launcher
 };
 
 // A digit of the key, or of the place.
@@ -86,7 +89,7 @@ struct DigitPass {
   int32_t bits;
 };
 
-// The bits from `shift` on, which may be as many as there are.
+// The bits of a word from `shift` on; `shift` may be as large as the number of bits.
 template <class Word>
 CSGD_HOST_DEVICE Word above(Word word, int shift) {
   return shift >= static_cast<int>(8 * sizeof(Word)) ? Word{0} : static_cast<Word>(word >> shift);
@@ -106,7 +109,8 @@ CSGD_HOST_DEVICE int digit_of(const Selection& selection, const DigitPass& pass,
   return static_cast<int>(static_cast<uint32_t>(from_end >> pass.shift) & mask);
 }
 
-// The next digit is found: `more` elements have a larger one, `own` the same. `keep`: survivors of the selection.
+// Takes the next digit, now that it is found: `more` elements have a larger digit, `own` the same one. `keep`:
+// survivors of the selection.
 CSGD_HOST_DEVICE void take_digit(Selection& selection, const DigitPass& pass, int digit, int64_t more, int64_t own,
                                  int64_t keep) {
   const uint64_t bits = static_cast<uint64_t>(digit) << pass.shift;
@@ -131,7 +135,7 @@ CSGD_HOST_DEVICE uint64_t from_end(const ThresholdTensor& tensor, int64_t positi
   return static_cast<uint64_t>(tensor.total - 1 - tensor.first - position);
 }
 
-// Which two of four survive, as bits: those of the largest keys, of equal ones the first.
+// Which two of four survive, a bit for each: the two largest keys; of equal keys the first.
 template <class Key>
 CSGD_HOST_DEVICE unsigned two_of_four(const Key (&keys)[4]) {
   unsigned kept = 0;
@@ -145,20 +149,20 @@ CSGD_HOST_DEVICE unsigned two_of_four(const Key (&keys)[4]) {
   return kept;
 }
 
-// Position of the first element of the four, `tensor.inner` apart from each other, that count as the given one.
+// The position of the first element of group number `four`. The four elements of a group are `tensor.inner` apart.
 CSGD_HOST_DEVICE int64_t position_of_four(const ThresholdTensor& tensor, int64_t four) {
-  const int64_t fours = four / tensor.inner;  // all before this one, but those of the same channels
+  const int64_t fours = four / tensor.inner;  // groups before this one, except those of the same channels
   const int64_t in_channels = tensor.channels / 4;
   const int64_t outer = fours / in_channels, first_channel = fours % in_channels * 4;
   return (outer * tensor.channels + first_channel) * tensor.inner + four % tensor.inner;
 }
 
-// Position of element `k` of a channel, counted in memory order.
+// The position of element `k` of a channel, counted in memory order.
 CSGD_HOST_DEVICE int64_t position_in_channel(const ThresholdTensor& tensor, int64_t channel, int64_t k) {
   return (k / tensor.inner * tensor.channels + channel) * tensor.inner + k % tensor.inner;
 }
 
-// The digits to go through for all these tensors, which are all of float64 or none.
+// The digits to find for all these tensors, which are all of float64 or none.
 inline std::vector<DigitPass> digit_passes(const std::vector<ThresholdTensor>& tensors) {
   int key_bits = 32, lowest = 32, place_bits = 0;
   for (const ThresholdTensor& tensor : tensors) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lets one body of code compile for the host and for a GPU.
+// Makes one body of code compile for the host and for a GPU.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Forced inline on the host as well: the CPU loop is compiled once per instruction set, and a shared
-// out-of-line copy would let the linker pick, say, the AVX-512 one for every machine.
+// Functions are forced inline on the host as well. The CPU loop is compiled once for each instruction set; if these
+// functions had out-of-line copies, the linker could keep, say, the AVX-512 copy for every machine.
 #if defined(__CUDACC__)
 #define CSGD_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// One number, or several side by side: the operations that the rule and the roundings need beyond + - * / and <, here
-// for plain numbers. csrc/cpu/vector.h has them for vectors, so that one body of code serves a GPU thread, a host
-// test and a vector unit, and none of them leaves it to the compiler whether a loop becomes vectors.
+// Operations on one number, or on several numbers side by side: those that the rule and the roundings need beyond + - *
+// / and <. This file defines them for plain numbers, csrc/cpu/vector.h for vectors. So one body of code serves a GPU
+// thread, a host test and a vector unit, and whether a CPU loop is vectorised is not left to the compiler.
 #pragma once
 
 #include "host_device.h"
 
 namespace csgd {
 
-// The type of one lane: of a plain number its own.
+// The type of one lane. Of a plain number it is its own type.
 template <class T>
 struct LaneType {
   using Type = T;
@@ -33,7 +33,7 @@ CSGD_HOST_DEVICE T select(bool condition, T yes, T no) {
   return condition ? yes : no;
 }
 
-// The integer of so many bytes.
+// The unsigned integer of kBytes bytes.
 template <int kBytes>
 struct BitsOfSize;
 template <>
@@ -49,8 +49,8 @@ struct BitsOfSize<8> {
   using Type = uint64_t;
 };
 
-// `yes` where `condition` is 1, `no` where it is 0: by their bits, which compilers turn into vectors where both lie in
-// memory. A branch would be mispredicted at every few elements.
+// `yes` where `condition` is 1, `no` where it is 0. It selects by bits, which compilers turn into vector instructions
+// where both operands lie in memory. A branch would be mispredicted every few elements.
 template <class S>
 CSGD_HOST_DEVICE S choose_bits(uint8_t condition, S yes, S no) {
   using Bits = typename BitsOfSize<sizeof(S)>::Type;
@@ -58,7 +58,7 @@ CSGD_HOST_DEVICE S choose_bits(uint8_t condition, S yes, S no) {
   return bit_cast<S>(static_cast<Bits>((bit_cast<Bits>(yes) & all) | (bit_cast<Bits>(no) & static_cast<Bits>(~all))));
 }
 
-// a where a < b (a > b), else b: where one of them is NaN, too.
+// lesser: a where a < b, else b. greater: a where a > b, else b. If one of them is NaN, both return b.
 template <class T>
 CSGD_HOST_DEVICE T lesser(T a, T b) {
   return a < b ? a : b;
@@ -69,7 +69,7 @@ CSGD_HOST_DEVICE T greater(T a, T b) {
   return a > b ? a : b;
 }
 
-// The larger of two of which none is NaN: an instruction of a GPU, which greater() is not.
+// The larger of two numbers, neither of which is NaN. A GPU has an instruction for this, but none for greater().
 template <class T>
 CSGD_HOST_DEVICE T larger(T a, T b) {
   return greater(a, b);
@@ -81,7 +81,7 @@ CSGD_HOST_DEVICE float larger(float a, float b) {
 }
 #endif
 
-// How float and double are laid out. Bits are signed: vector units compare those.
+// How float and double are laid out. The bits are signed integers, since vector units compare those.
 template <class T>
 struct FloatBits;
 
@@ -90,7 +90,7 @@ struct FloatBits<float> {
   using Type = int32_t;
   static constexpr Type kInfinity = 0x7F800000;
   static constexpr Type kMagnitude = 0x7FFFFFFF;  // all but the sign
-  // 2^23, whose last place is worth 1: the bits of 2^23 + k, for 0 <= k < 2^23, are kIntegers + k.
+  // The bits of 2^23, whose last place is worth 1: for 0 <= k < 2^23 the bits of 2^23 + k are kIntegers + k.
   static constexpr Type kIntegers = 0x4B000000;
 };
 
@@ -99,11 +99,12 @@ struct FloatBits<double> {
   using Type = int64_t;
   static constexpr Type kInfinity = 0x7FF0000000000000;
   static constexpr Type kMagnitude = 0x7FFFFFFFFFFFFFFF;
-  static constexpr Type kIntegers = 0x4330000000000000;  // 2^52, likewise
+  static constexpr Type kIntegers = 0x4330000000000000;  // likewise of 2^52
 };
 
-// The number whose last place is worth 1 (2^23 in float32). Adding it rounds to an integer, which its low bits then
-// hold: conversions between floats and integers are slow on a GPU, and on a CPU before SSE4.1.
+// The number whose last place is worth 1 (2^23 in float32). Adding it to x rounds x to an integer, which the low bits
+// of the sum then hold. This replaces conversions between floats and integers, which are slow on a GPU, and on a CPU
+// before SSE4.1.
 template <class T>
 CSGD_HOST_DEVICE T integers() {
   return bit_cast<T>(FloatBits<T>::kIntegers);
@@ -117,7 +118,7 @@ CSGD_HOST_DEVICE Value round_up(Value x) {
   return rounded + select(rounded < x, Value(T(1)), Value(T(0)));
 }
 
-// integers() plus that.
+// integers() + round_up(x).
 template <class Value>
 CSGD_HOST_DEVICE Value round_up_above(Value x) {
   return round_up(x) + integers<LaneOf<Value>>();

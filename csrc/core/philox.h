@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox4x32-10, and the random draws of Calibrated SGD made from it.
+// Philox4x32-10, and the random draws of Calibrated SGD that are made from it.
 //
-// J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-// The generator is a pure function of (counter, key), so a draw depends on what it is for (seed, step,
-// parameter, position, stream) and never on the thread, block, tile or process that asks for it.
+// J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The
+// generator is a pure function of (counter, key). So a draw depends on its purpose (seed, step, parameter, position,
+// stream) and never on the thread, block, tile or process that makes it.
 #pragma once
 
 #include "host_device.h"
 
 namespace csgd {
 
-// Four words, each a uint32_t, or several side by side: a type with operator^, of itself and with uint32_t, and with a
-// multiply() like the one below. Vector units take as many counters at a time as they have lanes (csrc/cpu/words_*.h).
+// Four words. Each is a uint32_t, or several side by side: a type with operator^ for two of its own kind and for one
+// and a uint32_t, and with a multiply() like the one below. Vector units process as many counters at a time as they
+// have lanes (csrc/cpu/words_*.h).
 template <class Word>
 struct PhiloxWords {
   Word word[4];
 };
 using Philox4x32 = PhiloxWords<uint32_t>;
 
-// What a draw is used for. No two of them ever share random bits.
+// The purpose of a draw. Draws of different streams never share random bits.
 enum Stream : uint32_t {
   kCalibrationStream = 0,   // does this coordinate move?
   kParamStream = 1,         // stochastic rounding of the parameter
@@ -33,7 +34,7 @@ constexpr int kDrawRange = 1 << 16;  // a draw is an integer in [0, kDrawRange)
 
 CSGD_HOST_DEVICE void multiply(uint32_t factor, uint32_t word, uint32_t* high, uint32_t* low) {
 #if defined(__CUDA_ARCH__)
-  *high = __umulhi(factor, word);  // nvcc joins the two; what is below costs a GPU an addition more
+  *high = __umulhi(factor, word);  // nvcc makes one multiplication of the two; the code below adds once more
   *low = factor * word;
 #else
   const uint64_t product = uint64_t{factor} * word;
@@ -42,14 +43,14 @@ CSGD_HOST_DEVICE void multiply(uint32_t factor, uint32_t word, uint32_t* high, u
 #endif
 }
 
-// One of the two key words of a round: the seed's low or high half, raised in each round by a Weyl constant.
+// One of the two key words of a round: the low or high half of the seed, to which each round adds a Weyl constant.
 CSGD_HOST_DEVICE uint32_t round_key(uint64_t seed, int round, int half) {
   constexpr uint32_t kGoldenRatio = 0x9E3779B9u, kSquareRootOf3Less1 = 0xBB67AE85u;
   return static_cast<uint32_t>(seed >> (32 * half)) +
          static_cast<uint32_t>(round) * (half == 0 ? kGoldenRatio : kSquareRootOf3Less1);
 }
 
-// All of them, for who would otherwise add them up anew for each call.
+// The key words of all rounds. A caller that makes many draws computes them once instead of in every call.
 struct PhiloxRoundKeys {
   uint32_t word[10][2];
 };
@@ -64,7 +65,7 @@ inline PhiloxRoundKeys philox_round_keys(uint64_t seed) {
   return keys;
 }
 
-// Key: a seed, or its round keys.
+// Key: a seed, or the round keys of a seed.
 template <class Word, class Key>
 CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, const Key& key) {
   Word c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
@@ -83,8 +84,8 @@ CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, cons
   return {{c0, c1, c2, c3}};
 }
 
-// The counter of the Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter, and so with
-// several blocks side by side, of which the upper halves are equal.
+// The Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter. With vectors of words these are
+// several blocks side by side, whose upper halves are equal. The counter is made from
 //   block  element position in memory order, divided by 8 (below 2^60): low and high 32 bits
 //   index  position of the parameter over all param groups
 //   step   low 32 bits of the number of steps applied to the parameter before this one
@@ -101,7 +102,8 @@ CSGD_HOST_DEVICE Philox4x32 draw_block(const Key& key, Stream stream, uint64_t b
   return draw_words(key, stream, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index, step);
 }
 
-// The draw of the element at 8 * block + lane: words 0..3, first their low halves, then their high ones.
+// The draw of the element at 8 * block + lane: lanes 0 ... 3 have the low halves of words 0 ... 3, lanes 4 ... 7 the
+// high halves.
 CSGD_HOST_DEVICE uint32_t draw_lane(const Philox4x32& bits, int lane) {
   const uint32_t word = bits.word[lane & 3];
   return (lane & 4) == 0 ? (word & 0xFFFFu) : (word >> 16);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests: those parts of the rule that a GPU computes by instructions of its own, each as a function of a float32.
+// For tests: the parts of the rule for which a GPU has special instructions, each as a function of a float32.
 #pragma once
 
 #include "update_rule.h"
@@ -10,8 +10,8 @@ enum class Shortcut : int32_t {
   kInverseProbability,  // of n
   kRoundUp,             // of x in [0, 2^16]
   kLimitedProduct,      // of d, with a scale of 1
-  kWidenFloat16,        // of sixteen bits, as a number
-  kTruncateFloat16,     // of |x| <= 65504; the bits, as a number
+  kWidenFloat16,        // of sixteen bits, which are given as a number
+  kTruncateFloat16,     // of |x| <= 65504; the resulting bits as a number
 };
 
 CSGD_HOST_DEVICE float take_shortcut(Shortcut shortcut, float x) {

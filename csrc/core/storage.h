@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a number is held in memory and how it is rounded there: float, double, BFloat16, Float16.
+// How a number is held in memory and how it is rounded when it is stored: float, double, BFloat16, Float16.
 //
-// Storage<S>::Opmath is the type the arithmetic runs in; the lowest kEmptyBits bits of a stored number are 0 in it. The
-// two 16-bit formats are described on 32-bit words, plain ones or vectors of them, of which the lower half holds the
-// stored bits: widen() is exact; round_nearest() rounds to nearest even; round_stochastic() truncates the magnitude to
-// the storage grid and takes one step up when the 16-bit draw is below the discarded fraction times 2^16, so that the
-// mean of the stored value is the value itself. A stored NaN is the canonical quiet NaN: processors disagree about sign
-// and payload.
+// Storage<S>::Opmath is the type of the arithmetic. Converted to it, a stored number has zeros in its lowest kEmptyBits
+// bits. The two 16-bit formats are described by operations on 32-bit words, or on vectors of these, whose lower half
+// holds the stored bits. widen() is exact. round_nearest() rounds to nearest even. round_stochastic() truncates the
+// magnitude to the storage grid and goes one step up when the 16-bit draw is below the discarded fraction times 2^16;
+// so the mean of the stored value is the value itself. A NaN is stored as the canonical quiet NaN, since processors
+// disagree about sign and payload.
 #pragma once
 
 #include <stdexcept>
@@ -27,7 +27,7 @@ struct Float16 {
 template <class S>
 struct Storage;
 
-// float32 and float64 are stored as computed: there is nothing to round.
+// float32 and float64 are stored as they are computed, without rounding.
 template <class S>
 struct ExactStorage {
   using Opmath = S;
@@ -44,7 +44,7 @@ struct Storage<float> : ExactStorage<float> {};
 template <>
 struct Storage<double> : ExactStorage<double> {};
 
-// The two 16-bit formats: computed in float32. One number at a time, by the Format's rules for words.
+// The two 16-bit formats, whose arithmetic is in float32: one number at a time, by the functions of Format.
 template <class S, class FormatOfS>
 struct RoundedStorage {
   using Format = FormatOfS;
@@ -58,8 +58,8 @@ struct RoundedStorage {
   }
 };
 
-// In the functions below Value is float or a vector of it, Words uint32_t or a vector of it; value == value where it
-// is not NaN.
+// In the functions below Value is float or a vector of floats, Words is uint32_t or a vector of these. value == value
+// says that it is not NaN.
 struct BFloat16Format {
   static constexpr int kEmptyBits = 16;
 
@@ -77,8 +77,8 @@ struct BFloat16Format {
 
   static constexpr int32_t kLargest = 0x7F7F0000;  // as float32 bits
 
-  // bfloat16 is the upper half of float32, subnormals included: the lower half is the fraction times 2^16, and a sum
-  // with 2^16 - 1 - draw carries where the draw is below it.
+  // bfloat16 is the upper half of float32, also for subnormal numbers. The lower half is the discarded fraction times
+  // 2^16; adding 2^16 - 1 - draw carries into the upper half exactly where the draw is below it.
   template <class Words>
   static CSGD_HOST_DEVICE auto stochastic_addend(Words draw) {
     return 0xFFFFu - draw;
@@ -87,7 +87,7 @@ struct BFloat16Format {
   template <class Value, class Words>
   static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
     const auto bits = cast_bits<uint32_t>(value);
-    // Beyond the largest: half of a step, to nearest.
+    // Beyond the largest finite number add half of a step, which rounds to nearest.
     const auto beyond = cast_bits<int32_t>(bits & 0x7FFFFFFFu) > kLargest;
     const auto rounded = (bits + select(beyond, 0x8000u, stochastic_addend(draw))) >> 16;
     return select(value == value, rounded, 0x7FC0u);
@@ -111,7 +111,7 @@ struct Float16Format {
     const auto magnitude = bits & 0x7FFFu;
     const auto normal = (magnitude << 13) + kBiasDifference;
     const auto special = (magnitude << 13) | 0x7F800000u;  // Inf and NaN
-    // Through an integer conversion, since a processor set to flush subnormals would lose them otherwise.
+    // By an integer conversion, since a processor that is set to flush subnormal floats would make them 0.
     const auto units = cast_bits<int32_t>(magnitude);
     const auto subnormal = cast_bits<uint32_t>(convert<float>(units) * 0x1p-24f);
     const auto finite = select(units < 0x0400, subnormal, normal);
@@ -119,7 +119,7 @@ struct Float16Format {
 #endif
   }
 
-  // Towards zero; for |value| <= 65504.
+  // Rounds towards zero; for |value| <= 65504.
   static CSGD_HOST_DEVICE uint32_t truncate(float value) {
 #if defined(__CUDA_ARCH__)
     uint16_t bits;
@@ -134,7 +134,7 @@ struct Float16Format {
 #endif
   }
 
-  // 2^-16 of the distance from |value|, truncated, to the next number.
+  // 2^-16 times the distance between two neighbouring float16 numbers around |value|.
   static CSGD_HOST_DEVICE float draw_unit(float value) {
     const int32_t exponent = cast_bits<int32_t>(value) & 0x7F800000;
     return cast_bits<float>((exponent > kSmallestNormal ? exponent : kSmallestNormal) - (26 << 23));
@@ -146,11 +146,11 @@ struct Float16Format {
     const auto magnitude = bits & 0x7FFFFFFFu;
     const auto is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
     const auto normal = (magnitude - kBiasDifference + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
-    // Adding 0.5, whose last place is worth 2^-24, makes the addition itself round to the subnormal grid.
+    // The last place of 0.5 is worth 2^-24, so the addition itself rounds to the grid of the subnormal numbers.
     const auto shifted = cast_bits<float>(select(is_subnormal, magnitude, 0u)) + 0.5f;
     const auto subnormal = cast_bits<uint32_t>(shifted) - 0x3F000000u;
     const auto finite = select(is_subnormal, subnormal, normal);
-    // From 65536 on: Inf.
+    // Magnitudes from 65536 on become Inf.
     const auto in_range = select(cast_bits<int32_t>(magnitude) > 0x477FFFFF, 0x7C00u, finite);
     return select(value == value, in_range | ((bits >> 16) & 0x8000u), 0x7E00u);
   }
@@ -160,15 +160,17 @@ struct Float16Format {
     const auto bits = cast_bits<uint32_t>(value);
     const auto magnitude = bits & 0x7FFFFFFFu;
     const auto is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
-    // From 65536 on: Inf.
+    // Magnitudes from 65536 on become Inf.
     const auto limited = select(cast_bits<int32_t>(magnitude) < 0x47800000, magnitude, 0x47800000u);
-    const auto normal = (limited - kBiasDifference) << 3;  // the fraction in the lower half
-    // Below 2^-14 the grid is 2^-24, likewise; fractions are rounded up, which changes no comparison with a draw.
+    const auto normal = (limited - kBiasDifference) << 3;  // the lower half holds the discarded fraction
+    // Below 2^-14 the grid is 2^-24; here, too, the lower half becomes the fraction. It is rounded up, which changes no
+    // comparison with a draw.
     const auto scaled = cast_bits<float>(select(is_subnormal, magnitude, 0u)) * 0x1p40f;
     const auto whole = convert<int32_t>(scaled);
     const auto below = cast_bits<uint32_t>(whole);
     const auto subnormal = select(convert<float>(whole) < scaled, below + 1u, below);
-    // As in bfloat16: the sum carries where the draw is below the fraction; beyond the largest it goes to nearest.
+    // As in bfloat16, the sum carries exactly where the draw is below the fraction; beyond the largest finite number it
+    // rounds to nearest.
     const auto addend = select(cast_bits<int32_t>(magnitude) > kLargest, 0x8000u, 0xFFFFu - draw);
     const auto rounded = (select(is_subnormal, subnormal, normal) + addend) >> 16;
     return select(value == value, rounded | ((bits >> 16) & 0x8000u), 0x7E00u);
@@ -181,8 +183,8 @@ struct Storage<BFloat16> : RoundedStorage<BFloat16, BFloat16Format> {};
 template <>
 struct Storage<Float16> : RoundedStorage<Float16, Float16Format> {};
 
-// Calls f with a number of the type by which elements of a dtype are stored: the way from a dtype, known when running,
-// to the template argument of a loop or kernel.
+// Calls f with a zero of the type in which elements of this dtype are stored. So a dtype that is known only when
+// running becomes the template argument of a loop or kernel.
 template <class F>
 auto with_storage(DType dtype, F f) {
   switch (dtype) {

@@ -3,11 +3,11 @@
 //
 // With d the direction of plain SGD, T = c * l the calibrated Lipschitz bound and r a 16-bit draw:
 //     n  = min(ceil(|d| * 2^16 / T), 2^16)        n / 2^16 is the probability to move
-//     x' = x - lr * d * (2^16 / n)  if r < n,  else x is left as it is
-// so that the mean of x' over all draws is x - lr * d, exactly.
+//     x' = x - lr * d * (2^16 / n)  if r < n,  else x' = x
+// so that the mean of x' over all draws is exactly x - lr * d.
 //
-// Every multiplication, addition and division is rounded on its own: compile with -ffp-contract=off (host)
-// and -fmad=false (nvcc), never with fast-math, or the backends differ in bits.
+// Every multiplication, addition and division is rounded on its own. Compile with -ffp-contract=off (host) and
+// -fmad=false (nvcc), never with fast-math; otherwise the backends differ in bits.
 #pragma once
 
 #include <cmath>
@@ -18,8 +18,8 @@
 
 namespace csgd {
 
-// Which parts of the rule a call uses. Loops take this as a template argument: RuntimeParts decides while
-// running, StaticParts while compiling.
+// Which parts of the rule a call uses; a template argument of the loops. RuntimeParts decides while running,
+// StaticParts while compiling.
 struct RuntimeParts {
   static constexpr bool kMayHaveMomentum = true;
   bool weight_decay;
@@ -54,7 +54,7 @@ auto with_static_parts(const CsgdOptions& options, F f) {
 // The numbers among the options, each rounded once to opmath.
 template <class T>
 struct OptionScalars {
-  T lr;  // where it is no tensor
+  T lr;  // unless the learning rate is a tensor
   T momentum;
   T one_minus_dampening;
   T weight_decay;
@@ -75,13 +75,13 @@ CSGD_HOST_DEVICE OptionScalars<T> option_scalars(const CsgdOptions& options) {
 // The scalars of one tensor in one step, in opmath.
 template <class T>
 struct StepScalars : OptionScalars<T> {
-  T grad_factor;  // undoes the loss scale and, to maximize, turns the sign; exact when it is 1 or -1
+  T grad_factor;  // undoes the loss scale, and turns the sign to maximize; exact when it is 1 or -1
   T scale;        // calibration_scale()
   uint32_t step;  // low 32 bits of the steps applied before this one
   bool first;     // the momentum buffer takes the gradient as it is
 };
 
-// GradScaler's flag is a sum over devices, so any value but 0 (2.0, too) means: this step does not happen.
+// GradScaler's flag is a sum over devices. So any value but 0, for instance 2.0, means that this step must not happen.
 CSGD_HOST_DEVICE bool overflowed(const CsgdOptions& options) {
   return options.found_inf != nullptr && *options.found_inf != 0.0f;
 }
@@ -93,7 +93,7 @@ CSGD_HOST_DEVICE T calibration_scale(T calibration, T lipschitz) {
   return bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
 }
 
-// `numbers` are those of the options, for who has rounded them before.
+// `numbers` is option_scalars(options), for callers that have computed it already.
 template <class T>
 CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const OptionScalars<T>& numbers,
                                              const CsgdTensor& tensor) {
@@ -118,9 +118,10 @@ CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const C
   return step_scalars(options, option_scalars<T>(options), tensor);
 }
 
-// From here on Value is T or, on a CPU, a vector of it.
+// From here on Value is T or, on a CPU, a vector of T.
 
-// The direction d of plain SGD; `momentum_buffer` is updated, unrounded. `param` is read with weight decay only.
+// The direction d of plain SGD. `momentum_buffer` becomes the new one, unrounded. `param` is used with weight decay
+// only.
 template <class T, class Parts, class Value>
 CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Value grad, Value param,
                                  Value& momentum_buffer) {
@@ -131,7 +132,7 @@ CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Va
   return parts.nesterov ? g + s.momentum * momentum_buffer : momentum_buffer;
 }
 
-// |value|, as integer bits: non-negative floats order as their bits do.
+// The bits of |value| as an integer. Non-negative floats have the same order as their bits.
 template <class Value>
 CSGD_HOST_DEVICE auto magnitude_bits(Value value) {
   using Bits = FloatBits<LaneOf<Value>>;
@@ -141,13 +142,13 @@ CSGD_HOST_DEVICE auto magnitude_bits(Value value) {
 template <class Value>
 CSGD_HOST_DEVICE Value magnitude(Value value) {
 #if defined(__CUDA_ARCH__)
-  return fabs(value);  // costs nothing there
+  return fabs(value);  // a modifier of other instructions, which costs nothing
 #else
   return cast_bits<LaneOf<Value>>(magnitude_bits(value));
 #endif
 }
 
-// |d| as an integer, 0 for NaN and Inf. An integer maximum, which may be taken in any order, finds max |d|.
+// The bits of |d| as an integer, 0 for NaN and Inf. The maximum of these is max |d|, and may be taken in any order.
 template <class Value>
 CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   using Bits = FloatBits<LaneOf<Value>>;
@@ -155,9 +156,9 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
 }
 
-// x = |d| * 2^16 / T, of which n is the smallest integer not below it: at most 2^16, and above 0 where d is not 0, even
-// if the product underflows. A product that is not below 2^16, NaN included, gives 2^16: such a d is applied as it is.
-// `scale` is one number for all of d, or one for each.
+// x = |d| * 2^16 / T, at most 2^16; n is the smallest integer >= x. Where d is not 0, x is above 0 even if the product
+// underflows. A product that is not below 2^16, NaN included, gives 2^16, and such a d is applied as it is. `scale` is
+// one number for all of d, or one for each.
 template <class Value, class Scale>
 CSGD_HOST_DEVICE Value limited_product(Value d, Scale scale) {
   using T = LaneOf<Value>;
@@ -165,13 +166,13 @@ CSGD_HOST_DEVICE Value limited_product(Value d, Scale scale) {
   return larger(lesser(size * scale, Value(T(kDrawRange))), lesser(size, Value(T(0x1p-100))));
 }
 
-// n, the number of draws out of 2^16 that move the coordinate: an integer, as Value.
+// n, the number of draws out of 2^16 that move the coordinate: an integer in the type Value.
 template <class Value, class Scale>
 CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
   return round_up(limited_product(d, scale));
 }
 
-// A draw, as T or a vector of it.
+// A draw as T or as a vector of T.
 template <class T, class Draw>
 CSGD_HOST_DEVICE auto draw_value(Draw draw) {
   using Bits = FloatBits<T>;
@@ -184,9 +185,10 @@ CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
   return draw_value<LaneOf<Value>>(draw) < n;
 }
 
-// 1 / x, correctly rounded, from an estimate within 2 units in the last place, for x = n or n / 2^16, n = 1 ... 2^16:
-// one Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC System/6000
-// processor", 1990). tests/rule/test_quotient.py tries all n with all such estimates; powers of two change nothing.
+// 1 / x, correctly rounded, from an estimate that is within 2 units in the last place, for x = n or n / 2^16 with n = 1
+// ... 2^16: one Newton step with fused multiply-adds (Markstein, "Computation of elementary functions on the IBM RISC
+// System/6000 processor", 1990). tests/rule/test_quotient.py tries all n with all such estimates; a factor that is a
+// power of two changes nothing.
 CSGD_HOST_DEVICE float refine_reciprocal(float x, float estimate) {
   return fmaf(estimate, fmaf(-x, estimate, 1.0f), estimate);
 }
@@ -197,8 +199,8 @@ CSGD_HOST_DEVICE Value inverse_probability(Value n) {
   return LaneOf<Value>(kDrawRange) / n;
 }
 
-// The same, given integers() + n. A GPU divides in software, three times as long as it takes to refine its estimate of
-// the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
+// 2^16 / n, correctly rounded, given integers() + n. A GPU divides in software. That takes three times as long as
+// refining its own estimate of the reciprocal, which is within 1 unit in the last place (PTX ISA, rcp.approx.ftz.f32).
 template <class T>
 CSGD_HOST_DEVICE T inverse_probability_above(T above) {
   return inverse_probability(above - integers<T>());
@@ -213,25 +215,25 @@ CSGD_HOST_DEVICE float inverse_probability_above(float above) {
 }
 #endif
 
-// The word of the draws' counter that tells one layer's gradient in one process from all others.
+// The word of the Philox counter that makes the draws of one layer's gradient in one process differ from all others.
 CSGD_HOST_DEVICE uint32_t layer_index(const CalibrateGradCall& call) {
   return static_cast<uint32_t>(*call.index) + (call.rank << 16);
 }
 
-// The new value of a coordinate that moves: d * 2^16 / n stands for d. `inverse`: inverse_probability().
+// The new value of a coordinate that moves, by d * 2^16 / n in place of d. `inverse` is inverse_probability().
 template <class T, class Value>
 CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value inverse) {
   return param - lr * (d * inverse);
 }
 
-// The bound for next time. `largest` is max |d| over the finite ones.
+// The bound for the next step. `largest` is the largest finite |d|.
 template <class T>
 CSGD_HOST_DEVICE T next_bound(double bound_decay, T bound, T largest) {
   const T decayed = static_cast<T>(bound_decay) * bound;
   return decayed < largest ? largest : decayed;
 }
 
-// After all elements: the bound and the step for next time.
+// After all elements: sets the bound and the step for the next step, and the tally.
 template <class T>
 CSGD_HOST_DEVICE void advance(const CsgdOptions& options, const CsgdTensor& tensor, T largest, int64_t moved) {
   if (tensor.bound != nullptr) {

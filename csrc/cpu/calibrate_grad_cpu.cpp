@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What surrounds the loop of calibrate_grad: the scales before it, the bounds after it.
+// What happens before and after the loop of calibrate_grad: the scales before it, the bounds after it.
 #include "calibrate_grad_cpu.h"
 
 #include "../core/update_rule.h"

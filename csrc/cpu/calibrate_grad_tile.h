@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop of calibrate_grad over a range, in tiles. Included once per instruction set, as csgd_tile.h is.
+// The loop of calibrate_grad over a range, in tiles. Like csgd_tile.h it is included once for each instruction set.
 #include "calibrate_grad_cpu.h"
 #include "tile.h"
 
 namespace csgd {
 namespace CSGD_ISA {
 
-// Calls f(k, length, channel) for each run of the tile's elements k ... k + length - 1 that share a channel; where
-// neighbours have channels of their own (inner = 1), for each run whose channels are consecutive from `channel` on.
+// Calls f(k, length, channel) for each run of the tile's elements k ... k + length - 1 that share a channel. Where each
+// element has another channel than its neighbours (inner = 1), a run is one of consecutive channels from `channel` on.
 template <class F>
 static inline void for_each_run(const CalibrateGradCall& call, int64_t position, int64_t count, F f) {
   const bool consecutive = call.inner == 1;
@@ -51,7 +51,8 @@ static inline void collect_largest(const CalibrateGradCall& call, int64_t positi
   });
 }
 
-// Calibrates one tile, all of which can be read and written; an element of scale 0 and d = 0 is not passed on.
+// Calibrates one tile, all of which can be read and written. An element of scale 0 and d = 0, as in the padding, is not
+// counted as passed on.
 template <class S, bool kStochastic, bool kChannels>
 static inline void calibrate_tile(const CalibrateGradCall& call, bool draw, uint32_t step, int64_t position,
                                   const typename Storage<S>::Opmath* scale, const S* grad, S* out,
@@ -66,7 +67,7 @@ static inline void calibrate_tile(const CalibrateGradCall& call, bool draw, uint
     const uint32_t index = layer_index(call);
     draw_tile(call.seed, kGradStream, index, step, position, draws);
     if (kStochastic) draw_tile(call.seed, kGradRoundingStream, index, step, position, rounding);
-  } else {  // every draw is below n = 2^16, and what was stored is stored again
+  } else {  // every draw is below n = 2^16, and rounding does not change a stored number
     memset(draws, 0, sizeof(draws));
     if (kStochastic) memset(rounding, 0, sizeof(rounding));
   }

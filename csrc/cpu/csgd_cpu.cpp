@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the instruction set of the CPU loops, and closes a tensor's step.
+// Chooses the instruction set of the CPU loops, and completes the step of a tensor.
 #include "csgd_cpu.h"
 
 #include <cstring>

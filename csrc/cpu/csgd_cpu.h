@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loop of csgd_: one chunk of one tensor at a time, so that a caller with threads can share the chunks
-// of all tensors between them. No torch in here.
+// The CPU loop of csgd_. A call works on one chunk of one tensor, so that a caller can divide the chunks of all tensors
+// between threads. This file does not need torch.
 #pragma once
 
 #include <cstdint>
@@ -9,29 +9,32 @@
 
 namespace csgd {
 
-// Elements of a chunk: small enough to balance, large enough to forget the call. A multiple of the tile.
+// Elements of a chunk: few enough to divide the work evenly, enough to make the cost of a call negligible. A multiple
+// of kTile.
 constexpr int64_t kCpuChunk = 16384;
 
-// What one chunk contributes to its tensor. Both combine in any order: a maximum and a sum of integers.
+// What one chunk contributes to the result of its tensor: a maximum and a sum of integers, so chunks can be combined in
+// any order.
 struct ChunkResult {
   int64_t largest_bits = 0;  // max |d| over finite d, as the bits of opmath
   int64_t moved = 0;         // coordinates that moved
 };
 
-// Steps the elements [begin, end) of a tensor; begin is a multiple of kCpuChunk. Reads the step and the bound
-// and leaves both as they are. To be called only where overflowed() is false.
+// Steps the elements [begin, end) of a tensor; begin is a multiple of kCpuChunk. Reads the step and the bound without
+// changing them. To be called only where overflowed() is false.
 using ChunkFunction = ChunkResult (*)(const CsgdOptions&, const CsgdShard&, int64_t begin, int64_t end);
 
 // The loop for a dtype in the widest instruction set that this processor has.
 ChunkFunction csgd_chunk_function(DType dtype);
 
-// After all chunks of a tensor: sets its bound, step and count of moved coordinates.
+// After all chunks of a tensor: sets its bound, its step and its number of coordinates that moved.
 void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor, ChunkResult total);
 
 // The instruction set that csgd_chunk_function() chose: "avx512", "avx2" or "baseline".
 const char* csgd_cpu_isa();
 
-// Chooses another one, for tests: false, and no change, where this build or processor does not have it.
+// Chooses another instruction set, for tests. Returns false, and changes nothing, if this build or processor does not
+// have it.
 bool csgd_set_cpu_isa(const char* name);
 
 }  // namespace csgd

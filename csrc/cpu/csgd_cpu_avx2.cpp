@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops compiled for AVX2. The standard headers come first: their inline functions must stay
-// in the default instruction set, since the linker may keep this file's copy for every caller. FMA stays off:
-// the update rule rounds each multiplication and addition on its own.
+// The CPU loops compiled for AVX2. The standard headers come first: their inline functions must be compiled for the
+// default instruction set, since the linker may use the copies of this file for every caller. FMA stays off, since the
+// update rule rounds each multiplication and addition on its own.
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -17,7 +17,7 @@ CSGD_PUSH_TARGET("avx2")
 #define CSGD_ISA avx2
 #define CSGD_VECTOR_BYTES 32
 #include "words_avx2.h"
-// Words come first.
+// The header above defines Words, which these need.
 #include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
 #include "exchange_tile.h"

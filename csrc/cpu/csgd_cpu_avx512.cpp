@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops compiled for AVX-512. The standard headers come first: their inline functions must stay
-// in the default instruction set, since the linker may keep this file's copy for every caller. FMA stays off:
-// the update rule rounds each multiplication and addition on its own.
+// The CPU loops compiled for AVX-512. The standard headers come first: their inline functions must be compiled for the
+// default instruction set, since the linker may use the copies of this file for every caller. FMA stays off, since the
+// update rule rounds each multiplication and addition on its own.
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-// GCC takes the deliberately undefined operands inside its own AVX-512 intrinsics for mistakes (GCC bug 105593).
+// GCC warns of operands inside its own AVX-512 intrinsics that are undefined on purpose (GCC bug 105593).
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -27,7 +27,7 @@ CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
 #define CSGD_ISA avx512
 #define CSGD_VECTOR_BYTES 64
 #include "words_avx512.h"
-// Words come first.
+// The header above defines Words, which these need.
 #include "calibrate_grad_tile.h"
 #include "csgd_tile.h"
 #include "exchange_tile.h"

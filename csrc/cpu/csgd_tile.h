@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop of csgd_ over one chunk, in tiles. Included once per instruction set by csgd_cpu_*.cpp, which name it with
-// CSGD_ISA, say how wide its registers are with CSGD_VECTOR_BYTES and bring its Words.
+// The loop of csgd_ over one chunk, in tiles. csgd_cpu_*.cpp include it once for each instruction set. Before that they
+// define CSGD_ISA, the name of the instruction set; CSGD_VECTOR_BYTES, the width of its registers; and Words.
 #include "csgd_cpu.h"
 #include "shard_draws.h"
 #include "tile.h"
@@ -8,7 +8,7 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// The draws of the tile of elements from `first` on, a multiple of kTile.
+// The draws of the kTile elements from `first` on, which is a multiple of kTile.
 static inline void draw_elements(uint64_t seed, Stream stream, const CsgdShard& tensor, uint32_t step, int64_t first,
                                  uint16_t* draws) {
   if (tensor.layout.run_length == 0) {
@@ -18,16 +18,16 @@ static inline void draw_elements(uint64_t seed, Stream stream, const CsgdShard& 
   }
 }
 
-// Steps one tile; all of it can be read and written. Memory is asked for a little ahead, one array before the draws,
-// one in each loop: three streams are more than the hardware foresees, and no stretch of arithmetic leaves the memory
-// idle. Past the end of a tensor this does nothing.
+// Steps one tile, all of which can be read and written. Memory is prefetched a little ahead: one array before the draws
+// are made, one in each loop. Three streams are more than the hardware prefetches by itself, and this way memory is
+// busy during all of the arithmetic. A prefetch past the end of a tensor does nothing.
 template <class S, class Parts, bool kStochastic>
 static inline void step_tile(const CsgdOptions& options, const CsgdShard& tensor,
                              const StepScalars<typename Storage<S>::Opmath>& scalars, int64_t position, S* param,
                              const S* grad, S* momentum_buffer, Totals<S>* totals) {
   using T = typename Storage<S>::Opmath;
   constexpr Parts parts{};
-  alignas(64) T d[kTile], n[kTile];  // n = 0 where the coordinate stays
+  alignas(64) T d[kTile], n[kTile];  // n = 0 where the coordinate does not move
   alignas(64) uint16_t draws[kTile], rounding[kTile];
 
   for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) prefetch(grad + i + kAhead);
@@ -55,7 +55,7 @@ static inline void step_tile(const CsgdOptions& options, const CsgdShard& tensor
     select(move, n_i, Values<S>(0)).store(n + i);
   }
   totals->moved = totals->moved + moved;
-  if (!any(moved)) return;  // the parameter's memory is not touched
+  if (!any(moved)) return;  // then the parameter's memory is not touched
   if (kStochastic) draw_elements(options.seed, kParamStream, tensor, scalars.step, position, rounding);
   for (int i = 0; i < kTile; i += kLanes<S>) {
     if (!parts.weight_decay) prefetch(param + i + kAhead);
@@ -66,7 +66,8 @@ static inline void step_tile(const CsgdOptions& options, const CsgdShard& tensor
   }
 }
 
-// Adds to a chunk's result what `totals` has counted, at most `count` coordinates.
+// Adds `totals` to the result of a chunk of `count` elements. Elements of padding may have been counted as moving, so
+// at most `count` are added.
 template <class S>
 static inline void add_totals(const Totals<S>& totals, int64_t count, ChunkResult* result) {
   int64_t moved = 0;
@@ -92,8 +93,8 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdShard& tenso
   }
   add_totals<S>(totals, end - begin, &result);
   if (tiles_end < end) {
-    // The elements that do not fill a tile go through the same code in padded copies. Where the padding moves (T = 0,
-    // or a factor that makes all of d NaN), so does every element.
+    // The elements that do not fill a tile go through the same code in padded copies. If the padding moves (T = 0, or a
+    // factor that makes all of d NaN), so does every element.
     const int64_t i = tiles_end, rest = end - tiles_end;
     const size_t bytes = static_cast<size_t>(rest) * sizeof(S);
     S padded_param[kTile] = {}, padded_grad[kTile] = {}, padded_momentum[kTile] = {};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops that encode, pack, add up and decode gradients: a range at a time, so that a caller with threads can
-// share it out. No torch in here.
+// The CPU loops that encode, pack, add up and decode gradients. A call works on a range, so that a caller can divide
+// the work between threads. This file does not need torch.
 #pragma once
 
 #include "../core/exchange.h"
@@ -13,12 +13,12 @@ constexpr int64_t kExchangeGrain = 16384;
 // The loops of one instruction set; each works on [begin, end).
 struct ExchangeLoops {
   void (*encode)(DType, const EncodeCall&, int64_t begin, int64_t end);  // elements
-  void (*pack)(const PackCall&, int64_t begin, int64_t end);             // words, those of all rows one after another
-  void (*add)(const AddCall&, int64_t begin, int64_t end);  // words of codes; writes the sums' digits, to be packed
+  void (*pack)(const PackCall&, int64_t begin, int64_t end);             // words of all rows, one row after another
+  void (*add)(const AddCall&, int64_t begin, int64_t end);               // words of codes; writes digits to pack
   void (*decode)(DType, const DecodeCall&, int64_t begin, int64_t end);  // elements
 };
 
-// Those of the instruction set that csgd_cpu_isa() names.
+// The loops in the instruction set that csgd_cpu_isa() names.
 ExchangeLoops exchange_loops();
 
 // Bytes of a digit in memory.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops of the exchange over a range. Included once per instruction set, as csgd_tile.h is.
+// The loops of the exchange over a range. Like csgd_tile.h this is included once for each instruction set.
 #include "exchange_cpu.h"
 #include "tile.h"
 
@@ -10,7 +10,7 @@ constexpr int kWordLanes = CSGD_VECTOR_BYTES / 4;
 constexpr int kDoubleLanes = CSGD_VECTOR_BYTES / 8;
 using Doubles = Vector<double, kDoubleLanes>;
 
-// The first `count` lanes, the others 0; count may be negative, or more than there are.
+// Loads the first `count` lanes; the others are 0. `count` may be negative, or larger than the number of lanes.
 template <class T, int kCount>
 static inline Vector<T, kCount> load_some(const T* from, int64_t count) {
   if (count >= kCount) return Vector<T, kCount>::load(from);
@@ -25,7 +25,8 @@ static inline void store_some(Vector<T, kCount> values, T* to, int64_t count) {
   if (count > 0) memcpy(to, &values.raw, static_cast<size_t>(count) * sizeof(T));
 }
 
-// Words as doubles, and doubles that hold integers as integers: by their bits, since few processors convert these.
+// Converts words to doubles, and doubles that hold integers to integers. By their bits, since few processors have
+// instructions for these conversions.
 static inline Doubles words_as_doubles(Vector<uint32_t, kDoubleLanes> words) {
   const auto bits = convert<uint64_t>(words) | static_cast<uint64_t>(FloatBits<double>::kIntegers);
   return cast_bits<double>(bits) - integers<double>();
@@ -52,7 +53,7 @@ static inline void encode_tile(const EncodeCall& call, double bound, const CodeU
     undecided = undecided | (decided == Mask<S>(0));
     convert<uint8_t>(signed_code(g, above)).store(codes + i);
   }
-  if (!any(undecided)) return;  // one coordinate of 2^15
+  if (!any(undecided)) return;  // true for one coordinate in 2^15
   for (int i = 0; i < kTile; ++i) codes[i] = exact_code(call, bound, Storage<S>::load(grad[i]), position + i, draws[i]);
 }
 
@@ -133,7 +134,7 @@ static void add_range_any(const AddCall& call, int64_t begin, int64_t end) {
   digit_size(call.sums.radix) == 1 ? add_range<uint8_t>(call, begin, end) : add_range<uint32_t>(call, begin, end);
 }
 
-// Decodes one tile of sums that lie in one place of consecutive words, all of which can be read and written.
+// Decodes one tile of sums that lie in the same place of consecutive words. All of the tile can be read and written.
 template <class S>
 static inline void decode_tile(const DecodeCall& call, double unit, double inverse, double inverse_radix,
                                const uint32_t* words, S* grad) {

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kGrain = 32768;  // elements that a thread takes at a time
 
-// Calls f with a pointer to the tensor's elements, of their own type.
+// Calls f with a pointer to the tensor's elements in the type in which they are stored.
 template <class F>
 void with_data(const ThresholdTensor& tensor, F f) {
   with_storage(tensor.dtype, [&](auto tag) { f(static_cast<decltype(tag)*>(tensor.data)); });
@@ -24,7 +24,7 @@ void drop(const ThresholdTensor& tensor, S* data, int64_t i) {
   if (tensor.momentum_buffer != nullptr) static_cast<S*>(tensor.momentum_buffer)[i] = S{};
 }
 
-// Shares `count(tensor)` items out, kGrain at a time at least.
+// Divides the count(tensor) items of each tensor between threads, `grain` items at a time.
 template <class Count, class Work>
 void for_each_range(const std::vector<ThresholdTensor>& tensors, const ParallelFor& parallel_for, int64_t grain,
                     Count count, Work work) {
@@ -44,7 +44,7 @@ void histogram(const std::vector<ThresholdTensor>& tensors, const ParallelFor& p
   for_each_range(tensors, parallel_for, kGrain, numel_of,
                  [&](const ThresholdTensor& tensor, int64_t begin, int64_t end) {
                    Counts counts;
-                   // Ranges may be longer than a counter counts.
+                   // A range may have more elements than a 32-bit counter can count.
                    for (int64_t from = begin; from < end; from += int64_t{1} << 31) {
                      std::fill(counts.rows.begin(), counts.rows.end(), 0u);
                      const int64_t to = std::min(end, from + (int64_t{1} << 31));
@@ -74,7 +74,7 @@ void find_survivors(const ThresholdTensor& tensor, const Selection& selection, c
   const auto last = static_cast<decltype(key_at(data, nullptr, 0))>(selection.key);
   if (is_trivial(tensor)) {
     std::memset(survive, tensor.keep > 0 ? 1 : 0, static_cast<size_t>(count));
-  } else if (selection.from_end == 0) {  // all ties do
+  } else if (selection.from_end == 0) {  // all elements of equal key survive
     for (int64_t k = 0; k < count; ++k) survive[k] = key_at(data, nullptr, begin + k) >= last ? 1 : 0;
   } else {
     for (int64_t k = 0; k < count; ++k) {
@@ -103,7 +103,7 @@ void drop_others(const ThresholdTensor& tensor, const Selection& selection, S* d
   }
 }
 
-// Drops what a mask with an entry for each element says.
+// Drops the elements that are false in a mask with an entry for each element.
 template <class S>
 void drop_masked(const ThresholdTensor& tensor, S* data, int64_t begin, int64_t end) {
   const uint8_t* alive = reinterpret_cast<const uint8_t*>(tensor.mask) + begin;

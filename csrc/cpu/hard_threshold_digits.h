@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the CPU counts the digits of a range of elements: in blocks, by loops that compilers turn into vectors.
+// Counting the digits of a range of elements on the CPU: in blocks, by loops that compilers vectorise.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +10,15 @@
 
 namespace csgd {
 
-constexpr int64_t kBlock = 256;  // elements that are looked through together
+constexpr int64_t kBlock = 256;  // elements of a block
 
 template <class S>
 auto key_at(const S* data, const bool* mask, int64_t i) {
   return key_of(Storage<S>::load(data[i]), mask == nullptr || mask[i]);
 }
 
-// Elements of equal digits follow each other often; rows of counters, taken in turns, spare each the wait for what was
-// written just before.
+// Elements of equal digits often follow each other. With several rows of counters, used in turn, an increment need not
+// wait for the one just before it.
 constexpr int64_t kRows = 4;
 struct Counts {
   std::vector<uint32_t> rows = std::vector<uint32_t>(kRows * kBins, 0);
@@ -31,20 +31,21 @@ void count_digit(const ThresholdTensor& tensor, const Selection& found, const Di
   if (digit >= 0) ++row[digit];
 }
 
-// As bytes, which compilers know to read in vectors.
+// Clears the flags of elements that the mask says are dropped. Reads the mask as bytes, for which compilers make vector
+// loads.
 inline void and_mask(const bool* mask, int64_t count, uint8_t* flags) {
   const uint8_t* alive = reinterpret_cast<const uint8_t*>(mask);
   for (int64_t k = 0; k < count; ++k) flags[k] &= alive[k];
 }
 
-// Which of the first digits of `count` keys, those before the bit `top`, are the wanted ones; what is alive alone.
+// Finds, of `count` elements, those that are alive and whose key agrees with `wanted` in the digits above bit `top`.
 template <class S, class Key>
 void find_agreeing(const S* data, const bool* mask, int64_t count, int top, Key wanted, uint8_t* agrees) {
   for (int64_t k = 0; k < count; ++k) agrees[k] = (key_at(data, nullptr, k) >> top) == wanted ? 1 : 0;
   if (mask != nullptr) and_mask(mask, count, agrees);
 }
 
-// All elements have a first digit to count.
+// Counts the first digit, in which every element takes part.
 template <class S>
 void count_first_digits(const bool* mask, const DigitPass& pass, const S* data, int64_t begin, int64_t end,
                         uint32_t* rows) {
@@ -66,17 +67,17 @@ template <class S>
 void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
                   int64_t begin, int64_t end, uint32_t* rows) {
   using Key = decltype(key_at(data, nullptr, 0));
-  const DigitPass own_pass = pass;  // known to stay as it is while the counters are written
+  const DigitPass own_pass = pass;  // a copy, which writes to the counters cannot change
   const Selection found = selection;
   const int top = pass.of_place != 0 ? 0 : pass.shift + pass.bits;
   const Key wanted = above(static_cast<Key>(found.key), top);
   if (top == 8 * static_cast<int>(sizeof(Key)))
     return count_first_digits(tensor.mask, own_pass, data, begin, end, rows);
-  if (wanted == 0) {  // the threshold is among what was dropped for good
+  if (wanted == 0) {  // the threshold is among the elements that were dropped for good
     for (int64_t i = begin; i < end; ++i) count_digit(tensor, found, own_pass, data, i, rows + i % kRows * kBins);
     return;
   }
-  // Few elements agree with the digits found so far: those are picked first, without a branch for each of the others.
+  // Few elements agree with the digits found so far. They are picked first, without a branch for each of the others.
   for (int64_t from = begin; from < end; from += kBlock) {
     const int64_t count = std::min(kBlock, end - from);
     uint8_t agrees[kBlock] = {}, agreeing[kBlock + 8];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiling part of a file for a newer x86 instruction set, to be chosen at run time. Elsewhere (aarch64, MSVC)
-// the baseline loop is the only one.
+// Compiles part of a file for a newer x86 instruction set, which is chosen at run time. Elsewhere (aarch64, MSVC) the
+// baseline loop is the only one.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The draws of a tile of a shard, by vectors of Philox calls. For the loop of one instruction set.
+// The draws of a tile of a shard, made by vectors of Philox calls; for the loop of one instruction set.
 #pragma once
 
 #include "../core/shard.h"
@@ -8,12 +8,12 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// The Philox calls that a tile needs: numbers of blocks, in the order of its elements.
+// The Philox calls that a tile needs: the numbers of their blocks, in the order of the tile's elements.
 struct TileBlocks {
-  // Each element may need a block of its own, and each run begins and ends within one.
+  // Each element may need a block of its own, and each run may begin and end within a block.
   static constexpr int kMost = 2 * kTile + Words::kLanes;
   uint32_t low[kMost];
-  uint32_t second[kMost];  // the counter's second word: upper bits of the block and the stream
+  uint32_t second[kMost];  // second word of the counter: the upper bits of the block, and the stream
   int count = 0;
 
   void add(uint64_t block, Stream stream) {
@@ -23,13 +23,13 @@ struct TileBlocks {
   }
 };
 
-// What of a tile has consecutive draws.
+// A part of a tile that has consecutive draws.
 struct TilePiece {
-  int first;  // place of its first draw among those of the tile's blocks
+  int first;  // place of its first draw among the draws of the tile's blocks
   int count;  // elements
 };
 
-// The draws of the kTile elements from `first` on in a shard's memory.
+// The draws of the kTile elements from `first` on, counted in the shard's memory.
 static inline void draw_shard_tile(uint64_t seed, Stream stream, const CsgdShard& shard, uint32_t step, int64_t first,
                                    uint16_t* draws) {
   const ShardLayout& layout = shard.layout;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile: the elements that a CPU loop takes at a time, the vectors they lie in, their draws, loads and stores. For the
-// loops of one instruction set (csgd_tile.h, calibrate_grad_tile.h), which CSGD_ISA names.
+// A tile is the elements that a CPU loop processes at a time. This file has the vectors that hold them, their draws,
+// loads and stores, for the loops of one instruction set (csgd_tile.h, calibrate_grad_tile.h, exchange_tile.h), which
+// CSGD_ISA names.
 #pragma once
 
 #ifndef CSGD_ISA
@@ -12,29 +13,29 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-constexpr int kTile = 128;  // small enough for a processor to overlap the arithmetic of one with the draws of the next
-constexpr int kAhead = 4 * kTile;  // elements, how far ahead memory is asked for
+constexpr int kTile = 128;  // so small that a processor overlaps the arithmetic of one tile with the draws of the next
+constexpr int kAhead = 4 * kTile;  // elements that memory is prefetched ahead
 constexpr int kLine = 64;          // bytes of a cache line
 constexpr int kBlocks = kTile / kDrawsPerCall;
 
 template <class S>
 constexpr int kLanes = CSGD_VECTOR_BYTES / sizeof(typename Storage<S>::Opmath);
-// As many opmath values as fill a register, and what goes with them lane by lane.
+// As many opmath values as fill a register, and the vectors that go with them lane by lane.
 template <class S>
 using Values = Vector<typename Storage<S>::Opmath, kLanes<S>>;
 template <class S>
-using Patterns = Vector<uint32_t, kLanes<S>>;  // sixteen bits each: draws, or numbers as stored
+using Patterns = Vector<uint32_t, kLanes<S>>;  // 16 bits in each: draws, or numbers as stored
 template <class S>
 using Mask = typename Values<S>::Mask;
 
-// What one tile after the other adds to, lane by lane.
+// The sums to which all tiles add, lane by lane.
 template <class S>
 struct Totals {
   Mask<S> largest_bits;  // max |d| over finite d
   Mask<S> moved;         // coordinates that moved, as a negative number
 };
 
-// The draws of a tile; `position`, of its first element, is a multiple of kTile, so that the blocks share their upper
+// The draws of a tile. `position`, of its first element, is a multiple of kTile, so all blocks have the same upper
 // half.
 static inline void draw_tile(uint64_t seed, Stream stream, uint32_t index, uint32_t step, int64_t position,
                              uint16_t* draws) {
@@ -60,7 +61,7 @@ static inline Values<S> load(const S* from) {
   }
 }
 
-// Stores values, rounded by the draws or, without kStochastic, to nearest; only those in the mask with kMasked.
+// Stores values, rounded by the draws with kStochastic, else to nearest; with kMasked only those in the mask.
 template <class S, bool kStochastic, bool kMasked>
 static inline void store(S* to, Values<S> values, const uint16_t* draws, Mask<S> mask) {
   if constexpr (!Storage<S>::kRounds) {

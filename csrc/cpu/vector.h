@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several numbers side by side, in the vector extension of GCC and Clang: on any processor, in whatever registers it
-// has. What csrc/core/lanes.h offers for plain numbers, here for these.
+// Several numbers side by side, in the vector extension of GCC and Clang, which works on any processor with the
+// registers it has. This file defines for vectors what csrc/core/lanes.h defines for plain numbers.
 #ifndef CSGD_ISA
 #error "define CSGD_ISA, the namespace of the instruction set, and CSGD_VECTOR_BYTES before including vector.h"
 #endif
@@ -10,7 +10,7 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// The integer as wide as T, of whose vectors comparisons are made: all bits set where they hold, else none.
+// The integer of kBytes bytes. A comparison gives a vector of these: all bits are set where it holds, else none.
 template <int kBytes>
 struct MaskLane;
 template <>
@@ -37,7 +37,7 @@ struct Vector {
   Raw raw;
 
   Vector() = default;
-  CSGD_HOST_DEVICE Vector(T value) : raw(value - Raw{}) {}  // in all lanes; value + 0 would turn -0 into 0
+  CSGD_HOST_DEVICE Vector(T value) : raw(value - Raw{}) {}  // the value in all lanes; value + 0 would turn -0 into 0
   static CSGD_HOST_DEVICE Vector of(Raw raw) {
     Vector v;
     v.raw = raw;
@@ -80,7 +80,8 @@ CSGD_HOST_DEVICE Vector<To, kLanes> convert(Vector<From, kLanes> from) {
   return Vector<To, kLanes>::of(__builtin_convertvector(from.raw, typename Vector<To, kLanes>::Raw));
 }
 
-// The functions below have overloads for the registers at hand in words_*.h, where compilers miss the instruction.
+// words_*.h overload the functions below for the registers of an instruction set where compilers do not find the right
+// instruction.
 
 template <class T, int kLanes>
 CSGD_HOST_DEVICE Vector<T, kLanes> lesser(Vector<T, kLanes> a, Vector<T, kLanes> b) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// In AVX2: Philox with 8 counters at a time, and the instructions behind some functions of vector.h.
+// AVX2: Philox with 8 counters at a time, and instructions for some functions of vector.h.
 #pragma once
 
 #include "../core/philox.h"
@@ -8,8 +8,8 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// Each word in the lower half of a 64-bit lane, where the multiplier takes it; what the upper half holds is of no
-// account. Two vectors, so that one works while the other waits.
+// Each word is in the lower half of a 64-bit lane, where the multiplier reads it; the upper half may hold anything.
+// There are two vectors, so that the processor works on one while the other waits for its multiplication.
 struct Words {
   static constexpr int kLanes = 8;
   __m256i word[2];
@@ -19,14 +19,14 @@ struct Words {
       : word{_mm256_set1_epi32(static_cast<int>(value)), _mm256_set1_epi32(static_cast<int>(value))} {}
   Words(__m256i a, __m256i b) : word{a, b} {}
 
-  // The blocks first ... first + 7, in an order that lets store_draws() write them one after another.
+  // The blocks first ... first + 7, in an order in which store_draws() can write them one after another.
   static Words blocks_from(uint32_t first) {
     const __m256i start = _mm256_set1_epi32(static_cast<int>(first));
     return Words(_mm256_add_epi32(start, _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)),
                  _mm256_add_epi32(start, _mm256_setr_epi32(4, 0, 6, 0, 5, 0, 7, 0)));
   }
 
-  // Any 8 blocks, in that order.
+  // Any 8 blocks, in the same order.
   static Words blocks_at(const uint32_t* blocks) { return Words(four_at(blocks), four_at(blocks + 4)); }
 
  private:
@@ -49,14 +49,14 @@ static inline void multiply(uint32_t factor, Words a, Words* high, Words* low) {
   }
 }
 
-// The draws of 8 blocks, 8 to a block: the low halves of its four words, then their high halves.
+// The draws of 8 blocks, 8 for each: the low halves of its four words, then their high halves.
 static inline void store_draws(const PhiloxWords<Words>& bits, uint16_t* draws) {
   const __m256i halves =
       _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
   for (int k = 0; k < 2; ++k) {
     const __m256i w01 = _mm256_blend_epi32(bits.word[0].word[k], _mm256_slli_epi64(bits.word[1].word[k], 32), 0xAA);
     const __m256i w23 = _mm256_blend_epi32(bits.word[2].word[k], _mm256_slli_epi64(bits.word[3].word[k], 32), 0xAA);
-    // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
+    // Now each 128-bit lane holds the words of one block; the shuffles sort their 16-bit halves.
     const __m256i even = _mm256_shuffle_epi8(_mm256_unpacklo_epi64(w01, w23), halves);
     const __m256i odd = _mm256_shuffle_epi8(_mm256_unpackhi_epi64(w01, w23), halves);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(draws + 32 * k), even);

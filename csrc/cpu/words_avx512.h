@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// In AVX-512: Philox with 16 counters at a time, and the instructions behind some functions of vector.h.
+// AVX-512: Philox with 16 counters at a time, and instructions for some functions of vector.h.
 #pragma once
 
 #include "../core/philox.h"
@@ -8,8 +8,8 @@
 namespace csgd {
 namespace CSGD_ISA {
 
-// Each word in the lower half of a 64-bit lane, where the multiplier takes it; what the upper half holds is of no
-// account. Two vectors, so that one works while the other waits.
+// Each word is in the lower half of a 64-bit lane, where the multiplier reads it; the upper half may hold anything.
+// There are two vectors, so that the processor works on one while the other waits for its multiplication.
 struct Words {
   static constexpr int kLanes = 16;
   __m512i word[2];
@@ -19,14 +19,14 @@ struct Words {
       : word{_mm512_set1_epi32(static_cast<int>(value)), _mm512_set1_epi32(static_cast<int>(value))} {}
   Words(__m512i a, __m512i b) : word{a, b} {}
 
-  // The blocks first ... first + 15, in an order that lets store_draws() write them one after another.
+  // The blocks first ... first + 15, in an order in which store_draws() can write them one after another.
   static Words blocks_from(uint32_t first) {
     const __m512i start = _mm512_set1_epi32(static_cast<int>(first));
     return Words(_mm512_add_epi32(start, _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)),
                  _mm512_add_epi32(start, _mm512_setr_epi64(8, 12, 9, 13, 10, 14, 11, 15)));
   }
 
-  // Any 16 blocks, in that order.
+  // Any 16 blocks, in the same order.
   static Words blocks_at(const uint32_t* blocks) { return Words(eight_at(blocks), eight_at(blocks + 8)); }
 
  private:
@@ -49,13 +49,13 @@ static inline void multiply(uint32_t factor, Words a, Words* high, Words* low) {
   }
 }
 
-// The draws of 16 blocks, 8 to a block: the low halves of its four words, then their high halves.
+// The draws of 16 blocks, 8 for each: the low halves of its four words, then their high halves.
 static inline void store_draws(const PhiloxWords<Words>& bits, uint16_t* draws) {
   const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
   for (int k = 0; k < 2; ++k) {
     const __m512i w01 = _mm512_mask_shuffle_epi32(bits.word[0].word[k], 0xAAAA, bits.word[1].word[k], _MM_PERM_CCAA);
     const __m512i w23 = _mm512_mask_shuffle_epi32(bits.word[2].word[k], 0xAAAA, bits.word[3].word[k], _MM_PERM_CCAA);
-    // Each 128-bit lane of these holds one block, whose 16-bit halves are then sorted.
+    // Now each 128-bit lane holds the words of one block; the shuffles sort their 16-bit halves.
     _mm512_storeu_si512(draws + 64 * k, _mm512_shuffle_epi8(_mm512_unpacklo_epi64(w01, w23), halves));
     _mm512_storeu_si512(draws + 64 * k + 32, _mm512_shuffle_epi8(_mm512_unpackhi_epi64(w01, w23), halves));
   }

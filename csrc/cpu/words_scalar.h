@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Philox on any processor: one counter at a time.
+// Philox on any processor, one counter at a time.
 #pragma once
 
 #include "../core/philox.h"

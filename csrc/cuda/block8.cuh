@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one thread does with eight elements: the parts of a step, and the step of eight consecutive ones.
+// What one thread does with eight elements: the parts of a step, and the step of eight consecutive elements.
 #pragma once
 
 #include <cmath>
@@ -12,8 +12,8 @@
 
 namespace csgd {
 
-// Eight consecutive elements; beyond `count` zeros are read and nothing is written. `wide`: 16-byte accesses,
-// for full blocks at aligned addresses.
+// Loads and stores eight consecutive elements. Beyond `count` zeros are loaded and nothing is stored. `wide`: by
+// 16-byte accesses, which need all eight elements and an aligned address.
 template <class S>
 __device__ __forceinline__ void load8(const S* from, int count, bool wide, S (&to)[kPerThread]) {
   if (wide) {
@@ -47,8 +47,8 @@ __device__ __forceinline__ void store8(S* to, int count, bool wide, const S (&fr
   }
 }
 
-// integers() plus the draw in one half of a word. `half`: bytes for __byte_perm, two of the word and above them the
-// upper two of 2^23, which is what the sum's bits are.
+// integers() plus the draw in one half of a word. `half` selects bytes for __byte_perm: two of the word, and above them
+// the upper two of 2^23; together they are the bits of the sum.
 constexpr unsigned kLowHalf = 0x7610, kHighHalf = 0x7632;
 
 template <class T>
@@ -60,13 +60,13 @@ __device__ __forceinline__ T half_above(uint32_t word, unsigned half) {
   }
 }
 
-// The same for element k of the eight that a Philox call serves.
+// The same for element k of the eight that one Philox call serves.
 template <class T>
 __device__ __forceinline__ T draw_above(const Philox4x32& bits, int k) {
   return half_above<T>(bits.word[k & 3], k < 4 ? kLowHalf : kHighHalf);
 }
 
-// Raises the partial's maximum to that of the finite |d|. All of eight nearly always are.
+// Raises the partial's maximum to the largest finite |d|. Nearly always all eight are finite.
 template <class T>
 __device__ __forceinline__ void note_largest(const T (&d)[kPerThread], Partial<T>& partial) {
   const auto note = [&](typename FloatBits<T>::Type bits) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ void note_largest(const T (&d)[kPerThread], Partial<T
   };
   T largest = 0;
 #pragma unroll
-  for (int k = 0; k < kPerThread; ++k) largest = std::fmax(largest, std::fabs(d[k]));  // NaN is passed over
+  for (int k = 0; k < kPerThread; ++k) largest = std::fmax(largest, std::fabs(d[k]));  // NaN is ignored
   if (largest < bit_cast<T>(FloatBits<T>::kInfinity)) {
     note(bit_cast<typename FloatBits<T>::Type>(largest));
   } else {
@@ -83,8 +83,8 @@ __device__ __forceinline__ void note_largest(const T (&d)[kPerThread], Partial<T
   }
 }
 
-// The direction d of eight elements and integers() + n; returns which of them move, a bit for each. `momentum` becomes
-// the new one, unrounded. draw(k): integers() plus the calibration draw of element k.
+// Computes the direction d of eight elements, and above = integers() + n. Returns which elements move, a bit for each.
+// `momentum` becomes the new one, unrounded. draw(k): integers() plus the calibration draw of element k.
 template <class T, class Parts, class Draw>
 __device__ __forceinline__ uint32_t decide8(const Parts& parts, const StepScalars<T>& scalars, Draw draw,
                                             const T (&grad)[kPerThread], const T (&param)[kPerThread],
@@ -101,7 +101,7 @@ __device__ __forceinline__ uint32_t decide8(const Parts& parts, const StepScalar
   return move;
 }
 
-// The new values, unrounded, of those of eight elements that move.
+// Computes the new values, unrounded, of those of eight elements that move.
 template <class T>
 __device__ __forceinline__ void move8(const StepScalars<T>& scalars, const T (&d)[kPerThread],
                                       const T (&above)[kPerThread], uint32_t move, T (&param)[kPerThread]) {
@@ -112,8 +112,8 @@ __device__ __forceinline__ void move8(const StepScalars<T>& scalars, const T (&d
   }
 }
 
-// Steps the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
-// Tensor: CsgdTensor or CsgdShard, which draw differently.
+// Steps `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used. Tensor:
+// CsgdTensor or CsgdShard, whose draws differ.
 template <class S, class T, class Parts, class Header, class Tensor>
 __device__ __forceinline__ void step8(const Header& header, const Parts& parts, const Tensor& tensor,
                                       const StepScalars<T>& scalars, int64_t position, int count, bool wide,
@@ -123,7 +123,7 @@ __device__ __forceinline__ void step8(const Header& header, const Parts& parts, 
   S* momentum_at = static_cast<S*>(tensor.momentum_buffer) + position;
   const auto draws_of = [&](Stream stream) { return draw_eight(header.keys, stream, tensor, position, scalars.step); };
 
-  // All loads that do not depend on the draws are in flight before the first is needed.
+  // All loads that do not depend on the draws are started before the first is needed.
   S grad[kPerThread], param[kPerThread] = {}, momentum_buffer[kPerThread] = {};
   load8(static_cast<const S*>(tensor.grad) + position, count, wide, grad);
   if (parts.momentum) load8(momentum_at, count, wide, momentum_buffer);
@@ -135,14 +135,14 @@ __device__ __forceinline__ void step8(const Header& header, const Parts& parts, 
   widen8(param, theta);
   widen8(momentum_buffer, momentum);
   uint32_t move = decide8(parts, scalars, draw, g, theta, momentum, d, above, partial);
-  move &= (1u << count) - 1u;  // beyond the tensor's end d is 0, which moves when T = 0
+  move &= (1u << count) - 1u;  // the zeros beyond the tensor's end move when T = 0
   partial.moved += __popc(move);
 
   if (parts.momentum) {
     round8(stochastic, [&] { return draws_of(kMomentumStream); }, momentum, 0xFFu, momentum_buffer);
     store8(momentum_at, count, wide, momentum_buffer);
   }
-  if (move != 0) {  // else the parameter's memory is not touched
+  if (move != 0) {  // if none moves, the parameter's memory is not touched
     if (!parts.weight_decay) load8(param_at, count, wide, param);
     widen8(param, theta);
     move8(scalars, d, above, move, theta);

@@ -1,39 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// How elements are shared out to the blocks of a launch, and how a block's threads bring their results together.
+// How elements are divided between the blocks of a launch, and how the threads of a block combine their results.
 #pragma once
 
 #include <algorithm>
 
 #include "../core/update_rule.h"
 
-// Shared memory of a block. A macro, since the tests run this file on a CPU, where it is the storage of a block's
-// threads.
+// Shared memory of a block. It is a macro because tests also run this file on a CPU, where the array is storage that
+// the threads of a block share.
 #ifndef CSGD_SHARED_ARRAY
 #define CSGD_SHARED_ARRAY(type, name, size) __shared__ type name[size]
 #endif
 
 namespace csgd {
 
-constexpr int kPerThread = kDrawsPerCall;  // elements a thread takes at a time: one Philox call serves them
+constexpr int kPerThread = kDrawsPerCall;  // elements that a thread takes at a time; one Philox call serves them
 
 #ifndef CSGD_CUDA_THREADS
 #define CSGD_CUDA_THREADS 256
 #endif
 constexpr int kThreads = CSGD_CUDA_THREADS;
 constexpr int kWarps = kThreads / 32;
-constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements a block takes at a time
-constexpr int64_t kMostPasses = 16;                        // of one block
-constexpr int64_t kBlocksPerMultiprocessor = 16;           // wanted at least, before blocks take more than one pass
+constexpr int64_t kPass = int64_t{kThreads} * kPerThread;  // elements that a block takes at a time
+constexpr int64_t kMostPasses = 16;                        // that one block makes at most
+constexpr int64_t kBlocksPerMultiprocessor = 16;           // with more than these, a block makes several passes
 
-constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
+constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of one launch
 
 __host__ __device__ __forceinline__ int64_t blocks_of(int64_t numel, int64_t chunk) {
-  // An empty tensor has a block as well: somebody must advance its step.
+  // An empty tensor has a block as well, which advances its step.
   return numel == 0 ? 1 : (numel + chunk - 1) / chunk;
 }
 
-// Elements that a block takes: one pass while that gives the card no more blocks than keep it busy, then more, so that
-// the cost of a block's end is spread over more work.
+// Sets the number of elements that a block takes. That is one pass as long as this gives the GPU no more blocks than it
+// needs to be busy; with more elements it is several passes, so that the cost at the end of a block is divided by more
+// work.
 inline cudaError_t choose_chunk(int64_t elements, int64_t* chunk) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -43,7 +44,7 @@ inline cudaError_t choose_chunk(int64_t elements, int64_t* chunk) {
   return error;
 }
 
-// The tensor that this block works on: the last one whose first block is not beyond it.
+// The number of the tensor that this block works on: the last one whose first block is not after this block.
 template <class L>
 __device__ __forceinline__ int find_tensor(const L& launch) {
   int low = 0, high = static_cast<int>(launch.header.count) - 1;
@@ -58,21 +59,21 @@ __device__ __forceinline__ int find_tensor(const L& launch) {
   return low;
 }
 
-// How many blocks of the launch work on a tensor.
+// The number of blocks of the launch that work on a tensor.
 template <class L>
 __device__ __forceinline__ uint32_t blocks_of_tensor(const L& launch, int number) {
   const uint32_t next = number + 1 < launch.header.count ? launch.tensors[number + 1].first_block : gridDim.x;
   return next - launch.tensors[number].first_block;
 }
 
-// What a thread, a warp, a block contributes to its tensor.
+// What a thread, a warp or a block contributes to the result of its tensor.
 template <class T>
 struct Partial {
   typename FloatBits<T>::Type largest_bits;  // max |d| over finite d
   uint32_t moved;                            // coordinates that moved
 };
 
-// Adds up the block's partials; the result is valid in thread 0.
+// Combines the partials of all threads of the block. The result is valid in thread 0.
 template <class T>
 __device__ __forceinline__ Partial<T> reduce_block(Partial<T> partial) {
   CSGD_SHARED_ARRAY(Partial<T>, of_warp, kWarps);

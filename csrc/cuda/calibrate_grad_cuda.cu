@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A gradient in, its unbiased calibration out, on a GPU: one launch, one pass over memory.
+// The calibration of a gradient on a GPU: one launch, one pass over memory.
 #include <cuda_runtime.h>
 
 #include "block8.cuh"
@@ -9,17 +9,17 @@
 namespace csgd {
 namespace {
 
-// What a thread knows of the channels of the elements it takes, one after the other.
+// The channels of the elements that a thread takes, one element after the other.
 template <class T>
 struct Channels {
   using Bits = typename FloatBits<T>::Type;
   const CalibrateGradCall& call;
-  unsigned long long* maxima;  // of each channel, in global memory
+  unsigned long long* maxima;  // the maximum of each channel, in global memory
   int64_t channel;
-  int64_t left = 0;   // elements of this run of the channel, from the present one on
+  int64_t left = 0;   // elements of this run of the channel that are left, with the present one
   T scale;            // of the channel
-  Bits least_bits;    // the bound that the channel gets if no |d| is larger: smaller ones need not be told
-  Bits largest_bits;  // max |d| of this run, or least_bits; with one channel, of all elements that the thread takes
+  Bits least_bits;    // the bound of the channel if no |d| is larger; smaller maxima need not be reported
+  Bits largest_bits;  // max(least_bits, |d|) over this run; with one channel, over all elements of the thread
 
   __device__ __forceinline__ explicit Channels(const CalibrateGradCall& of)
       : call(of), maxima(reinterpret_cast<unsigned long long*>(of.tally + 1)) {
@@ -48,8 +48,8 @@ struct Channels {
 
   __device__ __forceinline__ void note(Bits bits) { largest_bits = bits > largest_bits ? bits : largest_bits; }
 
-  // Raises the channel's maximum to that of the run. Few runs have anything to tell: most stay below the bound, and in
-  // the first call, whose bounds are 0, a look at what others have told saves most of the atomics.
+  // Raises the channel's maximum to that of the run. Few runs need an atomic: most maxima stay below the bound. In the
+  // first call, whose bounds are 0, reading the present maximum first saves most of the atomics.
   __device__ __forceinline__ void end_run() const {
     if (call.channels == 1 || largest_bits <= least_bits) return;
     const auto bits = static_cast<unsigned long long>(largest_bits);
@@ -57,7 +57,7 @@ struct Channels {
   }
 };
 
-// Calibrates the `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
+// Calibrates `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
 template <class S, class T>
 __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32_t index, uint32_t step,
                                            Channels<T>& channels, int64_t position, int count, bool wide,
@@ -72,7 +72,7 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
   for (int k = 0; k < kPerThread; ++k) {
     if (k > 0) channels.next();
     const T d = Storage<S>::load(stored[k]);
-    channels.note(finite_magnitude_bits(d));                             // beyond the end d is 0
+    channels.note(finite_magnitude_bits(d));                             // the zeros beyond the end change no maximum
     const T above = round_up_above(limited_product(d, channels.scale));  // integers() + n
     const bool move = draw_above<T>(bits, k) < above;
     out[k] = select(move, d * inverse_probability_above(above), T(0));
@@ -85,8 +85,8 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
   store8(static_cast<S*>(call.out) + position, count, wide, stored);
 }
 
-// The last block to come closes the call: every block has read the step and the bounds by then. Reads what others have
-// counted where their atomics took place, and leaves zeros for the next call.
+// The last block to arrive here completes the call. Every other block has read the step and the bounds by then. The
+// last block reads the counts by atomics, as the other blocks wrote them, and leaves zeros for the next call.
 template <class T>
 __device__ __forceinline__ void finish(const CalibrateGradCall& call, const Partial<T>& partial) {
   CSGD_SHARED_ARRAY(bool, is_last, 1);
@@ -95,9 +95,9 @@ __device__ __forceinline__ void finish(const CalibrateGradCall& call, const Part
   if (threadIdx.x == 0) {
     if (call.channels == 1) atomicMax(maxima, static_cast<unsigned long long>(partial.largest_bits));
     atomicAdd(&tally->moving, static_cast<unsigned long long>(partial.moved));
-    __threadfence();  // all that the block did up to the barrier of reduce_block before the count below
+    __threadfence();  // what the block did up to the barrier of reduce_block comes before the count below
     is_last[0] = atomicAdd(&tally->blocks_done, 1ULL) == gridDim.x - 1;
-    __threadfence();  // and that before all that the block does after the barrier below
+    __threadfence();  // and the count comes before what the block does after the barrier below
   }
   __syncthreads();
   if (!is_last[0]) return;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fused step on a GPU: gradient in, calibrated update out, one pass over memory, a whole model in one launch.
+// The fused step on a GPU: one pass over memory from the gradient to the calibrated update, and a whole model in one
+// launch.
 #include <cuda_runtime.h>
 
 #include "block8.cuh"
@@ -10,14 +11,14 @@
 namespace csgd {
 namespace {
 
-// The records of a launch travel as a kernel parameter: no copy to the device, nothing to keep alive.
-// T: opmath. Tensor_: CsgdTensor, or CsgdShard, of which fewer fit.
+// The records of a launch are passed as a kernel parameter. So nothing is copied to the device first, and nothing must
+// be kept until the kernel has run. T: opmath. Tensor_: CsgdTensor or CsgdShard, of which fewer fit.
 template <int kBytes, class T, class Tensor_>
 struct Launch {
   using Tensor = Tensor_;
   struct Header {
     CsgdOptions options;
-    OptionScalars<T> numbers;  // instructions take them from where they are
+    OptionScalars<T> numbers;  // instructions read them directly from the kernel parameter
     PhiloxRoundKeys keys;
     int64_t chunk;  // elements that a block takes; a multiple of kPass
     int64_t count;
@@ -26,22 +27,24 @@ struct Launch {
   Header header;
   Tensor tensors[kTensors];
 };
-constexpr int kSmallLaunch = 4096;   // bytes that every driver takes
-constexpr int kLargeLaunch = 32764;  // from CUDA 12.1 on
+constexpr int kSmallLaunch = 4096;   // bytes of a kernel parameter, with every driver
+constexpr int kLargeLaunch = 32764;  // likewise, from CUDA 12.1 on
 static_assert(Launch<kLargeLaunch, double, CsgdTensor>::kTensors >= 500, "a model of 500 tensors goes in one launch");
 
-// Thread 0 of each block adds the block's part to its tensor's tally; the last block to come closes the step. Every
-// block has read the step and the bound by then, so they can be overwritten, and nobody needs the tally any more.
+// Thread 0 of each block adds the block's part to the tally of its tensor. The last block to arrive here completes the
+// step. Every other block has read the step and the bound by then, and is done with the tally, so all of these can be
+// overwritten.
 template <class T>
 __device__ __forceinline__ void finish_tensor(const CsgdOptions& options, const CsgdTensor& tensor,
                                               const Partial<T>& partial, uint32_t blocks) {
   CsgdTally* tally = tensor.tally;
   atomicMax(&tally->largest_bits, static_cast<unsigned long long>(partial.largest_bits));
   atomicAdd(&tally->moving, static_cast<unsigned long long>(partial.moved));
-  __threadfence();  // the two above before the one below, for all other blocks
+  __threadfence();  // other blocks see the two atomics above before the one below
   if (atomicAdd(&tally->blocks_done, 1ULL) != blocks - 1) return;
   __threadfence();
-  // Exchanged rather than loaded: read where the other blocks' atomics took place, and zero for the next step.
+  // By exchanging instead of loading, the values are read as the atomics of the other blocks wrote them, and are zero
+  // for the next step.
   using Bits = typename FloatBits<T>::Type;
   const Bits largest_bits = static_cast<Bits>(atomicExch(&tally->largest_bits, 0ULL));
   const int64_t moved = static_cast<int64_t>(atomicExch(&tally->moving, 0ULL));
@@ -49,7 +52,7 @@ __device__ __forceinline__ void finish_tensor(const CsgdOptions& options, const 
   advance(options, tensor, bit_cast<T>(largest_bits), moved);
 }
 
-// Parts: StaticParts where the lean kernels are, else RuntimeParts.
+// Parts: StaticParts in the kernels for one combination of the rule's parts, else RuntimeParts.
 template <class Parts>
 __device__ __forceinline__ Parts parts_of(const CsgdOptions& options) {
   if constexpr (std::is_same_v<Parts, RuntimeParts>) {
@@ -59,8 +62,9 @@ __device__ __forceinline__ Parts parts_of(const CsgdOptions& options) {
   }
 }
 
-// Blocks that a multiprocessor is to hold, by which the compiler limits their registers. Found by trying: with more of
-// them it spills registers; in float32 a fourth would do, and would have to prove itself on a GPU.
+// The number of blocks that a multiprocessor is to hold, by which the compiler limits their registers. Found by trying:
+// with one more the compiler spills registers. In float32 a fourth block would fit, but would have to prove itself on a
+// GPU.
 template <class S, class Parts>
 constexpr int kBlocksAtOnce = 2;
 template <bool kWeightDecay, bool kMomentum, bool kNesterov>
@@ -86,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksAtOnce<S, Parts>)) csgd_kern
   const int64_t begin = static_cast<int64_t>(blockIdx.x - tensor.first_block) * launch.header.chunk;
   const int64_t end = begin + launch.header.chunk < tensor.numel ? begin + launch.header.chunk : tensor.numel;
   Partial<T> partial{0, 0};
-  // What fills no warp's pass is left to the loop below.
+  // The elements that do not fill a pass of a warp are left to the loop below.
   const int64_t passes_end = aligned && shares_calls(tensor) ? end - (end - begin) % kWarpPass : begin;
   WarpPasses<S, Parts> passes(parts, tensor, begin, passes_end);
   const StepScalars<T> scalars = step_scalars<T>(options, launch.header.numbers, tensor);
@@ -106,7 +110,8 @@ cudaError_t launch_kernel(L& launch, int64_t blocks, cudaStream_t stream) {
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
 }
 
-// What nearly all steps are has a kernel for each combination of the rule's parts.
+// Launches the kernel of this combination of the rule's parts where there is one: for whole tensors in large launches,
+// which nearly all steps are. Otherwise launches the kernel that decides while running.
 template <class S, class L>
 cudaError_t launch_parts(L& launch, int64_t blocks, cudaStream_t stream) {
   if constexpr (sizeof(L) > kSmallLaunch && std::is_same_v<typename L::Tensor, CsgdTensor>) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels' launchers: plain structs and CUDA runtime types, no torch. Errors of CUDA are returned.
+// The launchers of the step's kernels. They take plain structs and CUDA runtime types, do not need torch, and return
+// CUDA's errors.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,12 +9,13 @@
 
 namespace csgd {
 
-// Steps tensors of one dtype on the current GPU, in as few launches as hold their records. Each tensor needs a tally.
-// Waits for nothing. `launches`, if given, is increased by the number of launches made.
+// Steps tensors of one dtype on the current GPU, in as few launches as can hold their records. Each tensor needs a
+// tally. Does not wait for the GPU. If `launches` is given, the number of launches made is added to it.
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdTensor* tensors, int64_t count,
                              cudaStream_t stream, int64_t* launches);
 
-// The same for shards: a kernel of its own, so that whole parameters do not pay for the registers of its draws.
+// The same for shards. They have kernels of their own, so that the kernels of whole parameters do not need the
+// registers for the draws of shards.
 cudaError_t launch_csgd_cuda(DType dtype, const CsgdOptions& options, const CsgdShard* shards, int64_t count,
                              cudaStream_t stream, int64_t* launches);
 

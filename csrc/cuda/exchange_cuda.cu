@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients to codes, words, sums of words and back, on a GPU.
+// The gradient exchange on a GPU: from gradients to codes, to words, to sums of words, and back.
 #include <cuda_runtime.h>
 
 #include "block8.cuh"
@@ -9,7 +9,7 @@
 namespace csgd {
 namespace {
 
-// Encodes the `count` (1 ... 8) elements from `position`, a multiple of 8, on.
+// Encodes `count` (1 ... 8) elements from `position`, a multiple of 8, on.
 template <class S>
 __device__ __forceinline__ void encode8(const EncodeCall& call, double bound, const CodeUnits& units, int64_t position,
                                         int count, bool wide) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ void encode8(const EncodeCall& call, double bound, co
     codes[k] = static_cast<uint8_t>(signed_code(g, above && !zero));
     if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);
   }
-  // Codes of several gradients lie side by side, at any address.
+  // The codes of several gradients lie side by side, so their addresses need not be aligned.
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
     if (k < count) call.codes[position + k] = codes[k];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(const __grid_constant_
   }
 }
 
-// The kernels below have a thread for each word, or element.
+// In the kernels below each thread has one word, or one element.
 __device__ __forceinline__ int64_t thread_number() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
 
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PackCall call) {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   call.words[number] = value;
 }
 
-// The sum of the ranks' codes of a coordinate, plus the number of ranks.
+// The sum of all ranks' codes of a coordinate, plus the number of ranks.
 __device__ __forceinline__ uint32_t sum_of_codes(const AddCall& call, int64_t position) {
   const double inverse = inverse_power(kCodeRadix, static_cast<int>(position / call.code_words));
   double sum = 0.0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launchers of the kernels of the gradient exchange: plain structs and CUDA runtime types, no torch. Each works on
-// the current GPU, in one launch, and waits for nothing; nothing may be empty.
+// The launchers of the kernels of the gradient exchange. They take plain structs and CUDA runtime types, and do not
+// need torch. Each makes one launch on the current GPU and does not wait for it. There must be at least one element, or
+// word.
 #pragma once
 
 #include <cuda_runtime_api.h>

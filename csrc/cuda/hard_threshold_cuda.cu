@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hard thresholding on a GPU: a launch for each digit of the threshold, and one that drops what is below.
+// Hard thresholding on a GPU: one launch for each digit of the threshold, and one that drops the elements below it.
 #include <cuda_runtime.h>
 
 #include "hard_threshold_cuda.h"
@@ -10,7 +10,7 @@ namespace {
 
 using Kernel = void (*)(ThresholdLaunch);
 
-// Runs a kernel over the tensors of all dtypes, of which `items(tensor)` are shared out to the blocks. kernel_for(S{}):
+// Runs a kernel over the tensors of all dtypes, whose items(tensor) are divided between the blocks. kernel_for(S{}) is
 // the kernel for elements that are stored as S.
 template <class KernelFor, class Items>
 cudaError_t launch_all(KernelFor kernel_for, const std::vector<ThresholdTensor>& tensors, Items items,
@@ -47,7 +47,7 @@ cudaError_t chunk_for(const std::vector<ThresholdTensor>& tensors, int64_t* chun
   return choose_chunk(elements, chunk);
 }
 
-// How many blocks meet at each selection in a pass.
+// Sets the number of blocks that work on each selection in one pass.
 void count_blocks(std::vector<ThresholdTensor>& tensors, int64_t chunk) {
   for (size_t first = 0; first < tensors.size();) {  // the tensors of a selection follow each other
     size_t end = first;
@@ -66,7 +66,7 @@ cudaError_t launch_hard_threshold_select_cuda(std::vector<ThresholdTensor> tenso
   ThresholdLaunch::Header header{found_inf, scratch, {}, 0, 0};
   cudaError_t error = chunk_for(tensors, &header.chunk);
   count_blocks(tensors, header.chunk);
-  // Keys of 32 and of 64 bits have different digits.
+  // Keys of 32 and of 64 bits have different digits, so float64 tensors have passes of their own.
   const auto doubles = std::stable_partition(tensors.begin(), tensors.end(),
                                              [](const auto& tensor) { return tensor.dtype != DType::kFloat64; });
   for (const auto& alike :

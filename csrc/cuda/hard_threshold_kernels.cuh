@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of hard thresholding: what one block does of a pass.
+// The kernels of hard thresholding: what one block does in a pass.
 #pragma once
 
 #include "../core/hard_threshold.h"
@@ -9,7 +9,7 @@
 namespace csgd {
 namespace {
 
-// The records of a launch travel as a kernel parameter, of the 4 KB that every driver takes.
+// The records of a launch are passed as a kernel parameter, of the 4 KB that every driver allows.
 struct ThresholdLaunch {
   struct Header {
     const float* found_inf;
@@ -23,7 +23,7 @@ struct ThresholdLaunch {
   ThresholdTensor tensors[kTensors];
 };
 
-// What a block works on: the items [begin, end) of one tensor, none where the call changes nothing.
+// What a block works on: the items [begin, end) of one tensor; none where the call changes nothing.
 struct Work {
   const ThresholdTensor& tensor;
   int64_t begin;
@@ -54,8 +54,8 @@ __device__ __forceinline__ void drop(const ThresholdTensor& tensor, int64_t i) {
   if (tensor.momentum_buffer != nullptr) static_cast<S*>(tensor.momentum_buffer)[i] = S{};
 }
 
-// One block finds the digit: each thread adds up some bins, the one in which the last survivor is goes through its own.
-// Bins are 0 for the next pass.
+// One block finds the digit: each thread adds up some bins, and the thread whose bins contain the last survivor goes
+// through them. Leaves zeros in the bins for the next pass.
 __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const DigitPass& pass,
                                            SelectionScratch& scratch) {
   constexpr int kOwnBins = kBins / kThreads;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void pick_digit(const ThresholdTensor& tensor, const 
   }
 }
 
-// Counts the digits of a pass; the last block to come takes the one that the threshold has.
+// Counts the digits of a pass. The last block to finish finds the digit of the threshold.
 template <class S>
 __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_constant__ ThresholdLaunch launch) {
   CSGD_SHARED_ARRAY(unsigned, bins, kBins);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_consta
   for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {
     if (bins[b] != 0) atomicAdd(&scratch.bins[b], static_cast<unsigned long long>(bins[b]));
   }
-  __threadfence();  // the counts before the block is counted below, for the last one
+  __threadfence();  // the last block sees the counts before it sees that this block is done
   __syncthreads();
   if (threadIdx.x == 0) {
     const auto last = static_cast<unsigned long long>(tensor.selection_blocks - 1);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_consta
   pick_digit(tensor, pass, scratch);
 }
 
-// Drops what does not survive its selection.
+// Drops the elements that do not survive their selection.
 template <class S>
 __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ ThresholdLaunch launch) {
   const Work work = work_of(launch, numel_of);
@@ -165,7 +165,8 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
   }
 }
 
-// A warp for each channel: each lane sums the squares of every 32nd element, then lanes are added in halves.
+// A warp takes one channel at a time: each lane adds up the squares of every 32nd element, then the lanes are added in
+// halves.
 template <class S>
 __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__ ThresholdLaunch launch) {
   const Work work = work_of(launch, channels_of);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From storage to opmath and, rounded, back: eight elements of a thread at a time.
+// Converts from storage to opmath and, with rounding, back: eight elements of a thread at a time.
 #pragma once
 
 #include <type_traits>
@@ -14,8 +14,8 @@ __device__ __forceinline__ void widen8(const S (&from)[kPerThread], T (&to)[kPer
   for (int k = 0; k < kPerThread; ++k) to[k] = Storage<S>::load(from[k]);
 }
 
-// Rounds those of eight opmath values that are in the mask, each with its own of the eight draws that `draw` makes
-// where rounding is stochastic.
+// Rounds those of eight opmath values that are in the mask. With stochastic rounding draw() makes the eight draws, one
+// for each value.
 template <class S, class T, class Draw>
 __device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&values)[kPerThread], uint32_t mask,
                                        S (&to)[kPerThread]) {
@@ -32,10 +32,10 @@ __device__ __forceinline__ void round8(bool stochastic, Draw draw, const T (&val
   for (int k = 0; k < kPerThread; ++k) to[k] = select((mask >> k & 1u) != 0, rounded[k], to[k]);
 }
 
-// The same of a lane's vectors.
+// The same for a lane's vectors.
 template <class S, class T>
 __device__ __forceinline__ void widen(const LaneVectors<S>& from, T (&to)[kPerThread]) {
-  if constexpr (std::is_same_v<S, BFloat16>) {  // by words, of which each has two: half the instructions
+  if constexpr (std::is_same_v<S, BFloat16>) {  // two elements of a word at a time, by half of the instructions
     const auto words = bit_cast<Vector<uint32_t>>(from[0]);
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ void widen(const LaneVectors<S>& from, T (&to)[kPerTh
   }
 }
 
-// Whether none of eight is NaN or beyond the largest.
+// Whether none of eight values is NaN or beyond the largest number of the format.
 template <class S>
 __device__ __forceinline__ bool are_ordinary(const float (&values)[kPerThread]) {
   bool ordinary = true;
@@ -75,7 +75,8 @@ __device__ __forceinline__ void round_ordinary(const Philox4x32& draws, const fl
   to = bit_cast<Vector<BFloat16>>(words);
 }
 
-// In float16 a GPU truncates by one instruction, subnormals, too; what is cut off is compared with the draw.
+// In float16 a GPU truncates by one instruction, also to subnormal numbers. The part that is cut off is compared with
+// the draw.
 __device__ __forceinline__ void round_ordinary(const Philox4x32& draws, const float (&values)[kPerThread],
                                                Vector<Float16>& to) {
 #pragma unroll
@@ -87,8 +88,8 @@ __device__ __forceinline__ void round_ordinary(const Philox4x32& draws, const fl
   }
 }
 
-// Rounds those of the lane's values that are in the mask, each with its own of the eight draws that `draw` makes where
-// rounding is stochastic. `values` of the others are what `to` holds: rounded or not, they stay that.
+// Rounds the lane's values that are in the mask. With stochastic rounding draw() makes the eight draws, one for each
+// value. A value that is not in the mask is what `to` holds already, and rounding it does not change it.
 template <class S, class T, class Draw>
 __device__ __forceinline__ void narrow(bool stochastic, Draw draw, const T (&values)[kPerThread], uint32_t mask,
                                        LaneVectors<S>& to) {

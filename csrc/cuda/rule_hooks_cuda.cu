@@ -13,7 +13,7 @@ __global__ void shortcut_kernel(Shortcut shortcut, float* values, int64_t count)
   if (i < count) values[i] = take_shortcut(shortcut, values[i]);
 }
 
-// Lets `launch` work on a copy of `count` values on the GPU, and brings that back.
+// Copies `count` values to the GPU, calls launch(copy), and copies the result back.
 template <class T, class Launch>
 cudaError_t on_gpu(T* values, int64_t count, Launch launch) {
   const size_t bytes = static_cast<size_t>(count) * sizeof(T);

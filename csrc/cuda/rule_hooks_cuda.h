@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests: parts of the rule as the current GPU computes them. Results are brought to the host.
+// For tests: parts of the rule, computed on the current GPU. The results are copied to the host.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The step of a warp's pass: 256 consecutive elements, at addresses that allow 16-byte accesses. Here the bandwidth of
-// a GPU's memory is to be reached:
+// The step of a warp's pass: 256 consecutive elements, at addresses that allow 16-byte accesses. This loop is to reach
+// the bandwidth of a GPU's memory:
 //
 // - An instruction of the warp reads or writes 512 consecutive bytes (vectors.cuh). In float32 the eight elements of a
-//   Philox call then belong to two lanes, in float64 to four: each lane makes one call, and they tell each other
-//   through shared memory.
-// - Gradients and momentum are copied to shared memory ahead, past the registers, so that the memory has work while a
-//   warp makes draws: with momentum one pass ahead in float32, three in 16 bits; in float64, where a pass fills the
-//   room, while the draws are made. A lane copies what it will take itself: nobody waits for another.
+//   Philox call then belong to two lanes, in float64 to four. Each lane makes one call, and the lanes exchange the
+//   results through shared memory.
+// - Gradients and momentum are copied ahead to shared memory, without using registers, so that the memory is busy while
+//   a warp makes draws. With momentum they are copied one pass ahead in float32, three in 16 bits; in float64, where
+//   one pass fills the room, while the draws of the same pass are made. A lane copies only what it will read itself, so
+//   no lane waits for another.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -18,12 +19,12 @@ namespace csgd {
 
 constexpr int64_t kWarpPass = 32 * kPerThread;
 
-// Gradients and momentum on their way to shared memory. Without kMayHaveMomentum there is no room for the latter.
+// Gradients and momentum on their way to shared memory. Without kMayHaveMomentum there is no room for momentum.
 template <class S, bool kMayHaveMomentum>
 class Ahead {
  public:
-  // `grad`, `momentum_buffer`: of the lane's first vector in the first of so many passes. The latter is not looked at
-  // unless there is `momentum`.
+  // `grad`, `momentum_buffer`: the addresses of the lane's first vector in the first of `passes` passes. The momentum
+  // buffer is read only with `momentum`.
   __device__ __forceinline__ Ahead(const S* grad, const S* momentum_buffer, bool momentum, int passes)
       : grad_(grad), momentum_buffer_(momentum_buffer), momentum_(kMayHaveMomentum && momentum), left_(passes) {
     CSGD_SHARED_ARRAY(Vector<S>, slots, kSlots * kSlotSize);
@@ -32,15 +33,15 @@ class Ahead {
     for (unsigned slot = 0; slot < kSlots - 1; ++slot) copy(slot);
   }
 
-  // Begins to fill the slot that the pass before has emptied.
+  // Begins to fill the slot that the previous pass has emptied.
   __device__ __forceinline__ void refill() { copy((slot_ + kSlots - 1) % kSlots); }
 
-  // Waits for those of the next pass.
+  // Waits for the copies of the next pass and reads them.
   template <class T>
   __device__ __forceinline__ void take(T (&grad)[kPerThread], T (&momentum)[kPerThread]) {
     __pipeline_wait_prior(kSlots - 1);
-    __syncwarp();  // lets the compiler read nothing before the wait, and parts this pass's LaneDraws from the last
-                   // one's
+    __syncwarp();  // lets the compiler move no read before the wait, and separates this pass's LaneDraws from the
+                   // LaneDraws of the previous pass
     read(0, grad);
     if (momentum_) read(1, momentum);
     slot_ = (slot_ + 1) % kSlots;
@@ -49,7 +50,7 @@ class Ahead {
  private:
   static constexpr int kArray = Lanes<S>::kVectors * kThreads;           // vectors of a block's pass
   static constexpr int kSlotSize = (kMayHaveMomentum ? 2 : 1) * kArray;  // vectors
-  // 32 KB of a block: three blocks of a multiprocessor then have 48 KB or more on the way, but for float64.
+  // 32 KB of a block: with three blocks a multiprocessor then has 48 KB or more on the way, except in float64.
   static constexpr unsigned kSlots = std::max(1, 8 * kThreads / kSlotSize);
 
   __device__ __forceinline__ void copy(unsigned slot) {
@@ -80,14 +81,14 @@ class Ahead {
   const S* grad_;
   const S* momentum_buffer_;
   bool momentum_;
-  int left_;           // passes of which the copies have not begun
+  int left_;           // passes whose copies have not begun
   unsigned slot_ = 0;  // of the next pass
   Vector<S>* slots_;
 };
 
-// integers() plus the calibration draws of the lane's elements, given those of the Philox call that is its own.
-// `words`: a place for each lane of the warp to tell the others; take() has parted those who read it from those who
-// write it.
+// integers() plus the calibration draws of the lane's elements, given the draws of the Philox call that this lane made.
+// `words`: room for the draws of each lane of the warp, which the other lanes read. The barrier in take() separates the
+// reads of one pass from the writes of the next.
 template <class S, class T>
 class LaneDraws {
  public:
@@ -98,7 +99,7 @@ class LaneDraws {
     } else {
       words[lane()] = {{own.word[0], own.word[1], own.word[2], own.word[3]}};
       __syncwarp();
-      // Of a call a vector takes kEach draws: so many words from this one on, of each the same half.
+      // Of a call a vector needs kEach draws: that many words from this one on, of each the same half.
       const int within = lane() * Lanes<S>::kEach % kPerThread;
       half_ = within < 4 ? kLowHalf : kHighHalf;
       const auto* from = words + lane() * Lanes<S>::kEach / kPerThread;
@@ -121,11 +122,12 @@ class LaneDraws {
   unsigned half_;
 };
 
-// The passes of one warp among the elements begin ... end - 1, a multiple of kWarpPass, that a block takes.
+// The passes of one warp over the elements begin ... end - 1 that a block takes; their number is a multiple of
+// kWarpPass.
 template <class S, class Parts>
 class WarpPasses {
  public:
-  // Begins to copy.
+  // Begins to copy the first passes.
   __device__ __forceinline__ WarpPasses(const Parts& parts, const CsgdTensor& tensor, int64_t begin, int64_t end)
       : tensor_(tensor),
         position_(begin + threadIdx.x / 32 * kWarpPass),
@@ -138,7 +140,7 @@ class WarpPasses {
     }
   }
 
-  // `call`: the number of the Philox call of the tensor's first eight elements.
+  // `call`: the number of the Philox call that serves the first eight elements of the tensor.
   template <class T, class Header>
   __device__ __forceinline__ void step(const Header& header, const Parts& parts, const StepScalars<T>& scalars,
                                        uint64_t call, Partial<T>& partial) {
@@ -158,7 +160,8 @@ class WarpPasses {
         widen<S>(param_vectors, param);
       }
       ahead_.refill();
-      // Made before the wait, but in 16 bits: three passes are on their way there, and registers scarce.
+      // In float32 and float64 the draws are made before the wait. In 16 bits three passes are already on their way,
+      // and registers are scarce, so they are made after it.
       Philox4x32 own;
       if constexpr (!Lanes<S>::kOwnDraws) own = draws_of(kCalibrationStream);
       ahead_.take(grad, momentum);
@@ -171,7 +174,7 @@ class WarpPasses {
         narrow<S>(stochastic, [&] { return draws_of(kMomentumStream); }, momentum, 0xFFu, momentum_vectors);
         store_vectors(momentum_at, 0xFFu, momentum_vectors);
       }
-      if (move != 0) {  // else the parameter's memory is not touched
+      if (move != 0) {  // if none moves, the parameter's memory is not touched
         if (!parts.weight_decay) load_vectors(param_at, move, param_vectors);
         widen<S>(param_vectors, param);
         move8(scalars, d, above, move, param);

@@ -23,7 +23,8 @@ struct Argument {
   bool keyword_only;
 };
 
-// The first type is void, for no other reason than that in a list made by a macro each type has a comma before it.
+// The types of a list of arguments. The first one is void, only because a list made by a macro has a comma before each
+// type.
 template <class... Types>
 struct TypeList {};
 
@@ -45,8 +46,8 @@ inline std::string without_mark(const std::string& type) {
   return open == std::string::npos ? type : type.substr(0, open) + type.substr(close + 1);
 }
 
-// The schema of an operator, for instance "halve_(Tensor(a!)[] tensors, *, float factor) -> ()". `mutates`: whether the
-// operator changes what the list marks, or has these arguments without changing them.
+// The schema of an operator, for instance "halve_(Tensor(a!)[] tensors, *, float factor) -> ()". With mutates = false
+// it is that of an operator with the same arguments which changes none of them.
 template <class Args>
 std::string schema(const std::string& name, const std::string& result, bool mutates = true) {
   std::string text;
@@ -68,7 +69,7 @@ struct Unboxed<Args, function, TypeList<void, Types...>> {
   static auto call(Types... arguments) { return function(Args{arguments...}); }
 };
 
-// The function for torch's dispatcher, which passes the arguments one by one: calls `function` with an Args.
+// The function to give to torch's dispatcher, which passes the arguments one by one. It calls `function` with an Args.
 template <class Args, auto function>
 constexpr auto* unboxed = &Unboxed<Args, function>::call;
 

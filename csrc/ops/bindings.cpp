@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module csgd_cuda._C: what was built, operators of torch.ops.csgd_cuda as functions, and
-// hooks through which tests reach the compiled rule itself.
+// The Python module csgd_cuda._C: how it was built, operators of torch.ops.csgd_cuda as functions, and hooks by which
+// tests call parts of the compiled rule.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>

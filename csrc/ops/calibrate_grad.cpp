@@ -32,7 +32,7 @@ namespace {
 constexpr int64_t kMostRanks = 1 << 16;
 constexpr int64_t kCalibrationTallyWords = sizeof(CalibrationTally) / sizeof(int64_t);
 
-// `seed` has the bits of an unsigned number.
+// `seed` has the bits of an unsigned 64-bit number.
 #define CSGD_CALIBRATE_GRAD_ARGUMENTS(POSITIONAL, KEYWORD)                     \
   POSITIONAL("Tensor", const at::Tensor&, grad)                                \
   POSITIONAL("Tensor", const at::Tensor&, index)                               \
@@ -48,7 +48,7 @@ constexpr int64_t kCalibrationTallyWords = sizeof(CalibrationTally) / sizeof(int
   KEYWORD("int", int64_t, rank)
 CSGD_DEFINE_ARGUMENTS(CalibrateGradArgs, CSGD_CALIBRATE_GRAD_ARGUMENTS);
 
-// The checks. csgd_cuda/gradient.py checks the same for the reference.
+// The checks. csgd_cuda/layers/functional.py has the same for the reference.
 
 void check_options(const CalibrateGradArgs& a) {
   check_calibration(a.calibration, a.lipschitz, a.bound_decay, a.rounding);
@@ -57,7 +57,7 @@ void check_options(const CalibrateGradArgs& a) {
                     "lipschitz_bound must be given where lipschitz is not, and only there");
 }
 
-// A tensor that is read or changed in place beside the gradient.
+// Checks a tensor beside the gradient that is read or changed in place.
 void check_state(const at::Tensor& t, const at::Tensor& grad, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(t.scalar_type() == dtype && t.device() == grad.device() && t.is_contiguous(), name,
                     " must be a contiguous ", dtype, " tensor on ", grad.device(), ", the device of the gradient, got ",
@@ -66,7 +66,7 @@ void check_state(const at::Tensor& t, const at::Tensor& grad, const char* name, 
                     " is an inference tensor, which can be changed inside torch.inference_mode() only");
 }
 
-// The channels' dimension of the gradient, from 0 on; -1 with a bound for all.
+// The dimension of the gradient that counts the channels, from 0 on; -1 where there is one bound for all elements.
 int64_t channel_dim_of(const CalibrateGradArgs& a) {
   if (!a.lipschitz_bound || a.lipschitz_bound->dim() == 0) return -1;
   const int64_t dims = a.grad.dim();
@@ -75,7 +75,7 @@ int64_t channel_dim_of(const CalibrateGradArgs& a) {
   return a.channel_dim < 0 ? a.channel_dim + dims : a.channel_dim;
 }
 
-// Everything that can be wrong with the arguments, before anything is changed.
+// Checks everything that can be wrong with the arguments, before anything is changed.
 void check_all(const CalibrateGradArgs& a) {
   check_options(a);
   TORCH_CHECK_TYPE(a.grad.layout() == at::kStrided, "the gradient is sparse (", a.grad.layout(),
@@ -103,10 +103,10 @@ void check_all(const CalibrateGradArgs& a) {
   }
 }
 
-// The CPU: the gradient, shared by torch's threads.
+// On the CPU: torch's threads divide the gradient between them.
 void run_cpu(DType dtype, const CalibrateGradCall& call, c10::Device) {
   const auto channels = static_cast<size_t>(call.channels);
-  std::vector<double> scales(channels);  // room for numbers of either opmath
+  std::vector<double> scales(channels);  // room for numbers of either type of opmath
   calibrate_grad_scales(dtype, call, scales.data());
   std::vector<int64_t> largest_bits(channels, 0);
   int64_t moved = 0;
@@ -125,7 +125,7 @@ void run_cpu(DType dtype, const CalibrateGradCall& call, c10::Device) {
 }
 
 #if CSGD_WITH_CUDA
-// CUDA: one launch, on torch's current stream.
+// On CUDA: one launch, on torch's current stream.
 void run_cuda(DType dtype, const CalibrateGradCall& given, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   CalibrateGradCall call = given;
@@ -144,11 +144,11 @@ void run_nowhere(DType, const CalibrateGradCall&, c10::Device device) {
               " in this build; see csgd_cuda.show_config()");
 }
 
-// Checks, packs, runs; returns the calibrated gradient.
+// The operator on one device: checks the arguments, packs them, runs; returns the calibrated gradient.
 template <void (*run)(DType, const CalibrateGradCall&, c10::Device)>
 at::Tensor calibrate_grad(const CalibrateGradArgs& a) {
   check_all(a);
-  const at::NoGradGuard no_grad;  // for the copy of what is not dense
+  const at::NoGradGuard no_grad;  // for the copy of a gradient that is not dense
   const at::DimVector order = memory_order(a.grad);
   OrderedCopies copies;
   const at::Tensor grad = copies.in_order(a.grad, order, false);

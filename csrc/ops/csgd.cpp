@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators csgd_cuda::csgd_, a step, and csgd_cuda::check_csgd, the checks of a step alone. Their arguments are
-// checked and packed into the plain structs of csrc/core, which the CPU loop or the CUDA kernels work on.
+// The operator csgd_cuda::csgd_, which makes a step, and csgd_cuda::check_csgd, which makes only the checks of a step.
+// The arguments are checked and packed into the plain structs of csrc/core, on which the CPU loop or the CUDA kernels
+// work.
 #include "csgd.h"
 
 #include <ATen/Parallel.h>
@@ -35,9 +36,9 @@ namespace {
 constexpr int64_t kTallyWords = sizeof(CsgdTally) / sizeof(int64_t);
 constexpr int64_t kShardNumbers = sizeof(ShardLayout) / sizeof(int64_t);
 
-// Without momentum there are no momentum buffers, with a fixed Lipschitz constant no lipschitz_bounds. `shards` holds
-// kShardNumbers for each parameter, as in ShardLayout; where it is empty all parameters are whole. `seed` has the bits
-// of an unsigned number. csgd_cuda.functional.csgd_ documents the others.
+// Without momentum, momentum_buffers is empty; with a fixed Lipschitz constant, lipschitz_bounds is empty. `shards` has
+// kShardNumbers numbers for each parameter, as in ShardLayout; it is empty where all parameters are whole. `seed` has
+// the bits of an unsigned 64-bit number. csgd_cuda.csgd_ documents the others.
 #define CSGD_ARGUMENTS(POSITIONAL, KEYWORD)                        \
   POSITIONAL("Tensor(a!)[]", at::TensorList, params)               \
   POSITIONAL("Tensor[]", at::TensorList, grads)                    \
@@ -64,11 +65,11 @@ constexpr int64_t kShardNumbers = sizeof(ShardLayout) / sizeof(int64_t);
   KEYWORD("Tensor(e!)?", const std::optional<at::Tensor>&, tallies)
 CSGD_DEFINE_ARGUMENTS(CsgdArgs, CSGD_ARGUMENTS);
 
-// The checks. csgd_cuda/checks.py says the same for the pure-PyTorch reference.
+// The checks. csgd_cuda/reference/checks.py has the same for the pure-PyTorch reference.
 
 void check_options(const CsgdArgs& a) {
-  // Schedulers take lr a rounding error below 0, and the momentum to 0 under nesterov: CSGD's constructor refuses
-  // such options, a step does not.
+  // Schedulers may set lr a rounding error below 0, and the momentum to 0 together with nesterov. The constructor of
+  // CSGD refuses such options; a step does not.
   check_finite(a.lr, "lr");
   check_finite(a.momentum, "momentum");
   check_finite(a.dampening, "dampening");
@@ -89,7 +90,7 @@ void check_list_lengths(const CsgdArgs& a) {
   length(a.indices.size(), true, "indices", "");
 }
 
-// One strided tensor that belongs to the whole call.
+// Checks a tensor that belongs to the whole call.
 void check_usable(const at::Tensor& t, const char* name) {
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
 }
@@ -114,7 +115,7 @@ constexpr const char* kHowToConvertState =
     " (if the parameter was converted, optimizer.load_state_dict(optimizer.state_dict()) converts the state)";
 constexpr const char* kHowToConvertGradient = " (a param.grad_dtype of another dtype is not supported)";
 
-// A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer.
+// Checks a tensor of the parameter's own shape and dtype: its gradient or its momentum buffer.
 void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name, const char* advice) {
   TORCH_CHECK_TYPE(t.layout() == at::kStrided, "parameter ", index, ": ", name, " is sparse (", t.layout(),
                    "), CSGD needs a dense one: use sparse=False in the layer, or ", name, ".to_dense()");
@@ -126,7 +127,7 @@ void check_companion(const at::Tensor& t, const at::Tensor& p, int64_t index, co
                     p.device(), " as the parameter");
 }
 
-// A scalar that the step reads or writes in place.
+// Checks a scalar that the step reads or writes in place.
 void check_scalar(const at::Tensor& t, const at::Tensor& p, int64_t index, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(t.numel() == 1 && t.scalar_type() == dtype && t.device() == p.device(), "parameter ", index, ": ",
                     name, " must be one ", dtype, " on ", p.device(), ", got ", t.numel(), " x ", t.scalar_type(),
@@ -184,7 +185,7 @@ void check_optional_tensors(const CsgdArgs& a) {
   }
 }
 
-// Runs that overlap would draw the same numbers twice.
+// Runs of a shard that overlap would use the same draws twice.
 void check_shards(const CsgdArgs& a) {
   if (a.shards.empty()) return;
   TORCH_CHECK_VALUE(a.shards.size() == a.params.size() * kShardNumbers, "shards must be empty or have ", kShardNumbers,
@@ -201,7 +202,7 @@ void check_shards(const CsgdArgs& a) {
   }
 }
 
-// Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
+// Checks everything that can be wrong with the arguments, before anything is changed. Errors name the parameter.
 void check_all(const CsgdArgs& args) {
   check_options(args);
   check_list_lengths(args);
@@ -215,23 +216,23 @@ void check_all(const CsgdArgs& args) {
 
 // Packing.
 
-// One parameter ready to step: every tensor in the parameter's memory order, at a plain address.
+// One parameter ready to step. All its tensors lie in the parameter's memory order.
 struct PackedTensor {
   CsgdShard tensor;
   DType dtype;
 };
 
-// The packed call. Tensors that cannot be stepped in place (a non-dense parameter, a gradient or momentum
-// buffer laid out otherwise than its parameter) are stepped as dense copies, which it owns.
+// The packed arguments. Tensors that cannot be stepped in place (a parameter that is not dense, a gradient or momentum
+// buffer with another memory order than its parameter) are stepped as dense copies, which this object owns.
 class PackedStep {
  public:
   explicit PackedStep(const CsgdArgs& args);
 
   const CsgdOptions& options() const { return options_; }
   const std::vector<PackedTensor>& tensors() const { return tensors_; }
-  c10::Device device() const { return args_.params[0].device(); }  // of a call with parameters
+  c10::Device device() const { return args_.params[0].device(); }  // there must be a parameter
 
-  // After the step: brings the stepped copies back and tells autograd what was changed in place.
+  // After the step: copies the stepped copies back and tells autograd which tensors were changed in place.
   void finish();
 
  private:
@@ -247,7 +248,7 @@ CsgdOptions options_of(const CsgdArgs& a) {
   CsgdOptions o{};
   o.lr = a.lr;
   if (a.lr_tensor && !a.params.empty()) {
-    // A learning rate on the CPU can be read here; elsewhere the kernel reads it, so that nobody waits.
+    // A learning rate on the CPU is read here. One on a GPU is read by the kernel, so that the host does not wait.
     if (a.lr_tensor->is_cpu()) {
       o.lr = a.lr_tensor->item<double>();
     } else if (a.lr_tensor->scalar_type() == at::kDouble) {
@@ -308,7 +309,7 @@ void PackedStep::finish() {
   }
 }
 
-// The CPU: the chunks of all tensors together, shared by torch's threads.
+// On the CPU: torch's threads divide the chunks of all tensors between them.
 
 struct Chunk {
   size_t tensor;
@@ -316,7 +317,7 @@ struct Chunk {
   int64_t end;
 };
 
-constexpr int64_t kWorthThreads = 2 * kCpuChunk;  // elements, below which waking other threads costs more
+constexpr int64_t kWorthThreads = 2 * kCpuChunk;  // with fewer elements, waking other threads costs more than it saves
 
 std::vector<Chunk> chunks_of(const std::vector<PackedTensor>& tensors, int64_t* elements) {
   std::vector<Chunk> chunks;
@@ -361,7 +362,7 @@ void run_cpu(const PackedStep& step) {
 }
 
 #if CSGD_WITH_CUDA
-// CUDA: one launch for each dtype in the call, another for its shards, on torch's current stream.
+// On CUDA, on torch's current stream: a launch for the whole parameters of each dtype, and one for its shards.
 
 template <class Tensor>
 void launch(DType dtype, const CsgdOptions& options, const std::vector<Tensor>& tensors, cudaStream_t stream) {
@@ -403,13 +404,13 @@ void run_nowhere(const PackedStep& step) {
               " in this build; see csgd_cuda.show_config()");
 }
 
-// The operator on one device: check everything, then pack, run, finish. Without `run` the checks alone.
+// The operator on one device: checks everything, then packs, runs, finishes. Without `run` it only checks.
 template <void (*run)(const PackedStep&)>
 void csgd_(const CsgdArgs& args) {
   check_all(args);
   if constexpr (run != nullptr) {
     if (args.params.empty()) return;
-    const at::NoGradGuard no_grad;  // for the copies of what is not dense
+    const at::NoGradGuard no_grad;  // for the copies of tensors that are not dense
     PackedStep step(args);
     run(step);
     step.finish();
@@ -420,7 +421,7 @@ void csgd_(const CsgdArgs& args) {
 
 TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
   m.def(schema<CsgdArgs>("csgd_", "()").c_str(), {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
-  // For callers with several calls to make, which check them all before the first.
+  // For callers that make several calls, and check them all before the first one.
   m.def(schema<CsgdArgs>("check_csgd", "()", /*mutates=*/false).c_str(), {at::Tag::pt2_compliant_tag});
 }
 
@@ -430,7 +431,7 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<
 TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cuda>>); }
 #endif
 
-// Sparse, complex and other tensors come here as well: the checks then name the one that is wrong.
+// Sparse, complex and other tensors come here as well; the checks then say which one is wrong.
 TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_nowhere>>);
   m.impl("check_csgd", unboxed<CsgdArgs, csgd_<nullptr>>);

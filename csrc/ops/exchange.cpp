@@ -25,7 +25,7 @@
 namespace csgd {
 namespace {
 
-// What runs the packed calls on one device.
+// The functions that run the packed calls on one device.
 struct ExchangeDevice {
   void (*encode)(DType, const std::vector<EncodeCall>&, c10::Device);
   void (*pack)(const PackCall&, c10::Device);
@@ -47,7 +47,7 @@ int64_t words_for(int64_t count, int64_t radix) {
   return (count + places - 1) / places;
 }
 
-// Digits of a rank's shard of the codes, a multiple of what a word holds.
+// Words that hold the codes of one rank's shard. All shards have the same length, a multiple of what a word holds.
 int64_t code_words_of_shard(int64_t count, int64_t ranks) {
   return (count + ranks * kCodesPerWord - 1) / (ranks * kCodesPerWord);
 }
@@ -76,7 +76,7 @@ void check_per_grad(const at::Tensor& t, at::TensorList grads, const char* name)
                     " gradients, got ", t.scalar_type(), " of shape ", t.sizes());
 }
 
-// Rows of words, one for each rank.
+// Checks rows of words, of which there is one for each rank.
 void check_words(const at::Tensor& words) {
   TORCH_CHECK_VALUE(words.scalar_type() == at::kInt && words.dim() == 2 && words.is_contiguous(),
                     "words must be a contiguous int32 tensor of shape (ranks, words), got ", words.scalar_type(),
@@ -196,14 +196,14 @@ void decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorLis
   for (const at::Tensor& grad : grads) bump_version(grad);
 }
 
-// The CPU: elements and words, shared by torch's threads.
+// On the CPU: torch's threads divide the elements, or words, between them.
 
 constexpr int64_t kWordsPerGrain = kExchangeGrain / kCodesPerWord;
 
-// Calls f(call, begin, end) for the elements of all calls, in grains.
+// Calls f(call, begin, end) for the elements of all calls, a grain at a time.
 template <class Call, class F>
 void share_out(const std::vector<Call>& calls, F f) {
-  std::vector<int64_t> first = {0};  // grain of each call
+  std::vector<int64_t> first = {0};  // number of the first grain of each call
   for (const Call& call : calls) first.push_back(first.back() + (call.numel + kExchangeGrain - 1) / kExchangeGrain);
   at::parallel_for(0, first.back(), 2, [&](int64_t grain, int64_t last) {
     auto k = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), grain) - first.begin() - 1);
@@ -244,7 +244,7 @@ void decode_cpu(DType dtype, const std::vector<DecodeCall>& calls, c10::Device) 
 const ExchangeDevice kExchangeCpu = {encode_cpu, pack_cpu, add_cpu, decode_cpu};
 
 #if CSGD_WITH_CUDA
-// CUDA: on torch's current stream, a launch for each gradient, or one.
+// On CUDA, on torch's current stream: encode and decode make a launch for each gradient, the others one.
 
 void encode_on_cuda(DType dtype, const std::vector<EncodeCall>& calls, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
@@ -284,7 +284,7 @@ const ExchangeDevice kExchangeNowhere = {
     [](DType, const std::vector<DecodeCall>&, c10::Device device) { no_kernel(device); },
 };
 
-// Makes them those of a dispatch key.
+// Registers the four operators for a dispatch key.
 template <const ExchangeDevice& device, class Library>
 void add_exchange(Library& m) {
   m.impl("encode_codes", encode_codes<device>);

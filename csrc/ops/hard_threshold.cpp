@@ -31,7 +31,7 @@
 namespace csgd {
 namespace {
 
-// Without momentum_buffers these are left alone; without masks nothing was dropped for good.
+// momentum_buffers is empty where momentum is not to be changed, and masks where nothing was dropped for good.
 #define CSGD_HARD_THRESHOLD_ARGUMENTS(POSITIONAL, KEYWORD)     \
   POSITIONAL("Tensor(a!)[]", at::TensorList, params)           \
   POSITIONAL("Tensor(b!)[]", at::TensorList, momentum_buffers) \
@@ -42,7 +42,7 @@ namespace {
   KEYWORD("Tensor?", const std::optional<at::Tensor>&, found_inf)
 CSGD_DEFINE_ARGUMENTS(HardThresholdArgs, CSGD_HARD_THRESHOLD_ARGUMENTS);
 
-// The checks. csgd_cuda/thresholding.py checks the same for the reference.
+// The checks. csgd_cuda/pruning/hard_threshold.py has the same for the reference.
 
 bool fits(const at::Tensor& t, const at::Tensor& param, at::IntArrayRef sizes, at::ScalarType dtype) {
   return t.layout() == at::kStrided && t.sizes() == sizes && t.scalar_type() == dtype && t.device() == param.device();
@@ -99,7 +99,8 @@ void check_keeps(const HardThresholdArgs& a) {
   for (const int64_t keep : *a.keeps) TORCH_CHECK_VALUE(keep >= 0, "keeps must be >= 0, got ", keep);
 }
 
-// Everything that can be wrong with the arguments, before anything is changed. Errors name the parameter by its place.
+// Checks everything that can be wrong with the arguments, before anything is changed. Errors name the parameter by its
+// place in the list.
 void check_all(const HardThresholdArgs& a) {
   TORCH_CHECK_VALUE(a.structure == "element" || a.structure == "filter" || a.structure == "2:4",
                     "structure must be 'element', 'filter' or '2:4', got '", a.structure, "'");
@@ -124,10 +125,10 @@ void check_all(const HardThresholdArgs& a) {
                     "found_inf must be one Float on ", a.params[0].device(), ", the device of the parameters");
 }
 
-// Packing, and what is to be done for each structure.
+// Packing, and the work for each structure.
 
-// The packed call. What does not lie in memory as its parameter counts (a parameter that is not dense, a momentum
-// buffer or mask laid out otherwise) is worked on as a copy, which is brought back by finish().
+// The packed arguments. A parameter that is not dense, and a momentum buffer or mask with another memory order than its
+// parameter, is worked on as a copy, which finish() copies back.
 class PackedThreshold {
  public:
   explicit PackedThreshold(const HardThresholdArgs& args) : args_(args) {
@@ -163,7 +164,7 @@ class PackedThreshold {
     if (of_filters || args_.structure == "2:4") {
       const size_t dim = of_filters ? 0 : 1;
       t.channels = param.size(static_cast<int64_t>(dim));
-      // The stride of a dimension of one entry means nothing.
+      // The stride of a dimension with one entry has no meaning.
       t.inner = t.channels == 1 ? std::max<int64_t>(param.numel(), 1) : std::max<int64_t>(order[dim], 1);
     }
     tensors.push_back(t);
@@ -174,7 +175,7 @@ class PackedThreshold {
   std::vector<at::Tensor> owned_;
 };
 
-// The work on one device, on packed tensors.
+// What one device does with packed tensors.
 class ThresholdDevice {
  public:
   virtual ~ThresholdDevice() = default;
@@ -184,7 +185,7 @@ class ThresholdDevice {
   virtual void two_of_four(const std::vector<ThresholdTensor>& tensors) = 0;
 };
 
-// Numbers the selections, and the places in them. Returns how many selections there are.
+// Gives each selection a number, and its tensors their places in it. Returns the number of selections.
 int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThresholdArgs& args) {
   int64_t total = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -200,7 +201,7 @@ int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThres
   return 1;
 }
 
-// The norms are thresholded as elements are; where one is dropped, its filter is.
+// Thresholds the norms of the filters like elements; a filter is dropped where its norm is.
 void threshold_filters(PackedThreshold& packed, const HardThresholdArgs& args, ThresholdDevice& device) {
   const auto options = at::TensorOptions().device(args.params[0].device());
   std::vector<ThresholdTensor> rows;
@@ -227,7 +228,7 @@ void threshold_filters(PackedThreshold& packed, const HardThresholdArgs& args, T
   device.masks(packed.tensors);
 }
 
-// Packs the arguments and has the device do the work.
+// Packs the arguments and makes the device do the work.
 void run(const HardThresholdArgs& args, ThresholdDevice& device) {
   const at::NoGradGuard no_grad;
   PackedThreshold packed(args);
@@ -247,7 +248,7 @@ void run(const HardThresholdArgs& args, ThresholdDevice& device) {
   packed.finish();
 }
 
-// The CPU, shared by torch's threads.
+// On the CPU: torch's threads divide the work between them.
 
 void parallel_for(int64_t count, const Ranges& work) { at::parallel_for(0, count, 2, work); }
 
@@ -270,7 +271,7 @@ void run_cpu(const HardThresholdArgs& args) {
 }
 
 #if CSGD_WITH_CUDA
-// CUDA: launches on torch's current stream, scratch space from torch's allocator.
+// On CUDA: launches on torch's current stream, with scratch memory from torch's allocator.
 
 constexpr int64_t kScratchWords = sizeof(SelectionScratch) / sizeof(int64_t);
 

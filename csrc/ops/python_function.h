@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operators as plain Python functions. torch.ops.csgd_cuda.csgd_ boxes each tensor of its lists, 0.1 us apiece: with
-// five lists more than half of the host's time for a model of small tensors. These functions unpack the lists
-// themselves and then call the same operator through the same dispatcher.
+// Operators as plain Python functions. torch.ops.csgd_cuda.csgd_ boxes each tensor of its lists, which takes 0.1 us for
+// each: with five lists more than half of the host's time for a model of small tensors. The functions made here unpack
+// the lists themselves and then call the same operator through the same dispatcher.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -19,14 +19,14 @@
 
 namespace csgd {
 
-// What pybind11 makes of a Python argument, to be passed on as T.
+// The type to which pybind11 converts a Python argument that is then passed on as T.
 template <class T>
 struct FromPython {
   using Type = std::decay_t<T>;
 };
 template <>
 struct FromPython<at::TensorList> {
-  using Type = pybind11::object;  // taken apart by unpack()
+  using Type = pybind11::object;  // a list, which unpack() takes apart
 };
 template <>
 struct FromPython<at::IntArrayRef> {
@@ -57,7 +57,8 @@ inline std::vector<at::Tensor> unpack(const char* name, const pybind11::object& 
   return tensors;
 }
 
-// With the places of all arguments in the list, of the positional ones, and of the others behind these.
+// kAll: the places of all arguments in the list. kPositional: those of the positional arguments. kKeyword: 0, 1, ...
+// for the keyword-only arguments, which follow these.
 template <class Args, class... Types, size_t... kAll, size_t... kPositional, size_t... kKeyword>
 void add_function(pybind11::module_& m, const char* name, TypeList<void, Types...>, std::index_sequence<kAll...>,
                   std::index_sequence<kPositional...>, std::index_sequence<kKeyword...>) {
@@ -75,7 +76,7 @@ void add_function(pybind11::module_& m, const char* name, TypeList<void, Types..
         "torch.ops.csgd_cuda's operator of this name, called at less expense.");
 }
 
-// Adds the operator of this name, which returns nothing, as a function of the module.
+// Adds the operator of this name, which must return nothing, to the module as a function.
 template <class Args>
 void add_function(pybind11::module_& m, const char* name) {
   constexpr size_t kCount = std::size(Args::kArguments);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host hooks for tests: the compiled rule on one element, with the draws given by the caller.
+// Hooks for tests: the compiled rule on one element on the host, with draws that the caller gives.
 #include "rule_hooks.h"
 
 #include <pybind11/stl.h>
@@ -86,7 +86,7 @@ S rounded(typename Storage<S>::Opmath value, std::optional<uint32_t> draw) {
   return draw ? Storage<S>::store_stochastic(value, *draw) : Storage<S>::store_nearest(value);
 }
 
-// `value` as stored with each of the draws (None: nearest even), as numbers.
+// The numbers that are stored for `value` with each of the draws (None: nearest even).
 std::vector<double> store(const std::string& dtype, double value, const std::vector<std::optional<uint32_t>>& draws) {
   return with_storage(dtype_named(dtype), [&](auto tag) {
     using S = decltype(tag);

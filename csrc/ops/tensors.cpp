@@ -72,7 +72,7 @@ void check_unshared(const at::TensorList& tensors, const char* name) {
                     " must be a tensor of its own for each parameter; one is given twice");
 }
 
-// Sorted by stride, each dimension steps over all smaller ones.
+// Elements are separate if each dimension, sorted by stride, steps over all smaller ones.
 bool separate_elements(const at::Tensor& t) {
   if (t.is_non_overlapping_and_dense()) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size

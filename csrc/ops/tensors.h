@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the operators have in common: dtypes, checks of tensors and options, and memory order.
+// What the operators share: dtypes, checks of tensors and options, and memory order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,26 +14,26 @@
 
 namespace csgd {
 
-// float32, float64, bfloat16 and float16.
+// Whether it is float32, float64, bfloat16 or float16.
 bool is_supported(at::ScalarType dtype);
 
-// The dtype of a tensor, which must be a supported one, as the loops and kernels name it.
+// The dtype of a tensor as the loops and kernels name it. Raises TypeError for one that is not supported.
 DType dtype_of(const at::Tensor& t);
 
 void check_finite(double value, const char* name);
 
-// The options of any calibration.
+// Checks the options that every calibration has.
 void check_calibration(double calibration, std::optional<double> lipschitz, double bound_decay,
                        std::string_view rounding);
 
-// An inference tensor can be changed inside torch.inference_mode() only.
+// Whether a tensor can be changed: an inference tensor only inside torch.inference_mode().
 bool is_changeable(const at::Tensor& t);
 
-// Raises where it is not; the message names the parameter, and what of it this tensor is.
+// Raises ValueError where it cannot be changed. The message names the parameter, and says what this tensor is of it.
 void check_changeable(const at::Tensor& t, int64_t index, const char* name);
 
-// Raises where one tensor is given twice: a step or bound that two parameters share would be advanced twice, or once
-// too early.
+// Raises ValueError where a tensor is given twice: a step or bound that two parameters share would be advanced twice,
+// or too early.
 void check_unshared(const at::TensorList& tensors, const char* name);
 
 // True where no two elements can share memory.
@@ -42,14 +42,14 @@ bool separate_elements(const at::Tensor& t);
 // Tells autograd that a tensor was changed in place.
 void bump_version(const at::Tensor& t);
 
-// The strides in whose order the elements of a tensor count: its own where it is dense, else row-major ones.
+// The strides that give the order in which the elements of a tensor count: its own where it is dense, else row-major.
 at::DimVector memory_order(const at::Tensor& t);
 
-// Copies of tensors that do not lie in memory in the order in which their elements count.
+// Copies of the tensors whose elements do not lie in memory in the order in which they count.
 class OrderedCopies {
  public:
-  // `tensor` itself where it lies in memory in this order, else a copy that does. Where `changed`, bring_back() copies
-  // the copy back.
+  // Returns `tensor` itself where it lies in memory in this order, else a copy that does. With `changed`, bring_back()
+  // writes the copy to the tensor.
   at::Tensor in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed);
 
   void bring_back();
