@@ -64,10 +64,10 @@ def calls_of(args: argparse.Namespace, size: int) -> dict[str, Callable[[], None
 
         return call
 
-    def step(sparsity: float) -> Callable[[], None]:
+    def step(sparsity: float, **options: object) -> Callable[[], None]:
         param = fresh.clone().requires_grad_()
         param.grad = fresh.roll(1, 0) * 1e-3
-        optimizer = CSGD([param], lr=0.01, momentum=0.9, sparsity=sparsity)
+        optimizer = CSGD([param], lr=0.01, momentum=0.9, sparsity=sparsity, **options)
         optimizer.step()
         return optimizer.step
 
@@ -77,6 +77,8 @@ def calls_of(args: argparse.Namespace, size: int) -> dict[str, Callable[[], None
         "only the copy before both": lambda: weight.copy_(fresh),
         "step of CSGD": step(0.0),
         "step and threshold": step(args.sparsity),
+        "the same, regrow=False": step(args.sparsity, regrow=False),
+        "step between thresholds, regrow=False": step(args.sparsity, regrow=False, threshold_every=2**40),
     }
 
 
@@ -86,6 +88,8 @@ COMPARED_WITH = {
     "only the copy before both": "torch.topk and mask",
     "step of CSGD": "step of CSGD",
     "step and threshold": "step of CSGD",
+    "the same, regrow=False": "step of CSGD",
+    "step between thresholds, regrow=False": "step of CSGD",
 }
 
 

@@ -15,7 +15,7 @@ State: TypeAlias = dict[Tensor, dict[str, Any]]  # of an optimizer: for each par
 
 
 class StepTensors(NamedTuple):
-    """The tensors of one operator call that makes a step: of each list an entry for each parameter, or none at all.
+    """The tensors of one operator call that makes a step. Each list has one entry per parameter, or is empty.
 
     Attributes:
         params, grads: of one shape and dtype each.

@@ -63,7 +63,7 @@ class _Mesh:
 
 
 def _check_all_had_gradients(indices: list[int], on_some: Tensor, minus_on_all: Tensor) -> None:
-    """Takes maxima over the processes: of 1 where there was a gradient, else 0, and of -1 where there was, else 0."""
+    """``on_some``: maximum over processes of 1 with a gradient, 0 without. ``minus_on_all``: of -1 with, 0 without."""
     differ = on_some != -minus_on_all
     if differ.any():
         index = indices[int(differ.nonzero()[0])]

@@ -102,7 +102,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 def local_gradient(param: Tensor, index: int) -> Tensor:
     """The gradient of what this process holds of a parameter.
 
-    A gradient that is placed otherwise than its parameter (the pending sum of a replicated parameter's, in tensor
+    A gradient whose placements differ from its parameter's (the pending sum of a replicated parameter's, in tensor
     parallel) is redistributed to the parameter's placements first, as torch.optim.SGD does it; every process takes
     part.
 

@@ -65,7 +65,7 @@ def _run(tasks: _Tasks) -> None:
 
 
 def _result(done: torch.futures.Future[Tensor | Exception]) -> Tensor:
-    """Raises in a callback: DistributedDataParallel does not see what ``Future.set_exception`` sets."""
+    """Raises in a callback: DistributedDataParallel ignores what ``Future.set_exception`` sets."""
     result = done.value()
     if isinstance(result, Exception):
         raise result

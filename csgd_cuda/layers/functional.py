@@ -68,7 +68,7 @@ def calibrate_grad(
         channel_dim: the dimension of ``grad`` that counts the channels of a ``lipschitz_bound`` of shape (C,).
         rank: 0 ... 2^16 - 1, of the process: each draws its own numbers, for each has a gradient of its own.
         tally: int64 tensor of 4 + C entries (C = 1 with one bound), zero at the start: [0] becomes the number of
-            coordinates passed on, [1] of how many. The rest is scratch space of a GPU.
+            coordinates passed on, [1] the number of all coordinates. The rest is scratch space of a GPU.
         fused: None takes the kernel where there is one, else pure PyTorch; True demands it; False takes the latter.
 
     Returns:

@@ -49,7 +49,7 @@ class GradientCalibration(nn.Module):
     of its own.
 
     The output shares its memory with the input. It may be changed in place (nn.ReLU(inplace=True), ``+=``); an input
-    that is itself used again after that has changed, too, and autograd does not see it.
+    that is itself used again after that has changed, too, and autograd does not detect it.
 
     Raises:
         ValueError, TypeError: an option is out of range; in the backward pass, where channels do not fit the gradient.

@@ -49,7 +49,8 @@ class CalibratedOptimizer(Optimizer):
         super().__init__(params, options)
 
     def _begin(self) -> None:
-        """What is no part of the state, and is made anew for a copy and after a checkpoint was loaded."""
+        """Makes the attributes that are not part of the state: for a new optimizer, for a copy, and after a checkpoint
+        was loaded."""
         self._tallies = diagnostics.Tallies()
         self._pruning = Pruning()
         self._bounds = WholeBounds()
@@ -69,7 +70,7 @@ class CalibratedOptimizer(Optimizer):
         if isinstance(param_group, dict):
             self._check_new_group({**self.defaults, **param_group})
             first = self.defaults["first_index"]
-            if first is not None:  # of the optimizer: its groups count on from it, where they have none of their own
+            if first is not None:  # groups without a first_index continue from the optimizer's
                 param_group.setdefault("first_index", first + sum(len(g["params"]) for g in self.param_groups))
         super().add_param_group(param_group)
         try:
@@ -128,6 +129,8 @@ class CalibratedOptimizer(Optimizer):
 
     def _make_step(self) -> None:
         self._bounds.finish()
+        if self._plan is None:
+            self._find_bounds()
         if self._pruning.is_on(self.param_groups):
             with self._pruning.around_step(self.param_groups, self.state, self._found_inf):
                 self._run_plan()
@@ -136,28 +139,34 @@ class CalibratedOptimizer(Optimizer):
             self._pruning.forget_masks(self.param_groups, self.state)
         self._bounds.start(self.state)
 
-    # What DTensors hold, and what is exchanged of them from step to step, is beyond a compiled graph. Pruning counts
-    # its steps in Python: each would be compiled anew.
+    # A compiled graph can contain neither DTensors nor what the processes exchange between steps. Pruning counts its
+    # steps in Python: each would be compiled anew.
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
     def _run_plan(self) -> None:
         """Makes the step by the last step's plan where that still holds, else by a new one."""
         plan, self._plan = self._plan, None
-        if plan is not None and plan.renew(self.param_groups, self.state):
-            try:
-                plan.run(self.state, self._shared_arguments)
-                self._plan = plan
-                return
-            except (ValueError, TypeError):
-                if self._has_dtensors():  # the gradients may have been communicated, which the others do not do again
-                    raise
-                # nothing was changed: a new plan does better (parameters moved to another device) or says why not
-        if not torch.compiler.is_compiling():
-            self._bounds.find(self)  # first: an error that only this rank finds would make the others wait
+        if plan is not None:
+            if plan.renew(self.param_groups, self.state):
+                try:
+                    plan.run(self.state, self._shared_arguments)
+                    self._plan = plan
+                    return
+                except (ValueError, TypeError):
+                    if self._has_dtensors():  # the gradients may have been exchanged; other ranks do not repeat that
+                        raise
+                    # Nothing was changed. A new plan succeeds (parameters moved to another device) or raises the error
+                    # that names the cause.
+            self._find_bounds()
         plan = StepPlan(self.direction, self.param_groups, self.state)
         plan.run(self.state, self._shared_arguments)
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan
+
+    def _find_bounds(self) -> None:
+        """Before a new plan checks anything: if one rank alone raised an error, the others would wait for it."""
+        if not torch.compiler.is_compiling():
+            self._bounds.find(self)
 
     def _shared_arguments(self, device: torch.device, position: int) -> dict[str, Tensor | None]:
         """The arguments of an operator call that belong to the whole optimizer; ``position`` of its first parameter."""

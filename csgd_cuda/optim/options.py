@@ -45,7 +45,7 @@ def check_any(name: str, value: Any) -> None:
 
 
 def check_flag(name: str, value: bool) -> None:
-    if value not in (True, False):
+    if isinstance(value, str):  # of a configuration file: "False" would count as true
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
@@ -82,7 +82,7 @@ def check_rounding(name: str, value: str) -> None:
 
 
 def check_seed(name: str, value: int) -> None:
-    """Raises ValueError (TypeError for what is no integer) for what is not the seed of a Philox key."""
+    """Raises TypeError for a value that is not an integer, ValueError for one outside 0 ... 2^64-1."""
     if not 0 <= operator.index(value) < 2**64:
         raise ValueError(f"{name} must be in 0 ... 2^64-1, got {value}")
 
@@ -142,8 +142,9 @@ _COMMON_OPTIONS: dict[str, Option] = {
     ),
     "first_index": Option(
         None, check_first_index, None,
-        "of the first parameter in the random draws, from which all groups count on; in a group, of its own first. "
-        "None: 0. For several optimizers that are to draw as one does, or ones with equal seeds apart.",
+        "the number of the first parameter in the random draws; those after it count on. In a group: of its first "
+        "parameter. None: 0. Set it so that several optimizers draw as one would, or so that optimizers with equal "
+        "seeds draw different numbers.",
     ),
 }  # fmt: skip
 
@@ -206,7 +207,7 @@ def check_new_sgd_group(group: Group) -> None:
 
 def complete_group(group: Group, own: Group) -> None:
     """Adds to a loaded group the options that it lacks, from ``own``."""
-    if "calibration" not in group:  # of an optimizer of torch: how that one ran is not how this one has to
+    if "calibration" not in group:  # a checkpoint of torch's optimizer: this one keeps its own way of running
         group.update({name: own[name] for name in ("fused", "foreach", "differentiable")})
     for name, value in own.items():
         if name != "params":

@@ -33,7 +33,7 @@ def _none_is_none(tensors: Sequence[Tensor | None]) -> bool:
 
 
 class StepCall:
-    """Parameters of one group on one device, and what of their operator call holds from one step to the next.
+    """Parameters of one group on one device, and the part of their operator call that stays valid between steps.
 
     Neither gradients nor state are held between steps, so that callers can free or replace them.
     """
@@ -160,8 +160,8 @@ class StepCall:
         options = self._all_options(shared)
         self._direction.step(self._tensors(), options, kernel=self._kernel)
         self._forget()
-        # A buffer made after the first step counts from its first applied step on, and only found_inf tells whether
-        # this one was. Rare enough to wait for its value.
+        # A buffer made after the parameter's first step starts at its first applied step, and only found_inf holds
+        # whether this step was applied. This is rare, so waiting for its value is acceptable.
         if self._fresh and options["found_inf"] is not None and bool(options["found_inf"]):
             for _, new in self._new_state:
                 for name in self._buffer_names:

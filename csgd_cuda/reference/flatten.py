@@ -25,7 +25,7 @@ def memory_order(param: Tensor) -> Order:
 
 
 def empty_in_order(like: Tensor) -> Tensor:
-    """A new tensor of the shape and dtype of ``like`` whose elements lie in the order in which those of it count."""
+    """A new tensor of the shape and dtype of ``like``, with the strides of ``memory_order(like)``."""
     order = memory_order(like)
     if order is None:
         return torch.empty_like(like, memory_format=torch.contiguous_format)

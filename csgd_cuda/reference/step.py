@@ -138,8 +138,8 @@ class _StackStep:
         count, length = self._params.matrix.shape
         self._largest = torch.zeros((count, 1), dtype=self._bits, device=self._device)
         self._moved = torch.zeros((count, 1), dtype=torch.int64, device=self._device)
-        # Draws are made for four blocks: of the words they are made from, int64, these are the same bytes again.
-        # With fewer torch would not use its threads.
+        # Draws are made for four blocks at a time, so that each of their int64 tensors of words is as large as a
+        # temporary of a block. With fewer elements torch would not use its threads.
         at_once = block_elements(self._device) * 4
         for begin in range(0, length, at_once):
             self._step_columns(begin, min(begin + at_once, length))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifies degraded images with a network that is told how degraded they are; docs/degraded.md has the results."""
+"""Classifies degraded images with a network that gets their level as an input; docs/degraded.md has the results."""

@@ -115,7 +115,7 @@ def _algorithms(device: torch.device) -> Iterator[None]:
 
 def _train_and_test(trial: Trial, number: str) -> list[dict[str, Any]]:
     """Trial.evaluate() after all epochs, with a progress bar of training steps and then of conditions."""
-    interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file wants a line now and then
+    interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs a line now and then
     what = f"{', '.join(map(str, asdict(trial.choice).values()))} ({number})"
     with tqdm(total=trial.steps, unit="step", mininterval=interval, desc=f"{what}, training") as bar:
         for _ in range(trial.recipe.epochs):

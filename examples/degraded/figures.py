@@ -24,7 +24,7 @@ from .report import describe, name
 from .summary import Summary, Variant
 from .trial import REGIMES, SHOWN, TEST_SEED
 
-# The Okabe-Ito palette: told apart with any colour vision; the lines help in print.
+# The Okabe-Ito palette: distinguishable with any colour vision; the lines help in print.
 _STYLES = {
     "known": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "estimated": {"color": "#009E73", "linestyle": "--", "marker": "s"},

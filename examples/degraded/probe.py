@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the parameter vector lies in the features of a network that was never told it."""
+"""How much of the parameter vector lies in the features of a network that never got it as an input."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def train_all(
     keys = [(name, seed) for seed in range(settings.seeds) for name in settings.optimizers]
     steps = math.ceil(len(data.train_labels) / settings.batch_size)
     done = sum(len(run["history"]) for run in runs.values()) * steps
-    # A log file wants a line now and then, not ten a second.
+    # A log file needs a line now and then, not ten a second.
     interval = 0.1 if sys.stderr.isatty() else 10
     total = len(keys) * epochs * steps
     with deterministic(), tqdm(total=total, initial=done, unit="step", mininterval=interval) as bar:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CSGD says about itself: bounds, and the warning where a GPU is left to the reference."""
+"""Density, bounds, and the warning where the reference steps parameters on a GPU."""
 
 import contextlib
 import linecache

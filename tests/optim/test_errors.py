@@ -50,6 +50,13 @@ def test_seed_of_another_type(seed):
         CSGD(make_params([(3,)], torch.float32), seed=seed)
 
 
+@pytest.mark.parametrize("name", ["nesterov", "maximize"])
+def test_flag_as_text_is_refused(name):
+    """From a configuration file: "False" would count as true."""
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'False'"):
+        CSGD(make_params([(3,)], torch.float32), momentum=0.9, **{name: "False"})
+
+
 SET_LATER = [
     ({"lr": float("inf")}, "lr must be a finite number, got inf"),
     ({"lr": float("nan")}, "lr must be a finite number, got nan"),

@@ -128,3 +128,18 @@ def test_a_step_that_is_skipped_drops_nothing(found_inf, device, fused):
     optimizer.step()
     for a, b in zip(state, before, strict=True):
         assert_same_bits(a, b)
+
+
+def test_a_gradient_that_does_not_fit_is_named(device, fused):
+    """A parameter that was converted, but not its gradient."""
+    params = make_params([(4, 4), (4, 4)], torch.float32, device)
+    optimizer = CSGD(params, lr=0.1, sparsity=0.5, regrow=False, fused=fused)
+    for step in range(2):
+        for param, grad in zip(params, grads_of(params, step), strict=True):
+            param.grad = grad
+        optimizer.step()
+    grads = [param.grad for param in params]
+    params[1].data = params[1].data.double()
+    with pytest.raises(TypeError, match="parameter 1: gradient has dtype"):
+        optimizer.step()
+    assert all(param.grad is grad for param, grad in zip(params, grads, strict=True))
