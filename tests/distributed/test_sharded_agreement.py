@@ -133,3 +133,12 @@ def own_parameter_beside_a_shard(rank):
 def test_parameters_that_each_rank_has_for_itself_may_differ():
     """An expert's, say, beside sharded ones: only what the ranks share is compared."""
     assert run(2, own_parameter_beside_a_shard) == [[1.0, 1.0], [1.0, 2.0]]
+
+
+def wrong_pruning_option_of_one_rank(rank):
+    return error_of_first_step((2,), [Shard(0)], sparsity=2.0 if rank == 1 else 0.0)
+
+
+def test_pruning_option_that_only_one_rank_would_refuse_raises_on_all():
+    message = "the ranks disagree: sparsity of parameter group 0 is 0.0 on rank 0, but 2.0 on rank 1"
+    assert run(2, wrong_pruning_option_of_one_rank) == [message] * 2
