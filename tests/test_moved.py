@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that name modules where they were before they moved into folders still load, and go on with the same bits.
 
-data/objects_of_flat_modules.pkl was pickled, and parameters_two_steps_later.pt saved, by the version before.
+The files in data/ were written by the last version with flat modules.
 """
 
 import importlib
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,11 @@ def test_a_module_has_its_old_name_too(old):
     module = importlib.import_module(f"csgd_cuda.{old}")
     assert module is importlib.import_module(f"csgd_cuda.{NEW_NAMES[old]}")
     assert getattr(csgd_cuda, old) is module
+
+
+def test_an_old_layer_loads_with_weights_only_under_its_old_name():
+    """torch compares the name in the file, so it must be given with the class."""
+    allowed = [(csgd_cuda.GradientCalibration, "csgd_cuda.calibration.GradientCalibration"), OrderedDict, set]
+    with torch.serialization.safe_globals(allowed):
+        layer = torch.load(DATA / "layer_of_flat_modules.pt", weights_only=True)
+    assert (layer.lipschitz, layer.seed, int(layer.index)) == (2.0, 1, 2)
