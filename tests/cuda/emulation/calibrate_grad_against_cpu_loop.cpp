@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <limits>
 
-#include "../../csrc/cpu/calibrate_grad_cpu.h"
-#include "../../csrc/cuda/calibrate_grad_cuda.cu"
+#include "../../../csrc/cpu/calibrate_grad_cpu.h"
+#include "../../../csrc/cuda/calibrate_grad_cuda.cu"
 #include "compare.h"
 
 using namespace csgd;

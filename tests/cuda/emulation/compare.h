@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/core/params.h"
-#include "../../csrc/core/storage.h"
+#include "../../../csrc/core/params.h"
+#include "../../../csrc/core/storage.h"
 
 namespace csgd {
 

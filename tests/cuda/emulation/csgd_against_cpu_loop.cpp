@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <memory>
 
-#include "../../csrc/cpu/csgd_cpu.h"
-#include "../../csrc/cuda/csgd_cuda.cu"
+#include "../../../csrc/cpu/csgd_cpu.h"
+#include "../../../csrc/cuda/csgd_cuda.cu"
 #include "compare.h"
 #include "csgd_cases.h"
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../../csrc/core/params.h"
+#include "../../../csrc/core/params.h"
 
 namespace csgd {
 

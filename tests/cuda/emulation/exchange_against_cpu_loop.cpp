@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <limits>
 
-#include "../../csrc/cpu/exchange_cpu.h"
-#include "../../csrc/cuda/exchange_cuda.cu"
+#include "../../../csrc/cpu/exchange_cpu.h"
+#include "../../../csrc/cuda/exchange_cuda.cu"
 #include "compare.h"
 
 using namespace csgd;

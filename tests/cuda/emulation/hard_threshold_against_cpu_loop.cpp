@@ -6,8 +6,8 @@
 #include <limits>
 #include <memory>
 
-#include "../../csrc/cpu/hard_threshold_cpu.h"
-#include "../../csrc/cuda/hard_threshold_cuda.cu"
+#include "../../../csrc/cpu/hard_threshold_cpu.h"
+#include "../../../csrc/cuda/hard_threshold_cuda.cu"
 #include "compare.h"
 
 using namespace csgd;
