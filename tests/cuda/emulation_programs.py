@@ -1,113 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that compare a kernel with its CPU loop, compiled and run ahead, as many at a time as there are cores."""
+"""Programs that compare a kernel with its CPU loop: compiled when a test needs them, once for all of its workers."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from csgd_cuda import extension
+from .cpp_source import Change
 
 ROOT = Path(__file__).parents[2]
+EMULATION = ROOT / "tests" / "cuda" / "emulation"
 
 # Two warps instead of eight, where the thousands of threads would take minutes under a sanitizer.
 SMALL_BLOCKS = "-DCSGD_CUDA_THREADS=64"
-# -O1: the reports name lines. An out-of-bounds access, undefined behaviour or a data race ends the program.
-PLAIN = ("-O2",)
-ADDRESS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", SMALL_BLOCKS)
-THREAD = ("-O1", "-g", "-fsanitize=thread", SMALL_BLOCKS)
-QUICK = ("-O1", SMALL_BLOCKS)
+PLAIN = ("-O1",)
+# An out-of-bounds access, undefined behaviour or a data race ends the program. Reports name lines (-g1). With the first
+# two sanitizers compiling takes seven times longer at -O1 than at -O0; with the third, running takes twice as long at
+# -O0 as at -O1.
+ADDRESS = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", SMALL_BLOCKS)
+THREAD = ("-O1", "-g1", "-fsanitize=thread", SMALL_BLOCKS)
+QUICK = ("-O0", SMALL_BLOCKS)
 # A race need not show in the result, so it must end the program.
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+TIME_LIMIT = 600  # seconds; a broken kernel may wait forever
 
 
 class Program(NamedTuple):
-    """Of a kernel; ``changes``: ((text in its source, what stands there instead), ...), for one that is broken."""
+    """Of a kernel, for all of its cases or with ``definitions`` for some; with ``changes`` the kernel is broken."""
 
     kernel: str
     flags: tuple[str, ...]
-    arguments: tuple[str, ...] = ()
-    changes: tuple[tuple[str, str], ...] = ()
+    definitions: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
-def compile_with(flags, *arguments):
+def compile_with(*arguments):
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    command = [compiler, "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    done = subprocess.run([*command, *flags, *arguments], capture_output=True, text=True, check=False)
+    command = [compiler, "-std=c++20", "-ffp-contract=off", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find -l" in done.stderr or "cannot find lib" in done.stderr:
-        pytest.skip(f"the compiler has no runtime for {flags}")
+        pytest.skip(f"the compiler has no runtime for {' '.join(map(str, arguments))}")
     assert done.returncode == 0, done.stderr
 
 
-def loops_of(flags):
-    """[(source of CPU loops, its flags)]: with sanitizers the loops that run here, for others only have to be there."""
-    info = extension.build_info()
-    others = {"avx512", "avx2", "baseline"} - {info["cpu_isa"]} if info else set()
-    for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
-        runs = source.stem.removeprefix("csgd_cpu_") not in others
-        yield source, flags if runs and flags in (ADDRESS, THREAD) else QUICK
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 
 
-def changed_tree(program, tree):
-    """A copy of the sources in which the kernel is broken."""
+def loops_of(kernel, flags):
+    """[(source of CPU loops, its flags)]
+
+    Only the address sanitizer watches them, since they run on one thread here; and only those for the instruction set
+    of this processor, since the others need to be there and never run.
+    """
+    try:
+        from csgd_cuda._C import build_info
+
+        isa = build_info()["cpu_isa"]
+    except ImportError:
+        isa = None
+    names = [f"{kernel}_cpu"] if kernel == "hard_threshold" else sorted({f"{kernel}_cpu", "csgd_cpu"})
+    sources = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
+    if kernel != "hard_threshold":
+        sources += sorted((ROOT / "csrc" / "cpu").glob("csgd_cpu_*.cpp"))
+    for source in sources:
+        its_isa = source.stem.partition("csgd_cpu_")[2]
+        runs = its_isa in ("", isa) or isa is None
+        yield source, (ADDRESS if flags == ADDRESS else ("-O1",)) if runs else ("-O0",)
+
+
+def changed_tree(changes, tree):
+    """Fills a folder with the sources, of which some are changed."""
     for folder in ("core", "cpu", "cuda"):
-        shutil.copytree(ROOT / "csrc" / folder, tree / "csrc" / folder)
-    shutil.copytree(ROOT / "tests" / "cuda" / "emulation", tree / "tests" / "cuda" / "emulation")
-    own = sorted(f"cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob(f"{program.kernel}_*.cu*"))
-    if program.kernel == "csgd":
-        own += ["cuda/pruned.cuh", "cuda/warp_pass.cuh"]
-    shared = [f"cuda/{name}.cuh" for name in ("blocks", "block8", "vectors", "rounding")]
-    shared += [f"core/{name}.h" for name in ("shard", "hard_threshold", "magnitude_key")]
-    for right, wrong in program.changes:
-        changed = 0
-        for name in (*own, *shared):
-            path = tree / "csrc" / name
-            text = path.read_text()
-            changed += text.count(right)
-            path.write_text(text.replace(right, wrong))
-        assert changed == 1, f"the kernel was changed: name another line to break than {right!r}"
-    return tree
+        (tree / "csrc" / folder).mkdir(parents=True)
+        for source in (ROOT / "csrc" / folder).iterdir():
+            (tree / "csrc" / folder / source.name).symlink_to(source)
+    for name in {change.file for change in changes}:
+        text = (ROOT / "csrc" / name).read_text()
+        for change in changes:
+            text = change.apply(text) if change.file == name else text
+        (tree / "csrc" / name).unlink()
+        (tree / "csrc" / name).write_text(text)
 
 
 class Programs:
-    """Whatever is asked for twice is compiled once."""
+    """Compiles and runs programs in a folder that several processes may share: whoever needs a file first makes it."""
 
-    def __init__(self, folder):
-        self._pool, self._folder = ThreadPoolExecutor(os.cpu_count()), folder
-        self._started = {}
+    def __init__(self, folder, threads):
+        self._folder, self._pool = folder, ThreadPoolExecutor(threads)
 
-    def start(self, program):
-        """The future of how it ends, and of what it printed."""
-        # What a program waits for is in the queue before it, so somebody is at work on it.
-        objects = tuple(self._once(self._compile_loop, source, flags) for source, flags in loops_of(program.flags))
-        return self._once(self._compile_and_run, program, objects)
+    def run(self, program, *arguments):
+        """The CompletedProcess of a program."""
+        built = self._once(self._program, program)
+        command = [built, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=TIME_LIMIT)
+        if program.changes:
+            built.unlink()
+        return done
 
-    def stop(self):
-        self._pool.shutdown(cancel_futures=True)
-
-    def _once(self, call, *arguments):
-        if arguments not in self._started:
-            path = self._folder / str(len(self._started))
-            self._started[arguments] = self._pool.submit(call, *arguments, path)
-        return self._started[arguments]
-
-    def _compile_loop(self, source, flags, path):
-        path = path.with_suffix(".o")
-        compile_with(flags, "-c", source, "-o", path)
+    def _once(self, make, *of):
+        """The path of what make(*of, path) makes; the name of the file says of what."""
+        path = self._folder / f"{make.__name__.strip('_')}-{sha256(repr(of).encode()).hexdigest()[:16]}"
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(*of, Path(f"{path}.new"))
+                Path(f"{path}.new").rename(path)
         return path
 
-    def _compile_and_run(self, program, objects, path):
-        root = changed_tree(program, path) if program.changes else ROOT
-        emulation = root / "tests" / "cuda" / "emulation"
-        flags = [*program.flags, *(["-Wno-error"] if program.changes else []), f"-I{emulation}"]
-        source = emulation / f"{program.kernel}_against_cpu_loop.cpp"
-        built = path.with_suffix(".program")
-        compile_with(flags, source, *(each.result() for each in objects), "-pthread", "-o", built)
-        command = [built, *program.arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    def _object(self, source, flags, path):
+        compile_with(*WARNINGS, *flags, f"-I{ROOT}", f"-I{EMULATION}", "-c", source, "-o", path)
+
+    def _headers(self, flags, path):
+        """A folder with the headers that all programs include, precompiled."""
+        path.mkdir(exist_ok=True)
+        shutil.copy(EMULATION / "precompiled.h", path)
+        source = ("-x", "c++-header", EMULATION / "precompiled.h")
+        compile_with(*flags, f"-I{EMULATION}", *source, "-o", path / "precompiled.h.gch")
+
+    def _program(self, program, path):
+        """The kernels are compiled for this program alone, everything else for all programs with these flags."""
+        objects = [*loops_of(program.kernel, program.flags)]
+        objects += [(EMULATION / f"{program.kernel}_against_cpu_loop.cpp", program.flags)]
+        needed = [self._pool.submit(self._once, self._object, *each) for each in objects]
+        headers = self._once(self._headers, program.flags)
+        root = ROOT
+        if program.changes:
+            root = Path(f"{path}.tree")
+            changed_tree(program.changes, root)
+        flags = [*program.flags, *(["-w"] if program.changes else WARNINGS)]
+        flags += [f"-D{definition}" for definition in program.definitions]
+        includes = ["-include", "precompiled.h", *(f"-I{folder}" for folder in (headers, root, EMULATION))]
+        others = [each.result() for each in needed]
+        compile_with(*flags, *includes, EMULATION / f"{program.kernel}_kernels.cpp", *others, "-pthread", "-o", path)

@@ -1,16 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the comparisons of a kernel with its CPU loop share: buffers for any dtype, gradient-like data, equality.
+// What the programs share that compare a kernel with its CPU loop: which cases run, buffers for any dtype, data that
+// resemble gradients, equality.
+//
+// A program is KERNEL_against_cpu_loop.cpp, compiled once for all faults, and KERNEL_kernels.cpp with the kernels'
+// source.
 #pragma once
 
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
-#include "../../../csrc/core/params.h"
-#include "../../../csrc/core/storage.h"
+#include "csrc/core/params.h"
+#include "csrc/core/storage.h"
 
 namespace csgd {
+
+// Random numbers by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): the generators of <random> take longer than the
+// kernels where nothing is optimized.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t operator()() {
+    state_ += 0x9E3779B97F4A7C15;
+    uint64_t z = state_;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+    z = (z ^ z >> 27) * 0x94D049BB133111EB;
+    return z ^ z >> 31;
+  }
+
+  // Most values are small, a few large, as those of gradients are: the cube of about a normal one, which is the sum of
+  // four uniform ones, 16 bits each.
+  double heavy_tailed() {
+    const uint64_t bits = (*this)();
+    double sum = 0;
+    for (int k = 0; k < 4; ++k) sum += static_cast<double>(bits >> 16 * k & 0xFFFF);
+    const double x = (sum * 0x1p-16 - 2.0) * 1.7320508;  // of variance 1
+    return x * x * x;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// Whether the program has the kernels for a dtype; compiled.h defines it.
+bool is_compiled(DType dtype);
+
+// Whether a case is to run: all, or those that the program's argument names.
+inline bool is_chosen(const char* name, int argc, char** argv) { return argc < 2 || std::strcmp(name, argv[1]) == 0; }
 
 inline size_t size_of(DType dtype) {
   switch (dtype) {
@@ -59,13 +96,6 @@ void unite_nans(Buffer& buffer) {
 inline void unite_nans(DType dtype, Buffer& buffer) {  // those of 16 bits are stored as one
   if (dtype == DType::kFloat32) unite_nans<float>(buffer);
   if (dtype == DType::kFloat64) unite_nans<double>(buffer);
-}
-
-// Most values small, a few large, as those of gradients.
-inline double heavy_tailed(std::mt19937_64& random) {
-  std::normal_distribution<double> normal;
-  const double x = normal(random);
-  return x * x * x;
 }
 
 template <class T>

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What csgd_against_cpu_loop.cpp tries: sizes around every boundary, alignments, dtypes, options, shards, pruned ones.
+// What csgd_against_cpu_loop.cpp tries: sizes around every boundary, alignments, dtypes, options and shards.
 #pragma once
 
+#include <cuda_runtime.h>
+
+#include <type_traits>
 #include <vector>
 
-#include "../../../csrc/core/params.h"
+#include "compare.h"
+#include "csrc/core/params.h"
+#include "csrc/cuda/blocks.cuh"
 
 namespace csgd {
 
@@ -16,11 +21,23 @@ struct Case {
   int offset;
   int64_t launches;      // expected of each step
   ShardLayout layout{};  // of all of them
-  bool masks = false;
-  bool histograms = false;  // of each of them
-  bool together = false;    // one for all
-  bool special = false;     // some gradients are infinite, NaN or the largest of the dtype
+  bool special = false;  // some gradients are infinite, NaN or the largest of the dtype
+  int multiprocessors = 2;
+  int steps = 3;
 };
+
+inline bool is_shard(const Case& c) { return c.layout.run_length > 0; }
+
+// What csgd_kernels.cpp defines: whether it has a kernel for whole parameters, or for shards, and what a launch holds.
+bool is_compiled_for(bool shards);
+int64_t tensors_of_small_launch();
+int64_t tensors_of_large_launch();
+
+// Rounds eight values stochastically, as the kernels do it; false where they take the general way for such values.
+template <class S>
+bool round_eight(const float (&values)[kPerThread], uint32_t draw, S (&rounded)[kPerThread]);
+
+inline bool is_compiled(const Case& c) { return is_compiled(c.dtype) && is_compiled_for(is_shard(c)); }
 
 inline CsgdOptions base_options() {
   CsgdOptions o{};
@@ -32,6 +49,27 @@ inline CsgdOptions base_options() {
   o.seed = 0x123456789ABCDEFull;
   o.stochastic_rounding = true;
   return o;
+}
+
+// Elements of which each block takes three passes or, with fewer threads, six, on a card of one multiprocessor.
+constexpr int64_t kSeveralPasses = kThreads == 256 ? 100000 : kPass * 98;
+
+inline std::vector<Case> several_passes() {
+  std::vector<Case> all;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    all.push_back({"several passes", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+  }
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    all.push_back({"several passes, no momentum", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+    all.back().options.momentum = 0;
+    all.push_back({"several passes, weight decay, nesterov", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+    all.back().options.weight_decay = 0.01;
+    all.back().options.nesterov = true;
+    all.push_back(
+        {"several passes of a shard", dtype, base_options(), {kSeveralPasses, 3}, 0, 1, {80, 100000, 100000, 1, 1}});
+  }
+  for (Case& each : all) each.multiprocessors = 1;
+  return all;
 }
 
 inline std::vector<Case> cases() {
@@ -96,54 +134,9 @@ inline std::vector<Case> cases() {
   all.back().options.momentum = 0;
   shard("shard of rows, no momentum, bfloat16", DType::kBFloat16, {0, 5000, 5000, 1, 5000});
   all.back().options.momentum = 0;
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    all.push_back({.name = "counted and masked",
-                   .dtype = dtype,
-                   .options = base_options(),
-                   .sizes = boundaries,
-                   .offset = 0,
-                   .launches = 1,
-                   .masks = true,
-                   .histograms = true});
-  }
-  const auto pruned = [&](const char* name, auto change, bool masks, bool histograms, bool together, int offset) {
-    CsgdOptions o = base_options();
-    change(o);
-    all.push_back({.name = name,
-                   .dtype = DType::kFloat32,
-                   .options = o,
-                   .sizes = {9, 2048, 0, 5000},
-                   .offset = offset,
-                   .launches = 1,
-                   .masks = masks,
-                   .histograms = histograms,
-                   .together = together});
-  };
-  pruned("masked", [](CsgdOptions&) {}, true, false, false, 0);
-  pruned("masked, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, true, false, false, 0);
-  pruned("counted together", [](CsgdOptions&) {}, false, true, true, 0);
-  pruned("counted, weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, false, true, false, 0);
-  pruned("counted where little moves", [](CsgdOptions& o) { o.calibration = 1e6; }, true, true, true, 0);
-  pruned("counted, misaligned", [](CsgdOptions&) {}, true, true, false, 1);
-  pruned("counted, overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, true, true, false, 0);
+  // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
+  for (Case& each : several_passes()) all.push_back(std::move(each));
   all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
-  return all;
-}
-
-// Chunks of several passes, on a card of one multiprocessor.
-inline std::vector<Case> several_passes() {
-  std::vector<Case> all;
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    all.push_back({"several passes", dtype, base_options(), {100000, 3}, 0, 1});
-  }
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    all.push_back({"several passes, no momentum", dtype, base_options(), {100000, 3}, 0, 1});
-    all.back().options.momentum = 0;
-    all.push_back({"several passes, weight decay, nesterov", dtype, base_options(), {100000, 3}, 0, 1});
-    all.back().options.weight_decay = 0.01;
-    all.back().options.nesterov = true;
-    all.push_back({"several passes of a shard", dtype, base_options(), {100000, 3}, 0, 1, {80, 100000, 100000, 1, 1}});
-  }
   return all;
 }
 

@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA on a CPU, for tests: as much of it as the kernels in csrc/cuda use. Each CUDA thread is a thread of the
 // operating system, and several blocks run at a time, so that races between threads and between blocks are real ones.
-// Atomics and __ldcg() are sequentially consistent here and __threadfence() does nothing, since ThreadSanitizer does
-// not know fences: a missing fence is not found, a missing atomic, barrier or last-block test is. What __CUDA_ARCH__
-// chooses in csrc/core does not run here, but what stands beside it; on a GPU tests/cuda/test_shortcuts.py tries it.
+// The threads are kept from launch to launch, since most launches here are over sooner than threads are made.
+//
+// Atomics and __ldcg() are sequentially consistent here, and __threadfence() does nothing, because ThreadSanitizer does
+// not understand fences. A missing fence is therefore not found; a missing atomic, barrier or last-block test is. Where
+// csrc/core tests __CUDA_ARCH__, the branch for the host runs here; on a GPU tests/cuda/test_shortcuts.py checks the
+// other one.
 #pragma once
 
-#include <pthread.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -35,53 +42,159 @@ struct dim3 {
 
 namespace cuda_emulation {
 
-constexpr int kWarp = 32;
-constexpr int kBlocksInFlight = 3;
-constexpr size_t kSharedBytes = 48 * 1024;  // what a block may have unless its kernel asks for more
+constexpr unsigned kWarp = 32;
+constexpr unsigned kBlocksInFlight = 3;
+constexpr size_t kSharedBytes = 48 * 1024;  // the shared memory of a block whose kernel does not request more
 
-// What a test sets: the device it pretends to have.
+// The emulated device; the tests change these.
 inline int driver_version = 13000;
 inline int multiprocessors = 2;
 
-class Barrier {
+// A number that threads can wait for. Nearly all of the time that a launch takes here is the operating system's, which
+// puts threads to sleep and wakes them: a thread first lets the others run, and sleeps if the number is still the same.
+class Signal {
  public:
-  explicit Barrier(unsigned count) { pthread_barrier_init(&barrier_, nullptr, count); }
-  ~Barrier() { pthread_barrier_destroy(&barrier_); }
-  Barrier(const Barrier&) = delete;
-  void wait() { pthread_barrier_wait(&barrier_); }
+  uint32_t value() const { return value_; }
+
+  void set(uint32_t value) {
+    value_ = value;
+    if (waiting_ != 0) futex(FUTEX_WAKE_PRIVATE, INT32_MAX);
+  }
+
+  // Waits while the value is `old`.
+  void wait_while(uint32_t old) {
+    for (int k = 0; k < 4; ++k) {
+      if (value_ != old) return;
+      std::this_thread::yield();
+    }
+    ++waiting_;
+    while (value_ == old) futex(FUTEX_WAIT_PRIVATE, old);
+    --waiting_;
+  }
 
  private:
-  pthread_barrier_t barrier_;
+  void futex(int operation, uint32_t argument) { syscall(SYS_futex, &value_, operation, argument, nullptr); }
+
+  std::atomic<uint32_t> value_{0};
+  std::atomic<uint32_t> waiting_{0};
 };
 
-// The threads that run one block after another together. What is written before a barrier and read after it is there
-// twice, in turns: who is already on the way to the next barrier writes elsewhere, and one barrier does instead of two.
-struct Team {
-  using Slots = std::vector<uint64_t>;
-  explicit Team(unsigned threads) : barrier(threads), slots{Slots(threads), Slots(threads)}, shared(kSharedBytes) {
-    for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.push_back(new Barrier(kWarp));
+class Barrier {
+ public:
+  explicit Barrier(unsigned threads) : threads_(threads) {}
+
+  void wait() {
+    const uint32_t round = round_.value();
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      round_.set(round + 1);
+    } else {
+      round_.wait_while(round);
+    }
+  }
+
+ private:
+  const unsigned threads_;
+  std::atomic<unsigned> arrived_{0};
+  Signal round_;
+};
+
+// The values that a thread offers to its warp in the last shuffles.
+struct Offers {
+  static constexpr uint32_t kLast = 16;
+  uint64_t values[kLast];
+  Signal count;  // of shuffles so far
+};
+
+// The threads of one block. They run one block after another, in turns from 0 on. A thread may begin a turn while
+// others are still in the one before, as all of them would only wait for each other once more than the kernel needs;
+// two turns have different shared memory.
+class Team {
+ public:
+  Team(unsigned number, unsigned threads)
+      : barrier(threads),
+        offers(threads),
+        shared{std::vector<unsigned char>(kSharedBytes, 0xFF), std::vector<unsigned char>(kSharedBytes, 0xFF)},
+        number_(number) {
+    for (unsigned w = 0; w < threads / kWarp; ++w) warp_barriers.emplace_back(kWarp);
+    for (unsigned index = 0; index < threads; ++index) threads_.emplace_back([this, index] { run_thread(index); });
   }
   ~Team() {
-    for (Barrier* b : warp_barriers) delete b;
+    job_ = nullptr;
+    launches_.set(launches_.value() + 1);
+    for (std::thread& thread : threads_) thread.join();
   }
+  Team(const Team&) = delete;
+
+  // Lets each thread run job(team, its number, thread's number); wait() returns when all are done.
+  void start(const std::function<void(Team&, unsigned, unsigned)>& job) {
+    job_ = &job;
+    for (Signal& each : ended_) each.set(0);
+    running_ = static_cast<unsigned>(threads_.size());
+    launches_.set(launches_.value() + 1);
+  }
+  void wait() { done_.wait_while(launches_.value() - 1); }
+
+  // Waits until no thread is in the turn before the last one.
+  void begin(uint32_t turn) {
+    Signal& ended = ended_[turn % 2];
+    for (uint32_t turns; (turns = ended.value()) < turn / 2;) ended.wait_while(turns);
+  }
+  void end(uint32_t turn) {
+    if (++left_[turn % 2] < threads_.size()) return;
+    left_[turn % 2] = 0;
+    ended_[turn % 2].set(turn / 2 + 1);
+  }
+
   Barrier barrier;
-  std::vector<Barrier*> warp_barriers;
-  Slots slots[2];  // what each thread offers in a shuffle
-  std::vector<unsigned char> shared;
-  unsigned block[2] = {};
+  std::deque<Barrier> warp_barriers;
+  std::vector<Offers> offers;            // of each thread
+  std::vector<unsigned char> shared[2];  // memory, of even and of odd turns
+
+ private:
+  void run_thread(unsigned index) {
+    for (uint32_t launch = 0;; ++launch) {
+      launches_.wait_while(launch);
+      if (job_ == nullptr) return;
+      (*job_)(*this, number_, index);
+      if (--running_ == 0) done_.set(launch + 1);
+    }
+  }
+
+  const unsigned number_;
+  const std::function<void(Team&, unsigned, unsigned)>* job_ = nullptr;
+  std::atomic<unsigned> running_{0}, left_[2] = {0, 0};  // threads: in the launch; that have left the present turns
+  Signal ended_[2];                                      // even and odd turns that all threads have left
+  Signal launches_, done_;
+  std::vector<std::thread> threads_;
 };
 
+inline std::deque<Team> teams;  // those that a launch has needed so far
 inline thread_local Team* team = nullptr;
-inline thread_local unsigned shuffles = 0;
+inline thread_local std::vector<unsigned char>* shared = nullptr;
+inline thread_local uint32_t shuffles = 0;
+inline thread_local uint64_t blocks_begun = 0;
 inline thread_local size_t shared_used = 0;
 
-// The same address for all threads of a block, since all ask for the same arrays in the same order.
+// The same address for all threads of a block, since all of them request the same arrays in the same order.
 template <class T>
 T* shared_array(size_t size) {
   shared_used = (shared_used + 15) / 16 * 16;
-  T* array = reinterpret_cast<T*>(team->shared.data() + shared_used);
+  T* array = reinterpret_cast<T*>(shared->data() + shared_used);
   shared_used += size * sizeof(T);
-  return shared_used <= team->shared.size() ? array : nullptr;
+  return shared_used <= shared->size() ? array : nullptr;
+}
+
+// Each thread has a copy of the kernel's argument, of up to 32 KB. ThreadSanitizer would spend more time on these
+// copies than on the kernel: they are made here, in code that it does not watch and without memcpy(), which it does.
+#if defined(__x86_64__) && !defined(__clang__)
+#define CSGD_COPIES_ARGUMENTS __attribute__((noinline, no_sanitize_thread, target("inline-all-stringops")))
+#else
+#define CSGD_COPIES_ARGUMENTS
+#endif
+template <class Argument>
+CSGD_COPIES_ARGUMENTS void call(void (*kernel)(Argument), const Argument& argument) {
+  kernel(argument);
 }
 
 }  // namespace cuda_emulation
@@ -97,7 +210,7 @@ inline thread_local EmulatedIndex gridDim{0};
 
 inline void __syncthreads() { cuda_emulation::team->barrier.wait(); }
 inline void __threadfence() {}
-inline void __syncwarp() { cuda_emulation::team->warp_barriers[threadIdx.x / cuda_emulation::kWarp]->wait(); }
+inline void __syncwarp() { cuda_emulation::team->warp_barriers[threadIdx.x / cuda_emulation::kWarp].wait(); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 
 // Bytes of the eight of (high, low), chosen by the lowest four hexadecimal digits of the selector.
@@ -108,14 +221,21 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return result;
 }
 
+// A lane waits only for the lane whose value it takes: a shuffle orders no other memory accesses, on a GPU neither.
+// Values stay for kLast shuffles. Before the first of the next kLast all lanes of the warp have taken theirs.
 template <class T>
-T __shfl_down_sync(unsigned, T value, int offset) {
+T __shfl_down_sync(unsigned, T value, unsigned offset) {
   using namespace cuda_emulation;
-  Barrier& warp = *team->warp_barriers[threadIdx.x / kWarp];
-  Team::Slots& slots = team->slots[shuffles++ % 2];
-  std::memcpy(&slots[threadIdx.x], &value, sizeof value);
-  warp.wait();
-  if (threadIdx.x % kWarp + offset < kWarp) std::memcpy(&value, &slots[threadIdx.x + offset], sizeof value);
+  const uint32_t number = shuffles++;
+  if (number % Offers::kLast == 0) __syncwarp();
+  Offers& own = team->offers[threadIdx.x];
+  std::memcpy(&own.values[number % Offers::kLast], &value, sizeof value);
+  own.count.set(number + 1);
+  if (threadIdx.x % kWarp + offset < kWarp) {
+    Offers& other = team->offers[threadIdx.x + offset];
+    for (uint32_t count; (count = other.count.value()) <= number;) other.count.wait_while(count);
+    std::memcpy(&value, &other.values[number % Offers::kLast], sizeof value);
+  }
   return value;
 }
 
@@ -155,31 +275,27 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
+// All launches of a program have blocks of one size.
 template <class Argument>
 cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
   using namespace cuda_emulation;
-  std::atomic<unsigned> next{0};
-  const auto run_thread = [&](Team* my_team, unsigned index) {
-    team = my_team;
+  const unsigned at_work = std::min(grid.x, kBlocksInFlight);
+  const std::function<void(Team&, unsigned, unsigned)> run_blocks = [&](Team& own, unsigned number, unsigned index) {
+    team = &own;
     threadIdx.x = index;
     gridDim.x = grid.x;
-    for (unsigned turn = 0;; ++turn) {
-      unsigned& number = my_team->block[turn % 2];
-      if (index == 0) number = next++;
-      my_team->barrier.wait();  // the block before is done, with its shared memory, too
-      blockIdx.x = number;
-      if (blockIdx.x >= grid.x) return;
+    blockIdx.x = number;
+    for (uint32_t turn = 0; blockIdx.x < grid.x; ++turn, blockIdx.x += at_work) {
+      own.begin(turn);
+      shared = &own.shared[turn % 2];
       shared_used = 0;
-      kernel(*static_cast<Argument*>(arguments[0]));
+      ++blocks_begun;
+      call(kernel, *static_cast<const Argument*>(arguments[0]));
+      own.end(turn);
     }
   };
-  std::vector<Team*> teams;
-  std::vector<std::thread> threads;
-  for (unsigned t = 0; t < kBlocksInFlight && t < grid.x; ++t) {
-    teams.push_back(new Team(block.x));
-    for (unsigned index = 0; index < block.x; ++index) threads.emplace_back(run_thread, teams.back(), index);
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (Team* t : teams) delete t;
+  while (teams.size() < at_work) teams.emplace_back(static_cast<unsigned>(teams.size()), block.x);
+  for (unsigned t = 0; t < at_work; ++t) teams[t].start(run_blocks);
+  for (unsigned t = 0; t < at_work; ++t) teams[t].wait();
   return cudaSuccess;
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the gradient exchange, their own source emulated on the CPU, against the CPU loops: the same bits of
-// the codes, the words, the sums and the gradients. Exit status 0 if everything agrees.
+// the codes, the words, the sums and the gradients. Usage: exchange_against_cpu_loop [CASE]; exit status 0 if
+// everything agrees.
 #include <cmath>
 #include <cstdio>
 #include <limits>
 
-#include "../../../csrc/cpu/exchange_cpu.h"
-#include "../../../csrc/cuda/exchange_cuda.cu"
 #include "compare.h"
+#include "csrc/cpu/exchange_cpu.h"
+#include "csrc/cuda/exchange_cuda.h"
 
 using namespace csgd;
 
@@ -22,6 +23,7 @@ struct Case {
   double bound = 0.5;
   bool specials = false;  // NaN and Inf among the gradients
   double scale = 0.1;
+  int multiprocessors = 2;
 };
 
 bool differ(const Case& c, const char* what) {
@@ -101,7 +103,8 @@ bool add_and_decode(const Case& c, int64_t row_words, const std::vector<uint32_t
 bool run(const Case& c) {
   static const double inf = std::numeric_limits<double>::infinity();
   static const double specials[] = {NAN, inf, -inf, 0.0, -0.0, 1e-310, 1e-40, 65504.0};
-  std::mt19937_64 random(static_cast<uint64_t>(c.numel));
+  cuda_emulation::multiprocessors = c.multiprocessors;
+  Random random(static_cast<uint64_t>(c.numel));
   const int64_t row_words = (c.numel + c.ranks * kCodesPerWord - 1) / (c.ranks * kCodesPerWord);
   std::vector<uint32_t> words;
   for (int rank = 0; rank < c.ranks; ++rank) {
@@ -109,7 +112,7 @@ bool run(const Case& c) {
     int64_t i = 0;
     fill(c.dtype, grad, c.numel, c.offset, [&] {
       const int64_t k = i++;
-      return c.specials && k % 5 == 2 ? specials[k / 5 % 8] : c.scale * heavy_tailed(random);
+      return c.specials && k % 5 == 2 ? specials[k / 5 % 8] : c.scale * random.heavy_tailed();
     });
     if (!encode_and_pack(c, rank, grad, row_words, words)) return false;
   }
@@ -131,17 +134,21 @@ std::vector<Case> cases() {
   all.push_back({.name = "misaligned bfloat16", .dtype = DType::kBFloat16, .offset = 3});
   all.push_back({.name = "no bound", .numel = 300, .bound = 0.0});
   all.push_back({.name = "infinite bound", .numel = 300, .bound = HUGE_VAL, .specials = true});
-  all.push_back({.name = "a bound where float32 decides nothing", .numel = 3000, .bound = 0x1p-130, .scale = 0x1p-134});
+  all.push_back({.name = "a tiny bound", .numel = 3000, .bound = 0x1p-130, .scale = 0x1p-134});
+  // A 2^16th of it is no float32.
+  all.push_back(
+      {.name = "a bound where float32 decides nothing", .numel = 3000, .bound = 0x1.8p-134, .scale = 0x1p-138});
+  // A card of one multiprocessor: blocks take several passes, and come in any order. Some first digits are ties.
+  all.push_back({.name = "several passes", .numel = 60000, .multiprocessors = 1});
   return all;
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   bool good = true;
-  for (const Case& c : cases()) good = good && run(c);
-  // A card of one multiprocessor: blocks take several passes, and come in any order. Some first digits are ties.
-  cuda_emulation::multiprocessors = 1;
-  good = good && run({.name = "several passes", .numel = 60000});
+  for (const Case& c : cases()) {
+    if (is_compiled(c.dtype) && is_chosen(c.name, argc, argv)) good = good && run(c);
+  }
   return good ? 0 : 1;
 }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of hard thresholding, their own source emulated on the CPU, against the CPU loops: the same bits of the
-// parameters, momentum buffers, masks and norms, and exactly k survivors. Exit status 0 if everything agrees.
+// parameters, momentum buffers, masks and norms, and exactly k survivors. Usage: hard_threshold_against_cpu_loop
+// [CASE]; exit status 0 if everything agrees.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <memory>
 
-#include "../../../csrc/cpu/hard_threshold_cpu.h"
-#include "../../../csrc/cuda/hard_threshold_cuda.cu"
 #include "compare.h"
+#include "csrc/cpu/hard_threshold_cpu.h"
+#include "csrc/cuda/hard_threshold_cuda.h"
 
 using namespace csgd;
 
@@ -29,7 +31,7 @@ struct Case {
   int64_t channels = 0;
   int64_t inner = 1;
   float found_inf = 0;
-  bool counted = false;  // before, by a step
+  int multiprocessors = 2;
 };
 
 // What one side of the comparison works on. Masks are of bytes, since std::vector<bool> has none to point at.
@@ -37,22 +39,25 @@ struct Tensor {
   Buffer data, momentum_buffer;
   std::vector<unsigned char> mask;
   std::vector<double> norms;
-  std::vector<int64_t> histogram;  // of the selection whose first tensor it is
 };
 
-double value_for(Values kind, int64_t i, std::mt19937_64& random) {
+bool is_compiled(const Case& c) {
+  return std::all_of(c.dtypes.begin(), c.dtypes.end(), [](DType dtype) { return csgd::is_compiled(dtype); });
+}
+
+double value_for(Values kind, int64_t i, Random& random) {
   static const double inf = std::numeric_limits<double>::infinity();
   static const double specials[] = {NAN, inf, -inf, 0.0, -0.0, 1e-310, 1e-40, 65504.0, -NAN};
   switch (kind) {
     case Values::kTies: return static_cast<double>(random() % 5) - 2;
-    case Values::kZeros: return random() % 4 == 0 ? heavy_tailed(random) : i % 2 == 0 ? 0.0 : -0.0;
-    case Values::kSpecials: return i % 3 == 1 ? specials[random() % 9] : heavy_tailed(random);
-    default: return heavy_tailed(random);
+    case Values::kZeros: return random() % 4 == 0 ? random.heavy_tailed() : i % 2 == 0 ? 0.0 : -0.0;
+    case Values::kSpecials: return i % 3 == 1 ? specials[random() % 9] : random.heavy_tailed();
+    default: return random.heavy_tailed();
   }
 }
 
 std::vector<Tensor> make_tensors(const Case& c) {
-  std::mt19937_64 random(c.sizes.size() + static_cast<uint64_t>(c.sizes[0]));
+  Random random(c.sizes.size() + static_cast<uint64_t>(c.sizes[0]));
   std::vector<Tensor> tensors(c.sizes.size());
   for (size_t t = 0; t < tensors.size(); ++t) {
     const DType dtype = c.dtypes[t % c.dtypes.size()];
@@ -65,29 +70,6 @@ std::vector<Tensor> make_tensors(const Case& c) {
     tensors[t].norms.assign(static_cast<size_t>(entries), -1.0);
   }
   return tensors;
-}
-
-template <class S>
-void add_digits(const ThresholdTensor& r, int64_t* histogram) {
-  const S* data = static_cast<const S*>(r.data);
-  for (int64_t i = 0; i < r.numel; ++i) {
-    ++histogram[first_digit(Storage<S>::load(data[i]), r.mask == nullptr || r.mask[i])];
-  }
-}
-
-void count_before(std::vector<ThresholdTensor>& records, std::vector<Tensor>& tensors) {
-  for (size_t t = 0; t < records.size(); ++t) {
-    ThresholdTensor& r = records[t];
-    std::vector<int64_t>& histogram = tensors[static_cast<size_t>(r.selection)].histogram;
-    histogram.resize(kBins, 0);
-    r.histogram = histogram.data();
-    switch (r.dtype) {
-      case DType::kFloat32: add_digits<float>(r, histogram.data()); break;
-      case DType::kFloat64: add_digits<double>(r, histogram.data()); break;
-      case DType::kBFloat16: add_digits<BFloat16>(r, histogram.data()); break;
-      case DType::kFloat16: add_digits<Float16>(r, histogram.data()); break;
-    }
-  }
 }
 
 std::vector<ThresholdTensor> records_of(const Case& c, std::vector<Tensor>& tensors) {
@@ -111,7 +93,6 @@ std::vector<ThresholdTensor> records_of(const Case& c, std::vector<Tensor>& tens
     records.push_back(r);
   }
   for (ThresholdTensor& r : records) r.total = c.across ? total : r.total;
-  if (c.counted) count_before(records, tensors);
   return records;
 }
 
@@ -172,6 +153,7 @@ cudaError_t select_on_gpu(std::vector<ThresholdTensor> records, const float* fou
 }
 
 bool run(const Case& c, const char* work, OnGpu on_gpu, OnCpu on_cpu) {
+  cuda_emulation::multiprocessors = c.multiprocessors;
   std::vector<Tensor> cpu = make_tensors(c), gpu = cpu;
   if (c.found_inf == 0) on_cpu(records_of(c, cpu), serial);
   if (on_gpu(records_of(c, gpu), &c.found_inf, nullptr) != cudaSuccess) {
@@ -180,20 +162,7 @@ bool run(const Case& c, const char* work, OnGpu on_gpu, OnCpu on_cpu) {
   return report(c, work, gpu, cpu);
 }
 
-// Where the step has counted, the CPU counts by itself.
-bool run_counted(const Case& c) {
-  std::vector<Tensor> cpu = make_tensors(c), gpu = cpu;
-  Case counted = c;
-  counted.counted = true;
-  if (c.found_inf == 0) hard_threshold_select_cpu(records_of(c, cpu), serial);
-  if (select_on_gpu(records_of(counted, gpu), &c.found_inf, nullptr) != cudaSuccess) {
-    return std::printf("counted, %s: the launch or its scratch differs from what is expected\n", c.name), false;
-  }
-  return report(c, "counted", gpu, cpu);
-}
-
 bool run_select(const Case& c) {
-  if (!run_counted(c)) return false;
   if (!run(c, "select", select_on_gpu, hard_threshold_select_cpu)) return false;
   if (c.with_masks || !c.with_momentum || c.found_inf != 0) return true;
   std::vector<Tensor> cpu = make_tensors(c);
@@ -248,52 +217,60 @@ std::vector<Case> select_cases() {
                  .sizes = {600, 700, 1200, 900, 600},
                  .keep = 400,
                  .dtypes = {DType::kBFloat16, DType::kFloat64, DType::kFloat32, DType::kFloat16}});
+  // A card of one multiprocessor: blocks take several passes, and come in any order.
+  all.push_back({.name = "several passes", .sizes = {100000}, .keep = 20000, .multiprocessors = 1});
+  all.push_back(
+      {.name = "several passes", .sizes = {60000, 50000}, .keep = 99, .values = Values::kZeros, .multiprocessors = 1});
   return all;
 }
 
-bool run_others() {
-  bool good = true;
+struct Kernel {
+  const char* name;
+  OnGpu on_gpu;
+  OnCpu on_cpu;
+};
+constexpr Kernel kNorms{"norms", launch_hard_threshold_norms_cuda, hard_threshold_norms_cpu};
+constexpr Kernel kMasks{"masks", launch_hard_threshold_masks_cuda, hard_threshold_masks_cpu};
+constexpr Kernel kTwoOfFour{"two of four", launch_hard_threshold_two_of_four_cuda, hard_threshold_two_of_four_cpu};
+
+std::vector<std::pair<Kernel, Case>> other_cases() {
+  std::vector<std::pair<Kernel, Case>> all;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     for (const Values values : {Values::kTies, Values::kSpecials}) {
       for (const int64_t inner : {1, 9}) {
-        const Case four{.name = "channels",
-                        .sizes = {12 * 9 * inner, 12 * inner, 0},
-                        .dtypes = {dtype},
-                        .values = values,
-                        .with_masks = inner == 9,
-                        .channels = 12,
-                        .inner = inner};
-        Case of_elements = four;  // 2:4 has a mask for each element, the others one for each channel
-        of_elements.with_masks = false;
-        Case masked = four;
-        masked.with_masks = true;
-        good = good &&
-               run(of_elements, "two of four", launch_hard_threshold_two_of_four_cuda, hard_threshold_two_of_four_cpu);
-        good = good && run(masked, "masks", launch_hard_threshold_masks_cuda, hard_threshold_masks_cpu);
-        masked.sizes.pop_back();
-        good = good && run(masked, "norms", launch_hard_threshold_norms_cuda, hard_threshold_norms_cpu);
+        Case c{.name = "channels",
+               .sizes = {12 * 9 * inner, 12 * inner, 0},
+               .dtypes = {dtype},
+               .values = values,
+               .channels = 12,
+               .inner = inner};
+        all.push_back({kTwoOfFour, c});
+        c.with_masks = true;  // one entry for each channel, where 2:4 has one for each element
+        all.push_back({kMasks, c});
+        c.sizes.pop_back();
+        all.push_back({kNorms, c});
       }
     }
   }
-  const Case fours{.name = "masks of elements", .sizes = {1200}, .values = Values::kTies, .with_masks = true};
-  good = good && run(fours, "masks", launch_hard_threshold_masks_cuda, hard_threshold_masks_cpu);
-  const Case large{.name = "a filter of many elements", .sizes = {5 * 3333}, .channels = 5, .inner = 3333};
-  good = good && run(large, "norms", launch_hard_threshold_norms_cuda, hard_threshold_norms_cpu);
-  const Case overflow{.name = "overflow", .sizes = {120}, .with_masks = true, .channels = 12, .found_inf = 1};
-  good = good && run(overflow, "two of four", launch_hard_threshold_two_of_four_cuda, hard_threshold_two_of_four_cpu);
-  good = good && run(overflow, "masks", launch_hard_threshold_masks_cuda, hard_threshold_masks_cpu);
-  return good && run(overflow, "norms", launch_hard_threshold_norms_cuda, hard_threshold_norms_cpu);
+  all.push_back({kMasks, {.name = "masks of elements", .sizes = {1200}, .values = Values::kTies, .with_masks = true}});
+  all.push_back({kNorms, {.name = "a filter of many elements", .sizes = {5 * 3333}, .channels = 5, .inner = 3333}});
+  for (const Kernel& kernel : {kTwoOfFour, kMasks, kNorms}) {
+    all.push_back({kernel, {.name = "overflow", .sizes = {120}, .with_masks = true, .channels = 12, .found_inf = 1}});
+  }
+  return all;
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   bool good = true;
-  for (const Case& c : select_cases()) good = good && run_select(c);
-  good = good && run_others();
-  // A card of one multiprocessor: blocks take several passes, and come in any order.
-  cuda_emulation::multiprocessors = 1;
-  good = good && run_select({.name = "several passes", .sizes = {100000}, .keep = 20000});
-  good = good && run_select({.name = "several passes", .sizes = {60000, 50000}, .keep = 99, .values = Values::kZeros});
+  for (const Case& c : select_cases()) {
+    if (is_compiled(c) && is_chosen(c.name, argc, argv)) good = good && run_select(c);
+  }
+  for (const auto& [kernel, c] : other_cases()) {
+    if (is_compiled(c) && is_chosen(kernel.name, argc, argv)) {
+      good = good && run(c, kernel.name, kernel.on_gpu, kernel.on_cpu);
+    }
+  }
   return good ? 0 : 1;
 }
