@@ -43,7 +43,7 @@ struct dim3 {
 namespace cuda_emulation {
 
 constexpr unsigned kWarp = 32;
-constexpr unsigned kBlocksInFlight = 3;
+constexpr unsigned kBlocksInFlight = 2;
 constexpr size_t kSharedBytes = 48 * 1024;  // the shared memory of a block whose kernel does not request more
 
 // The emulated device; the tests change these.
