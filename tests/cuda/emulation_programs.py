@@ -128,7 +128,8 @@ class Programs:
     def _program(self, program, path):
         """The kernels are compiled for this program alone, everything else for all programs with these flags."""
         objects = [*loops_of(program.kernel, program.flags)]
-        objects += [(EMULATION / f"{program.kernel}_against_cpu_loop.cpp", program.flags)]
+        names = ("cuda_emulation", f"{program.kernel}_against_cpu_loop")
+        objects += [(EMULATION / f"{name}.cpp", program.flags) for name in names]
         needed = [self._pool.submit(self._once, self._object, *each) for each in objects]
         headers = self._once(self._headers, program.flags)
         root = ROOT

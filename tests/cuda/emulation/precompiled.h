@@ -3,11 +3,8 @@
 // compiler would take longer for them than for a kernel.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <vector>
