@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the CUDA part on a machine without a GPU and with a CPU build of torch.
 
-Compiles every .cu file for sm_80, sm_90, sm_100 and PTX; fails where the compiler had to spill registers or put
-arrays into local memory, where a kernel no longer reads and writes its tensors 16 bytes at a time, and where the step
-takes more instructions per element than tests/cuda/instruction_counts.md has (--write makes that file anew); checks
-the syntax of the CUDA bindings against the installed torch's headers.
+Compiles every .cu file for sm_80, sm_90, sm_100 and PTX, as many side by side as there are processors. Fails where the
+compiler had to spill registers or put arrays into local memory, where a kernel no longer reads and writes its tensors
+16 bytes at a time, and where the step takes a tenth more instructions per element than tests/cuda/instruction_counts.md
+says (--write makes that file anew). Checks the syntax of the CUDA bindings against the installed torch's headers.
 """
 
 import argparse
@@ -15,8 +15,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from sysconfig import get_paths
+from typing import NamedTuple
 
 import sass
 from output import say
@@ -36,33 +39,48 @@ PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 def run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
 
 
-def check_kernels(nvcc, flags, source):
-    """Compiles one .cu file for each target; returns (errors, instructions per element as sass.counts has them)."""
+class Outcome(NamedTuple):
+    """What one check found: a line to print, errors, instructions per element as sass.counts has them."""
+
+    line: str
+    errors: list[str]
+    counts: dict
+
+
+def check_target(nvcc, flags, source, name):
+    """Compiles one .cu file for one target."""
     errors, counts = [], {}
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "out")
-        for name, target in TARGETS.items():
-            report = run([nvcc, "-std=c++17", *flags, target, "-Xptxas=-v", "-cubin", source, "-o", output])
-            registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
-            for stack, stores, loads in re.findall(
-                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
-            ):
-                if any(int(n) for n in (stack, stores, loads)):
-                    errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
-            say(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers")
-            try:
-                counts |= sass.counts(name, output)
-            except ValueError as error:
-                errors.append(f"{source}: {error}")
+        report = run([nvcc, "-std=c++17", *flags, TARGETS[name], "-Xptxas=-v", "-cubin", source, "-o", output])
+        registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+        for stack, stores, loads in re.findall(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+        ):
+            if any(int(n) for n in (stack, stores, loads)):
+                errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
+        try:
+            counts = sass.counts(name, output)
+        except ValueError as error:
+            errors.append(f"{source}: {error}")
+    return Outcome(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers", errors, counts)
+
+
+def check_ptx(nvcc, flags, source):
+    """Compiles one .cu file to PTX, and counts the 16-byte accesses there."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = os.path.join(folder, "out")
         run([nvcc, "-std=c++17", *flags, PTX_TARGET, "-ptx", source, "-o", output])
-        say(f"{source}: PTX compiles")
-        if expected := WIDE_ACCESSES.get(Path(source).name):
-            errors += check_wide_accesses(source, Path(output).read_text(encoding="ascii"), expected)
-    return errors, counts
+        expected = WIDE_ACCESSES.get(Path(source).name)
+        if expected is None:
+            return Outcome(f"{source}: PTX compiles", [], {})
+        kernels = re.split(r"\.entry\s+", Path(output).read_text(encoding="ascii"))[1:]
+    errors = check_wide_accesses(kernels, expected) if kernels else [f"{source}: no kernel found in its PTX"]
+    return Outcome(f"{source}: PTX compiles; 16-byte accesses of {len(kernels)} kernels counted", errors, {})
 
 
 def accesses_of_step(name):
@@ -84,10 +102,9 @@ def accesses_of_layer(name):
 WIDE_ACCESSES = {"csgd_cuda.cu": accesses_of_step, "calibrate_grad_cuda.cu": accesses_of_layer}
 
 
-def check_wide_accesses(source, ptx, accesses):
+def check_wide_accesses(kernels, accesses):
     """One error for each kernel whose eight elements per thread do not travel in 16-byte accesses."""
     errors = []
-    kernels = re.split(r"\.entry\s+", ptx)[1:]
     for kernel in kernels:
         name = kernel.split("(")[0]
         (dtype,) = re.findall(rf"_kernelI({'|'.join(SIZES)})", name)
@@ -99,8 +116,7 @@ def check_wide_accesses(source, ptx, accesses):
             found = len(re.findall(WIDE[what], kernel))
             if found != expected:
                 errors.append(f"{name}: {found} {what} of 16 bytes, expected {expected}")
-    say(f"{source}: {len(kernels)} kernels, 16-byte accesses counted")
-    return errors if kernels else [f"{source}: no kernel found in its PTX"]
+    return errors
 
 
 def check_counts(found):
@@ -116,16 +132,26 @@ def check_counts(found):
     return errors
 
 
-def check_binding(toolkit):
+def check_binding(includes, source):
     """Syntax only: a CPU build of torch has the CUDA headers but one, a generated macro header."""
-    import torch
+    macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DCSGD_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
+    run(["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *macros, *includes, source])
+    return Outcome(f"{source}: fits torch", [], {})
+
+
+def checks(nvcc, flags, toolkit):
+    """All checks as functions without arguments; none depends on another. Those that take longest come first."""
     from torch.utils.cpp_extension import include_paths  # slow to import
 
+    kernels = sorted(glob.glob("csrc/cuda/*.cu"), key=os.path.getsize, reverse=True)
+    for source in kernels:
+        for target in TARGETS:
+            yield partial(check_target, nvcc, flags, source, target)
     includes = [f"-isystem{path}" for path in [*include_paths(), get_paths()["include"], f"{toolkit}/include"]]
     for source in sorted(glob.glob("csrc/ops/*.cpp")):
-        macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DCSGD_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
-        run(["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *macros, *includes, source])
-        say(f"{source}: fits torch {torch.__version__}")
+        yield partial(check_binding, includes, source)
+    for source in kernels:
+        yield partial(check_ptx, nvcc, flags, source)
 
 
 def main():
@@ -141,16 +167,23 @@ def main():
         sys.exit("no nvdisasm was found: install the CUDA toolkit's, or the package nvidia-cuda-nvdisasm")
     nvcc = os.path.join(toolkit, "bin", "nvcc")
     errors, counts = [], {}
-    for source in sorted(glob.glob("csrc/cuda/*.cu")):
-        more, of_source = check_kernels(nvcc, setup["NVCC_FLAGS"], source)
-        errors += more
-        counts |= of_source
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        started = [pool.submit(check) for check in checks(nvcc, setup["NVCC_FLAGS"], toolkit)]
+        for done in as_completed(started):
+            try:
+                line, more, of_source = done.result()
+            except RuntimeError as error:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(str(error))
+            say(line)
+            errors += more
+            counts |= of_source
     if write:
-        sass.write_table(counts, run([nvcc, "--version"]).strip().splitlines()[-1])
+        in_order = dict(sorted(counts.items(), key=lambda row: (list(TARGETS).index(row[0][0]), row[0])))
+        sass.write_table(in_order, run([nvcc, "--version"]).strip().splitlines()[-1])
     errors += check_counts(counts)
-    check_binding(toolkit)
     if errors:
-        sys.exit("\n".join(errors))
+        sys.exit("\n".join(sorted(errors)))
 
 
 if __name__ == "__main__":

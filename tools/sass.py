@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nvcc made of the step's kernels: instructions per element, read from the machine code without a GPU.
 
-The loop that copies ahead to shared memory is the one that takes nearly all elements. Of the ways through it the
-shortest that makes all draws and stores everything is counted: a step in which every coordinate moves. What only NaN,
-infinity or the largest numbers need is not on it. Conditions are not followed: where code tests one twice, the way
-found may be one that cannot happen.
+Nearly all elements go through the loop that copies ahead to shared memory. Among the paths through that loop, this
+counts the shortest one that makes all draws and stores everything: a step in which every coordinate moves. The code
+that only NaN, infinity or the largest numbers need is not on that path. Conditions are not evaluated: where the code
+tests a condition twice, the path counted may be one that cannot happen.
 """
 
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).resolve().parent.parent / "tests" / "cuda" / "instruction_counts.md"
-ELEMENTS = 8  # that a thread takes in one round of the loop
+ELEMENTS = 8  # of a thread in one round of the loop
 PHILOX_FACTORS = ("-0x2daee0ad", "0xd2511f53")  # one multiplication by it for each of the ten rounds of a call
 
 
@@ -35,20 +35,20 @@ class Case(NamedTuple):
 
 
 def disassembler():
-    """The path of nvdisasm: the toolkit's, or that of the package nvidia-cuda-nvdisasm; None without one."""
+    """The path of nvdisasm, from the toolkit or from the package nvidia-cuda-nvdisasm; None without both."""
     packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "nvdisasm"
     return shutil.which("nvdisasm") or (str(packaged) if packaged.exists() else None)
 
 
 def functions(cubin):
-    """{mangled name: its instructions and labels, one in a line}."""
+    """{mangled name: the function's instructions and labels, one on each line}."""
     done = subprocess.run([disassembler(), "-c", str(cubin)], capture_output=True, text=True, check=True)
     parts = re.split(r"^\.text\.(\S+):$", done.stdout, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def parse(text):
-    """(instructions, {label: number of the instruction behind it}) of a function, without those that it calls."""
+    """(instructions, {label: number of the instruction that follows it}) of a function, without its callees."""
     instructions, labels = [], {}
     for line in text.splitlines():
         if found := re.match(r"\s*(\.L\S+):", line):
@@ -61,18 +61,18 @@ def parse(text):
 
 
 def branch(instruction, labels):
-    """(number of the instruction that a branch may go to or None, whether the one behind it may be next)."""
+    """(number of the instruction that a branch may go to, or None; whether the instruction after it may be next)."""
     if re.match(r"EXIT\b", instruction):
         return None, False
     found = re.search(r"\bBRA(\.DIV)?\S*\s.*`\((\.L\S+)\)", instruction)
-    if not found or found[1]:  # the latter leads away and back where threads of a warp have parted
+    if not found or found[1]:  # BRA.DIV leads away and back where threads of a warp have diverged
         return None, True
     conditional = instruction.startswith("@") or re.search(r"\bBRA\S*\s+!?U?P\d", instruction)
     return labels.get(found[2]), bool(conditional)
 
 
 def copying_loop(instructions, labels):
-    """(first, last instruction) of the smallest loop with copies to shared memory; None if there is none."""
+    """(first, last instruction) of the smallest loop with copies to shared memory; None without such a loop."""
     loops = []
     for last, instruction in enumerate(instructions):
         first, _ = branch(instruction, labels)
@@ -82,7 +82,7 @@ def copying_loop(instructions, labels):
 
 
 def instructions_of_a_round(instructions, labels):
-    """How many a thread executes for its eight elements; None where nothing is copied ahead."""
+    """How many instructions a thread executes for its eight elements; None where nothing is copied ahead."""
     loop = copying_loop(instructions, labels)
     if loop is None:
         return None
@@ -101,12 +101,12 @@ def instructions_of_a_round(instructions, labels):
             for to in following:
                 known = fewest.setdefault(to, {})
                 known[key] = min(known.get(key, count + 1), count + 1)
-    ways = fewest[last + 1]
-    return ways[max(ways)]
+    paths = fewest[last + 1]
+    return paths[max(paths)]
 
 
 def case_of(target, name):
-    """The Case of a kernel's mangled name; None if it is none of the table's."""
+    """The Case of a kernel, from its mangled name; None for a kernel that the table does not list."""
     dtypes = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
     found = re.search(rf"csgd_kernelI({'|'.join(dtypes)})NS_11StaticPartsILb(\d)ELb(\d)ELb(\d)E", name)
     return Case(target, dtypes[found[1]], *(digit == "1" for digit in found.groups()[1:])) if found else None

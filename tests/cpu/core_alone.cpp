@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// csrc/core must compile without torch and CUDA; here it reproduces Philox's known answers on its own.
+// csrc/core compiles without torch and CUDA: this program reproduces Philox's known answers with it alone.
 #include <cstdio>
 
 #include "../../csrc/core/update_rule.h"

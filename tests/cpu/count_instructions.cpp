@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps a few chunks of one tensor, for valgrind to count the instructions. All memory is set up before, whatever the
-// number of chunks, so that the difference of two runs is what the chunks between them took and nothing else.
+// Steps a few chunks of one tensor, for valgrind to count the instructions. The set-up is the same for any number of
+// chunks, so that two runs differ by the instructions of the chunks alone.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -88,7 +88,7 @@ int main(int argc, char** argv) {
   for (int k = 4; k < argc; ++k) {
     if (!set_option(options, argv[k])) return std::fprintf(stderr, "unknown option %s\n", argv[k]), 2;
   }
-  int64_t step = 1;  // not the first, which takes the gradient for the momentum
+  int64_t step = 1;  // not the first step, in which the momentum is the gradient
   csgd::CsgdShard tensor{};
   tensor.param = memory.param.data();
   tensor.grad = memory.grad.data();

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU loop is vectorised: instructions per element against instruction_counts.md. No clock is read.
+"""The CPU loop is vectorised: instructions per element, compared with instruction_counts.md. Nothing is timed.
 
-After a change that makes the loop better, or worse for a reason: make count-instructions ARGS=--write
+After a change that makes the loop better, or worse for a good reason: make count-instructions ARGS=--write
 """
 
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import count_instructions as counts
 
 FIGURES, COMPILER = counts.read_table()
-# Twice the lower limit is the upper one: from anywhere between them, doubling the instructions fails.
+# The upper limit is twice the lower one: wherever between them a figure lies, twice as many instructions fail.
 LOWER, UPPER = 0.75, 1.5
 
 
@@ -42,7 +42,7 @@ def test_the_table_has_every_case():
 @pytest.mark.parametrize("case", FIGURES, ids=" ".join)
 def test_vector_path_is_taken(case, built):
     measured, figure = counts.measure(built, *case), FIGURES[case]
-    assert measured <= UPPER * figure, "too many; vectors no longer? objdump --disassemble tells"
+    assert measured <= UPPER * figure, "too many: is the loop still vectorised? objdump --disassemble shows it"
     if counts.compiler() == COMPILER:  # another GCC may do better
         assert measured >= LOWER * figure, "so few that the table is out of date: make count-instructions ARGS=--write"
 
@@ -50,11 +50,11 @@ def test_vector_path_is_taken(case, built):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize(("isa", "what"), [("avx2", "momentum"), ("avx512", counts.NARROW)])
 def test_lost_vectors_are_found_out(isa, dtype, what, built_with_narrow_vectors):
-    """The fault that the test above is for, planted: the same source with vectors of 8 bytes."""
+    """The test above fails for the same source with vectors of 8 bytes."""
     assert counts.measure(built_with_narrow_vectors, isa, dtype, what) > UPPER * FIGURES[isa, dtype, what]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_wrong_instruction_set_would_be_found_out(dtype):
-    """Were the baseline loop run instead of the AVX2 loop, the count would be over its limit."""
+    """If the baseline loop ran instead of the AVX2 loop, the count would exceed its limit."""
     assert FIGURES["baseline", dtype, "momentum"] > UPPER * FIGURES["avx2", dtype, "momentum"]

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -57,8 +59,8 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 def loops_of(kernel, flags):
     """[(source of CPU loops, its flags)]
 
-    Only the address sanitizer watches them, since they run on one thread here; and only those for the instruction set
-    of this processor, since the others need to be there and never run.
+    Of the sanitizers only those of memory and behaviour watch them, since they run on one thread here. The loops for
+    other instruction sets than this processor's are only linked and never run.
     """
     try:
         from csgd_cuda._C import build_info
@@ -76,22 +78,28 @@ def loops_of(kernel, flags):
         yield source, (ADDRESS if flags == ADDRESS else ("-O1",)) if runs else ("-O0",)
 
 
-def changed_tree(changes, tree):
-    """Fills a folder with the sources, of which some are changed."""
-    for folder in ("core", "cpu", "cuda"):
-        (tree / "csrc" / folder).mkdir(parents=True)
-        for source in (ROOT / "csrc" / folder).iterdir():
-            (tree / "csrc" / folder / source.name).symlink_to(source)
-    for name in {change.file for change in changes}:
-        text = (ROOT / "csrc" / name).read_text()
-        for change in changes:
-            text = change.apply(text) if change.file == name else text
-        (tree / "csrc" / name).unlink()
-        (tree / "csrc" / name).write_text(text)
+@contextmanager
+def changed_sources(changes):
+    """A folder with csrc, of which some files are changed and all others are links."""
+    if not changes:
+        yield ROOT
+        return
+    with TemporaryDirectory() as folder:
+        for part in ("core", "cpu", "cuda"):
+            (Path(folder) / "csrc" / part).mkdir(parents=True)
+            for source in (ROOT / "csrc" / part).iterdir():
+                (Path(folder) / "csrc" / part / source.name).symlink_to(source)
+        for name in {change.file for change in changes}:
+            text = (ROOT / "csrc" / name).read_text()
+            for change in changes:
+                text = change.apply(text) if change.file == name else text
+            (Path(folder) / "csrc" / name).unlink()
+            (Path(folder) / "csrc" / name).write_text(text)
+        yield folder
 
 
 class Programs:
-    """Compiles and runs programs in a folder that several processes may share: whoever needs a file first makes it."""
+    """Compiles and runs programs in a folder that several processes may share. Each file is made once."""
 
     def __init__(self, folder, threads):
         self._folder, self._pool = folder, ThreadPoolExecutor(threads)
@@ -132,12 +140,11 @@ class Programs:
         objects += [(EMULATION / f"{name}.cpp", program.flags) for name in names]
         needed = [self._pool.submit(self._once, self._object, *each) for each in objects]
         headers = self._once(self._headers, program.flags)
-        root = ROOT
-        if program.changes:
-            root = Path(f"{path}.tree")
-            changed_tree(program.changes, root)
         flags = [*program.flags, *(["-w"] if program.changes else WARNINGS)]
         flags += [f"-D{definition}" for definition in program.definitions]
-        includes = ["-include", "precompiled.h", *(f"-I{folder}" for folder in (headers, root, EMULATION))]
         others = [each.result() for each in needed]
-        compile_with(*flags, *includes, EMULATION / f"{program.kernel}_kernels.cpp", *others, "-pthread", "-o", path)
+        with changed_sources(program.changes) as root:
+            includes = ["-include", "precompiled.h", *(f"-I{folder}" for folder in (headers, root, EMULATION))]
+            compile_with(
+                *flags, *includes, EMULATION / f"{program.kernel}_kernels.cpp", *others, "-pthread", "-o", path
+            )

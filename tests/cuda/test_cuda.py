@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU has: graphs, streams, several devices, launches. The other tests run on CUDA by themselves."""
+"""Graphs, streams, several devices, launches: what only a GPU has. The other tests take CUDA among their devices."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_graph_replays_are_eager_steps(dtype, scaled):
 
 
 def test_step_runs_on_the_current_stream():
-    """A gradient that is still being made on a side stream is waited for, since the step is on that stream."""
+    """A step on a side stream waits for the gradient that this stream still computes."""
     results = []
     for stream in (torch.cuda.Stream(), torch.cuda.current_stream()):
         (param,) = params = make_params([(2**20,)], torch.float32, CUDA)
@@ -99,7 +99,7 @@ def test_one_optimizer_over_several_devices():
 def kernel_launches(step):
     """The CUDA kernels that one call launches, by name."""
 
-    def on_gpu(event):  # an optimizer marks its step on the GPU's timeline, too
+    def on_gpu(event):  # the timeline of the GPU also has the optimizer's mark of its step
         return event.device_type.name == "CUDA" and not event.is_user_annotation
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -157,7 +157,7 @@ def image_gradient(step, dtype, memory_format=torch.contiguous_format):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_calibrations_have_the_bits_of_the_cpu(dtype, memory_format):
-    """Also of the bounds and the tally, over several calls; the scratch words behind the tally are zero after each."""
+    """The bounds and the tally have them, too, over several calls; the scratch words after the tally are zero again."""
     on_cpu, on_gpu = Layer("cpu"), Layer(CUDA)
     for step in range(5):
         grad = image_gradient(step, dtype, memory_format)
@@ -190,7 +190,7 @@ def test_graph_replays_are_eager_calibrations(dtype):
 
 
 def test_calibration_runs_on_the_current_stream():
-    """A gradient that is still being made on a side stream is waited for, since the calibration is on that stream."""
+    """A calibration on a side stream waits for the gradient that this stream still computes."""
     results = []
     for stream in (torch.cuda.Stream(), torch.cuda.current_stream()):
         layer = Layer(CUDA)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU suite does without a GPU: which tests it takes, when it ends, and what it reads out of ncu's output."""
+"""The parts of the GPU suite that need no GPU: choosing tests, limiting time, reading ncu's output."""
 
 import argparse
 import subprocess
@@ -15,7 +15,7 @@ import gpu_suite
 
 ROOT = gpu_suite.ROOT
 
-# As ncu --csv prints it, with the program's own lines and ncu's messages between.
+# Output of ncu --csv, among the program's own lines and ncu's messages.
 NCU = """==PROF== Connected to process 812 (/usr/bin/python3)
 case,float32,1.0,4,1.0
 case,bfloat16,0.05,2,0.56
@@ -56,7 +56,7 @@ def test_counters_that_may_not_be_read_are_no_failure(monkeypatch, capsys):
 
 
 def test_the_suite_takes_the_tests_of_the_gpu():
-    """Files and tests that the selection must name, since their parameters do not."""
+    """Among them those that the selection must name, since the parameters of these tests name no device."""
     names = dict(gpu_suite.parts(argparse.Namespace(out=ROOT, no_benchmark=True)))
     command = ["--collect-only", *names["tests"][3:], "-q"]
     done = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/sass.py reads the instructions of a round out of machine code: tried on loops of which the answer is known."""
+"""tools/sass.py counts the instructions of a round in machine code: tried on loops whose count is known."""
 
 import itertools
 import sys
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import sass
 
-# Eleven instructions where all is stored, the rare block not among them; another loop behind it, without copies.
+# Eleven instructions on the path that stores everything, without the rare block. The second loop copies nothing.
 KERNEL = """
         /*0000*/                   MOV R1, 0x1 ;
 .L_x_1:
@@ -44,7 +44,7 @@ $__internal_0_$__cuda_sm20_div_s64:
 """
 
 
-def test_the_shortest_way_that_draws_and_stores_everything_is_counted():
+def test_the_shortest_path_that_draws_and_stores_everything_is_counted():
     assert sass.instructions_of_a_round(*sass.parse(KERNEL)) == 11
 
 
@@ -68,7 +68,7 @@ def test_the_table_has_every_kernel():
 
 @pytest.mark.parametrize(("dtype", "bytes_per_element"), [("float32", 20), ("bfloat16", 10)])
 def test_instructions_leave_the_memory_the_limit(dtype, bytes_per_element):
-    """At 3 TB/s an H100 (132 multiprocessors, 4 instructions of 32 threads a clock, 1.7 GHz) may not need them all."""
+    """At 3 TB/s an H100 has instructions to spare: 132 multiprocessors, 4 warps a clock, 1.7 GHz."""
     rate = 132 * 4 * 32 * 1.7e9
     needed = sass.read_table()["sm_90", dtype, "momentum"] * 3e12 / bytes_per_element
     assert needed < 0.75 * rate

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GPU computes by instructions of its own has the bits that it should: all arguments, or all that matter."""
+"""Where the GPU has an instruction of its own, the result has the right bits: for all arguments, or all that matter."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ TINY = np.float32(2.0**-100)  # stands for any |d| whose product underflows
 
 
 def neighbours(values):
-    """float32 values, and those next to them on either side."""
+    """The values, and the float32 numbers next to them on either side."""
     values = np.asarray(values, dtype=np.float32)
     return np.concatenate([values, np.nextafter(values, np.float32(np.inf)), np.nextafter(values, np.float32(-np.inf))])
 
 
 def float16_steps():
-    """Values of float16 from 0 to the largest, what lies between them, and the negatives."""
+    """The values of float16 from 0 to the largest, values between them, and the negatives of both."""
     grid = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = [grid[:-1] + np.float32(share) * np.diff(grid) for share in (2.0**-13, 0.3, 0.5, 1 - 2.0**-13)]
     values = np.concatenate([neighbours(grid), *between])
@@ -25,7 +25,7 @@ def float16_steps():
 
 
 def truncated(values):
-    """The bits of float16 nearest to each value of those not farther from 0."""
+    """Each value rounded towards 0, as the bits of float16."""
     magnitude = np.abs(values).astype(np.float64)
     nearest = np.abs(values).astype(np.float16)
     below = np.where(nearest.astype(np.float64) > magnitude, np.nextafter(nearest, np.float16(0)), nearest)
