@@ -105,13 +105,16 @@ class Programs:
         self._folder, self._pool = folder, ThreadPoolExecutor(threads)
 
     def run(self, program, *arguments):
-        """The CompletedProcess of a program."""
-        built = self._once(self._program, program)
-        command = [built, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=TIME_LIMIT)
-        if program.changes:
-            built.unlink()
-        return done
+        """The CompletedProcess of a program. One that has a fault is used once, and not kept."""
+        if not program.changes:
+            return self._run(self._once(self._program, program), arguments)
+        with TemporaryDirectory() as folder:
+            self._program(program, Path(folder) / "program")
+            return self._run(Path(folder) / "program", arguments)
+
+    def _run(self, path, arguments):
+        options = {"capture_output": True, "text": True, "env": ENVIRONMENT, "timeout": TIME_LIMIT}
+        return subprocess.run([path, *arguments], check=False, **options)
 
     def _once(self, make, *of):
         """The path of what make(*of, path) makes; the name of the file says of what."""
