@@ -17,8 +17,6 @@ from .cpp_source import texts
 from .emulation_programs import ADDRESS, PLAIN, QUICK, ROOT, THREAD, Program, Programs
 from .faults import FAULTS
 
-pytestmark = pytest.mark.xdist_group("emulation")  # each process would compile all programs
-
 VARIANTS = {"plain": PLAIN, "address and undefined behaviour": ADDRESS, "thread": THREAD}
 
 

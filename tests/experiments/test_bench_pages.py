@@ -16,7 +16,7 @@ TINY = [
     ),
     (
         bench_threshold, ["--sizes", "100", "400", "--repeat", "3"], "threshold-cpu.md",
-        "Hard thresholding, cpu, float32, sparsity 0.9", ["100"] * 5 + ["400"] * 5,
+        "Hard thresholding, cpu, float32, sparsity 0.9", ["100"] * 7 + ["400"] * 7,
     ),
     (
         bench_exchange, ["--numel", "1000", "--ranks", "3", "--repeat", "2", "--reference"],
