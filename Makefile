@@ -24,7 +24,7 @@ INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelera
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
 
 train: $(VENV)/built
-	@echo "Training on the digits: 15 seconds on a quiet machine. Results go to out/digits."
+	@echo "Training on the digits: 15 to 25 seconds on a quiet machine. Results go to out/digits."
 	$(BIN)/python examples/train.py --out out/digits $(ARGS)
 
 # Where ARGS names tests/..., only that.

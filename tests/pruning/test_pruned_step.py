@@ -143,3 +143,27 @@ def test_a_gradient_that_does_not_fit_is_named(device, fused):
     with pytest.raises(TypeError, match="parameter 1: gradient has dtype"):
         optimizer.step()
     assert all(param.grad is grad for param, grad in zip(params, grads, strict=True))
+
+
+def test_a_mask_made_between_the_steps_is_forgotten_with_regrow(device, fused):
+    """threshold() makes masks, too: where dropped weights may come back, none of them drops weights later."""
+    (param,) = make_params([(8, 8)], torch.float32, device)
+    optimizer = CSGD([param], lr=0.1, fused=fused)
+    (group,) = optimizer.param_groups
+    generator = torch.Generator().manual_seed(0)
+
+    def step():
+        param.grad = torch.randn(8, 8, generator=generator).to(device)
+        optimizer.step()
+        return int((param == 0).sum())
+
+    step()
+    group.update(sparsity=0.5, regrow=False)
+    optimizer.threshold()
+    assert int((param == 0).sum()) == 32
+    group.update(regrow=True, threshold_every=1000)
+    left = [step() for _ in range(5)][-1]
+    assert left < 32
+    assert "mask" not in optimizer.state[param]
+    group["regrow"] = False
+    assert step() <= left

@@ -428,25 +428,3 @@ def test_distributed_checkpoints_restore_masks_and_the_count(tmp_path, device, f
             steps.step()
     for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
         assert_same_bits(a, b)
-
-
-def test_a_mask_made_between_the_steps_is_forgotten_with_regrow(device, fused):
-    """threshold() makes masks, too: where dropped weights may come back, none of them drops weights later."""
-    params = make_params([(8, 8)], torch.float32, device)
-    optimizer = CSGD(params, lr=0.1, fused=fused)
-    (group,) = optimizer.param_groups
-    set_grads(params, seed=0)
-    optimizer.step()
-    group.update(sparsity=0.5, regrow=False)
-    optimizer.threshold()
-    assert zeros(params[0]) == 32
-    group.update(regrow=True, threshold_every=1000)
-    for step in range(5):
-        set_grads(params, seed=step)
-        optimizer.step()
-    assert "mask" not in optimizer.state[params[0]]
-    left = zeros(params[0])
-    assert left < 32
-    group["regrow"] = False
-    optimizer.step()
-    assert zeros(params[0]) <= left
