@@ -76,7 +76,7 @@ def compiled():
 
 @pytest.fixture
 def one_thread():
-    """Threads that wait for each other make small tensors and networks slow on a busy machine."""
+    """One thread, as in all tests, and again after a test whose program sets another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

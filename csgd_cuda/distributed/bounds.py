@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lipschitz bounds of sharded parameters: each process has a part of ``|d|``, the bound is that of the whole."""
+"""The Lipschitz bounds of sharded parameters.
+
+Each process has only its part of ``|d|``, but the bound must be that of the whole parameter.
+"""
 
 from __future__ import annotations
 

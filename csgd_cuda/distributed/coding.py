@@ -274,7 +274,7 @@ def block_exponents(grad: Tensor, block: int, size: Tensor, unit: Tensor, world_
     of_block, of_size = torch.frexp(block_sizes(grad, block)), torch.frexp(size)
     fits = of_size.exponent - of_block.exponent - (of_block.mantissa > of_size.mantissa).to(torch.int32)
     fits = torch.where(of_block.mantissa == 0, _MOST_EXPONENT, fits)  # nothing but zeros
-    # The last place of unit / 2^k must not lie below that of the smallest number of the dtype.
+    # The last bit of unit / 2^k must not be worth less than the smallest number of the dtype, or sums would be rounded.
     info = torch.finfo(grad.dtype)
     smallest = torch.frexp(torch.tensor(info.tiny * info.eps, dtype=torch.float64)).exponent - 1
     bits = SIGNIFICANT_BITS[grad.dtype] - (world_size - 1).bit_length()

@@ -48,8 +48,8 @@ struct Channels {
 
   __device__ __forceinline__ void note(Bits bits) { largest_bits = bits > largest_bits ? bits : largest_bits; }
 
-  // Raises the channel's maximum to that of the run. Few runs need an atomic: most maxima stay below the bound. In the
-  // first call, whose bounds are 0, reading the present maximum first saves most of the atomics.
+  // Raises the channel's maximum to that of the run. Few runs need an atomic, since most maxima stay below the bound.
+  // In the first call all bounds are 0; there, reading the present maximum first saves most of the atomics.
   __device__ __forceinline__ void end_run() const {
     if (call.channels == 1 || largest_bits <= least_bits) return;
     const auto bits = static_cast<unsigned long long>(largest_bits);
