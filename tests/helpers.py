@@ -8,7 +8,7 @@ import torch
 
 from csgd_cuda import CSGD, extension
 from csgd_cuda.optim.direction import SGD
-from csgd_cuda.optim.options import lr_arguments, operator_options
+from csgd_cuda.optim.options import step_options
 from csgd_cuda.tensors import StepTensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -131,7 +131,7 @@ def run_steps(params, steps=3, **options):
 
 
 def step_operator(
-    params, grads, momentum_buffers, steps, bounds, *, lr, indices=None, shards=(), fused=False, tallies=None, **given
+    params, grads, momentum_buffers, steps, bounds, *, indices=None, shards=(), fused=False, tallies=None, **given
 ):
     """The step's operator, or the reference, with the arguments that csgd_ does not have: shards, tallies,
     fresh_momentum."""
@@ -143,6 +143,4 @@ def step_operator(
     of_call = {"tallies": tallies, **{name: given.get(name) for name in ("grad_scale", "found_inf")}}
     of_call["fresh_momentum"] = given.get("fresh_momentum", False)
     kernel = extension.takes_kernel(params[0].device, fused)
-    SGD.step(
-        tensors, operator_options(SGD.options, options) | lr_arguments(lr, params[0].device) | of_call, kernel=kernel
-    )
+    SGD.step(tensors, step_options(SGD.options, options, params[0].device) | of_call, kernel=kernel)

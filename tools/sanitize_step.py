@@ -15,7 +15,7 @@ from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
 from csgd_cuda.distributed.coding import choose_coding
 from csgd_cuda.distributed.shards import ShardLayout
 from csgd_cuda.optim.direction import SGD
-from csgd_cuda.optim.options import lr_arguments, operator_options
+from csgd_cuda.optim.options import step_options
 from csgd_cuda.tensors import StepTensors
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -64,9 +64,13 @@ def shards(device):
                 params, [torch.full_like(p, 0.5) for p in params], buffers,
                 [torch.tensor(0, device=device) for _ in params], [], list(range(len(params))), [*layout] * len(params),
             )  # fmt: skip
-            options = {name: option.default for name, option in SGD.options.items()} | {"momentum": 0.9, "lipschitz": 1}
+            options = {name: option.default for name, option in SGD.options.items()} | {
+                "lr": 0.1,
+                "momentum": 0.9,
+                "lipschitz": 1,
+            }
             of_call = {"fresh_momentum": False, "grad_scale": None, "found_inf": None, "tallies": None}
-            SGD.step(tensors, operator_options(SGD.options, options) | lr_arguments(0.1, device) | of_call, kernel=True)
+            SGD.step(tensors, step_options(SGD.options, options, device) | of_call, kernel=True)
 
 
 def prunings(device):

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from .. import extension
 from ..distributed.bounds import WholeBounds
 from ..distributed.shards import check_plain, is_dtensor
-from ..pruning.groups import Pruning
+from ..pruning import groups
 from ..pruning.options import check_pruning
 from ..reference.checks import check_dtype
 from ..tensors import Group
@@ -52,7 +52,7 @@ class CalibratedOptimizer(Optimizer):
         """Makes the attributes that are not part of the state: for a new optimizer, for a copy, and after a checkpoint
         was loaded."""
         self._tallies = diagnostics.Tallies()
-        self._pruning = Pruning()
+        self._pruning = groups.Pruning()
         self._bounds = WholeBounds()
         self._plan: StepPlan | None = None  # of the last step
 
@@ -83,7 +83,7 @@ class CalibratedOptimizer(Optimizer):
 
     def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
-        self._pruning.check_group(group, {}, first)
+        groups.check_group(group, {}, first)
         seen = set()
         for index, param in enumerate(group["params"], start=first):
             if param in seen:

@@ -15,7 +15,7 @@ from ..pruning.options import PRUNING_OPTIONS
 from ..reference import checks, step
 from ..reference.sgd import SgdDirection
 from ..tensors import Group, StepTensors, Tensors
-from .options import SGD_OPTIONS, Option, check_new_sgd_group, check_options, signed_seed
+from .options import SGD_OPTIONS, Option, check_new_sgd_group, check_options, options_of_step, signed_seed
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,15 @@ class Direction:
     check_new_group: Callable[[Group], None]
     reference: type[SgdDirection]
 
+    def buffers_for(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the buffers that a group with these options needs."""
+        return self.buffers if self.needs_buffers(options) else ()
+
     def step(self, tensors: StepTensors, options: dict[str, Any], *, kernel: bool) -> None:
         """Makes a step in place.
 
         Args:
-            options: those of ``operator_options``, and the operator's arguments that belong to the whole call:
+            options: those of ``step_options``, and the operator's arguments that belong to the whole call:
                 fresh_momentum, grad_scale, found_inf, tallies.
             kernel: whether the kernel makes it, else pure PyTorch: the same bits.
 
@@ -71,8 +75,7 @@ class Direction:
 
     def _check_reference(self, tensors: StepTensors, options: dict[str, Any]) -> None:
         lr = options["lr"] if options["lr_tensor"] is None else options["lr_tensor"]
-        operator_options = {name: option for name, option in self.options.items() if option.operator is not None}
-        check_options({"lr": self.options["lr"], **operator_options}, {**options, "lr": lr})
+        check_options(options_of_step(self.options), {**options, "lr": lr})
         checks.check_step(tensors, options, uses_buffers=self.needs_buffers(options))
 
 

@@ -12,13 +12,9 @@ from torch import Tensor
 from .. import extension
 from ..tensors import StepTensors
 from .direction import SGD
-from .options import SGD_OPTIONS, check_options, documented, lr_arguments, operator_options
+from .options import SGD_OPTIONS, check_options, documented, options_of_step, step_options
 
-_OPTIONS = {
-    name: option
-    for name, option in SGD_OPTIONS.items()
-    if name not in ("foreach", "differentiable", "fused", "capturable", "first_index")
-}
+_OPTIONS = options_of_step(SGD_OPTIONS)
 
 
 @documented(_OPTIONS)
@@ -86,4 +82,4 @@ def csgd_(
     check_options(_OPTIONS, options)
     of_call = {"fresh_momentum": False, "grad_scale": grad_scale, "found_inf": found_inf, "tallies": None}
     kernel = extension.takes_kernel(device, fused)
-    SGD.step(tensors, operator_options(_OPTIONS, options) | lr_arguments(lr, device) | of_call, kernel=kernel)
+    SGD.step(tensors, step_options(_OPTIONS, options, device) | of_call, kernel=kernel)

@@ -149,7 +149,7 @@ _COMMON_OPTIONS: dict[str, Option] = {
 }  # fmt: skip
 
 SGD_OPTIONS: dict[str, Option] = {
-    # lr reaches the operator as a number or as a tensor: lr_arguments().
+    # lr reaches the operator as a number or as a tensor: step_options().
     "lr": Option(1e-3, check_lr, None, "the learning rate, a number or a tensor with one element, read on its device."),
     "momentum": Option(0, check_finite, float, "as in torch.optim.SGD."),
     "dampening": Option(0, check_finite, float, "as in torch.optim.SGD."),
@@ -214,12 +214,22 @@ def complete_group(group: Group, own: Group) -> None:
             group.setdefault(name, value)
 
 
+def options_of_step(table: Mapping[str, Option]) -> dict[str, Option]:
+    """The part of a table that the step itself takes: the operator's options, and ``lr``."""
+    return {name: option for name, option in table.items() if name == "lr" or option.operator is not None}
+
+
 def operator_options(table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked options as the operators take them; ``lr`` is left to ``lr_arguments``."""
+    """The checked options as the operators take them, without ``lr``."""
     return {name: option.operator(options[name]) for name, option in table.items() if option.operator is not None}
 
 
-def lr_arguments(lr: float | Tensor, device: torch.device) -> dict[str, Any]:
+def step_options(table: Mapping[str, Option], options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The checked options as the step's operator takes them, for parameters on ``device``."""
+    return operator_options(table, options) | _lr_arguments(options["lr"], device)
+
+
+def _lr_arguments(lr: float | Tensor, device: torch.device) -> dict[str, Any]:
     """The learning rate as the step's operator takes it, for parameters on ``device``: a number, a tensor or None."""
     if torch.compiler.is_compiling() and not isinstance(lr, torch.Tensor):
         # An operator's float is a constant of the compiled code: each lr of a scheduler would compile it anew. A

@@ -15,7 +15,7 @@ from .. import extension
 from ..distributed.shards import WHOLE, check_plain, is_dtensor, local_gradient, local_tensor, shard_layout
 from ..tensors import Group, State, StepTensors, opmath_dtype
 from .direction import Direction
-from .options import check_group, index_ranges, lr_arguments, operator_options
+from .options import check_group, index_ranges, step_options
 from .state import new_buffer
 
 # For a device and the place of a call's first parameter over all groups, the operator's arguments that belong to the
@@ -57,9 +57,9 @@ class StepCall:
         table = self._direction.options
         check_group(table, self._group)  # schedulers, users and checkpoints change the options after the constructor
         self._kernel = extension.takes_kernel(self._device, self._group["fused"])
-        self._options = operator_options(table, self._group) | lr_arguments(self._group["lr"], self._device)
+        self._options = step_options(table, self._group, self._device)
         self._option_values = self._values()
-        self._buffer_names = self._direction.buffers if self._direction.needs_buffers(self._group) else ()
+        self._buffer_names = self._direction.buffers_for(self._group)
         self._has_bound = self._group["lipschitz"] is None
 
     def _forget(self) -> None:
@@ -184,7 +184,7 @@ class StepPlan:
         self._first_indices = [group["first_index"] for group in param_groups]
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
-            needed = direction.buffers if direction.needs_buffers(group) else ()
+            needed = direction.buffers_for(group)
             calls: dict[tuple[torch.device, bool], StepCall] = {}
             for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:

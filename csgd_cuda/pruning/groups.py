@@ -68,17 +68,6 @@ class Pruning:
                 (state.get(param) or {}).pop("mask", None)
         self._had_masks = have_masks
 
-    def check_group(self, group: Group, state: State, first: int) -> None:
-        """Checks that the parameters of a group can be thresholded.
-
-        Args:
-            first: the position of its first parameter over all groups.
-
-        Raises:
-            ValueError, TypeError: an option, or a parameter to which it does not apply.
-        """
-        _check_group(group, state, first)
-
     def threshold(
         self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None]
     ) -> None:
@@ -161,11 +150,19 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 def _check_groups(param_groups: list[Group], state: State) -> None:
     position = 0
     for group in param_groups:
-        _check_group(group, state, position)
+        check_group(group, state, position)
         position += len(group["params"])
 
 
-def _check_group(group: Group, state: State, first: int) -> None:
+def check_group(group: Group, state: State, first: int) -> None:
+    """Checks that the parameters of a group can be thresholded.
+
+    Args:
+        first: the position of its first parameter over all groups.
+
+    Raises:
+        ValueError, TypeError: an option, or a parameter to which it does not apply.
+    """
     check_pruning(group)
     if not group["sparsity"]:
         return

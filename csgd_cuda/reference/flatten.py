@@ -26,7 +26,10 @@ def memory_order(param: Tensor) -> Order:
 
 def empty_in_order(like: Tensor) -> Tensor:
     """A new tensor of the shape and dtype of ``like``, with the strides of ``memory_order(like)``."""
-    order = memory_order(like)
+    return _empty(like, memory_order(like))
+
+
+def _empty(like: Tensor, order: Order) -> Tensor:
     if order is None:
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     return torch.empty_strided(like.shape, order, dtype=like.dtype, device=like.device)
@@ -48,9 +51,7 @@ class Flattened:
 
     def _flatten(self, tensor: Tensor, order: Order) -> Tensor:
         if not _has_order(tensor, order):
-            copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-            if order is not None:
-                copy = torch.empty_strided(tensor.shape, order, dtype=tensor.dtype, device=tensor.device)
+            copy = _empty(tensor, order)
             self._copies.append((tensor, copy.copy_(tensor)))
             tensor = copy
         if order is None:

@@ -37,6 +37,13 @@ def grads_of(params, step, layouts=("contiguous",)):
     return [laid_out(value, layouts[(k + step) % len(layouts)]) for k, value in enumerate(values)]
 
 
+def make_two_steps(optimizer, params):
+    for step in range(2):
+        for param, grad in zip(params, grads_of(params, step), strict=True):
+            param.grad = grad
+        optimizer.step()
+
+
 def element_mask(mask, param):
     return mask if mask.shape == param.shape else mask.view(-1, *[1] * (param.dim() - 1)).expand_as(param)
 
@@ -102,10 +109,7 @@ def test_every_layout_of_parameters_and_gradients(structure, dtype):
 def test_the_gradient_is_given_back_after_an_error(device, fused):
     params = make_params([(4, 4), (4, 4)], torch.float32, device)
     optimizer = CSGD(params, lr=0.1, sparsity=0.5, regrow=False, fused=fused)
-    for step in range(2):
-        for param, grad in zip(params, grads_of(params, step), strict=True):
-            param.grad = grad
-        optimizer.step()
+    make_two_steps(optimizer, params)
     grads = [param.grad for param in params]
     optimizer.param_groups[0]["lr"] = float("nan")
     with pytest.raises(ValueError, match="lr must be a finite number"):
@@ -118,10 +122,7 @@ def test_the_gradient_is_given_back_after_an_error(device, fused):
 def test_a_step_that_is_skipped_drops_nothing(found_inf, device, fused):
     params = make_params([(30, 10), (5, 1)], torch.float32, device)
     optimizer = CSGD(params, lr=0.1, momentum=0.9, sparsity=0.5, regrow=False, threshold_every=2, fused=fused)
-    for step in range(2):
-        for param, grad in zip(params, grads_of(params, step), strict=True):
-            param.grad = grad
-        optimizer.step()
+    make_two_steps(optimizer, params)
     state = [t for p in params for t in (p, *optimizer.state[p].values())]
     before = [t.detach().clone() for t in state]
     optimizer.found_inf = torch.tensor(found_inf, device=device)
@@ -134,10 +135,7 @@ def test_a_gradient_that_does_not_fit_is_named(device, fused):
     """A parameter that was converted, but not its gradient."""
     params = make_params([(4, 4), (4, 4)], torch.float32, device)
     optimizer = CSGD(params, lr=0.1, sparsity=0.5, regrow=False, fused=fused)
-    for step in range(2):
-        for param, grad in zip(params, grads_of(params, step), strict=True):
-            param.grad = grad
-        optimizer.step()
+    make_two_steps(optimizer, params)
     grads = [param.grad for param in params]
     params[1].data = params[1].data.double()
     with pytest.raises(TypeError, match="parameter 1: gradient has dtype"):

@@ -4,6 +4,8 @@
 #include "csrc/cuda/hard_threshold_cuda.h"
 
 #ifdef CSGD_STORAGE
+#define CSGD_FOR_EACH_KERNEL(DO) \
+  DO(histogram_kernel) DO(select_kernel) DO(norms_kernel) DO(masks_kernel) DO(two_of_four_kernel)
 #define CSGD_LEAVE_OUT(kernel)              \
   template <class S>                        \
   void kernel(ThresholdLaunch);             \
@@ -16,11 +18,7 @@
 namespace csgd {
 namespace {
 struct ThresholdLaunch;
-CSGD_LEAVE_OUT(histogram_kernel)
-CSGD_LEAVE_OUT(select_kernel)
-CSGD_LEAVE_OUT(norms_kernel)
-CSGD_LEAVE_OUT(masks_kernel)
-CSGD_LEAVE_OUT(two_of_four_kernel)
+CSGD_FOR_EACH_KERNEL(CSGD_LEAVE_OUT)
 }  // namespace
 }  // namespace csgd
 #undef CSGD_LEAVE_OUT
@@ -38,11 +36,7 @@ CSGD_LEAVE_OUT(two_of_four_kernel)
   void kernel<LeftOut<2>>(ThresholdLaunch) {}
 namespace csgd {
 namespace {
-CSGD_LEAVE_OUT(histogram_kernel)
-CSGD_LEAVE_OUT(select_kernel)
-CSGD_LEAVE_OUT(norms_kernel)
-CSGD_LEAVE_OUT(masks_kernel)
-CSGD_LEAVE_OUT(two_of_four_kernel)
+CSGD_FOR_EACH_KERNEL(CSGD_LEAVE_OUT)
 }  // namespace
 }  // namespace csgd
 #endif
