@@ -3,8 +3,9 @@
 
 Compiles every .cu file for sm_80, sm_90, sm_100 and PTX, as many side by side as there are processors. Fails where the
 compiler had to spill registers or put arrays into local memory, where a kernel no longer reads and writes its tensors
-16 bytes at a time, and where the step takes a tenth more instructions per element than tests/cuda/instruction_counts.md
-says (--write makes that file anew). Checks the syntax of the CUDA bindings against the installed torch's headers.
+16 bytes at a time, and where the step takes a tenth more instructions per element, or registers, than
+tests/cuda/instruction_counts.md says (--write makes that file anew). Checks the syntax of the CUDA bindings against the
+installed torch's headers.
 """
 
 import argparse
@@ -31,7 +32,6 @@ SIZES = {"f": 4, "d": 8, "NS_8BFloat16E": 2, "NS_7Float16E": 2}
 WIDE = {
     "ld": r"\bld\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
     "st": r"\bst\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
-    "cp": r"\bcp\.async\.cg\.shared\.global \[\S+\], \[\S+\], 16\b",
 }
 PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 
@@ -44,16 +44,16 @@ def run(command):
 
 
 class Outcome(NamedTuple):
-    """What one check found: a line to print, errors, instructions per element as sass.counts has them."""
+    """What one check found: a line to print, errors, what kernels take as sass.costs has it."""
 
     line: str
     errors: list[str]
-    counts: dict
+    costs: dict
 
 
 def check_target(nvcc, flags, source, name):
     """Compiles one .cu file for one target."""
-    errors, counts = [], {}
+    errors, costs = [], {}
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "out")
         report = run([nvcc, "-std=c++17", *flags, TARGETS[name], "-Xptxas=-v", "-cubin", source, "-o", output])
@@ -64,10 +64,10 @@ def check_target(nvcc, flags, source, name):
             if any(int(n) for n in (stack, stores, loads)):
                 errors.append(f"{source} for {name}: {stack} bytes stack, {stores} + {loads} bytes spilled")
         try:
-            counts = sass.counts(name, output)
+            costs = sass.costs(name, output, report)
         except ValueError as error:
             errors.append(f"{source}: {error}")
-    return Outcome(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers", errors, counts)
+    return Outcome(f"{source} for {name}: {len(registers)} kernels, at most {max(registers)} registers", errors, costs)
 
 
 def check_ptx(nvcc, flags, source):
@@ -83,52 +83,51 @@ def check_ptx(nvcc, flags, source):
     return Outcome(f"{source}: PTX compiles; 16-byte accesses of {len(kernels)} kernels counted", errors, {})
 
 
-def accesses_of_step(name):
-    """16-byte accesses of csgd_kernel, in units of eight elements: reads, writes, copies ahead.
+def accesses_of_step(name, size):
+    """16-byte reads and writes in csgd_kernel; ``size``: bytes of an element.
 
-    Reads are those of gradient and momentum buffer, and of the parameter before the draws or after them. A kernel has
-    two loops: the one that copies ahead reads only the parameter, and writes as the other does.
+    Gradient, momentum buffer and, before and after the draws, parameter. A kernel has two loops, over whole vectors and
+    over what is left of them; the second one accesses those arrays by vectors whose addresses allow it. Where nothing
+    is written between the two reads of the parameter, the compiler makes one of them in the first loop.
     """
     static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
-    momentum = int(static[2]) if static else 1
-    param = 1 if static else 2
-    return {"ld": 1 + momentum + param * 2, "st": (1 + momentum) * 2, "cp": 1 + momentum}
+    weight_decay, momentum = (int(static[1]), int(static[2])) if static else (1, 1)
+    return {"ld": 2 * (2 + momentum) + weight_decay * (1 + momentum), "st": 2 * (1 + momentum)}
 
 
-def accesses_of_layer(name):
-    return {"ld": 1, "st": 1, "cp": 0}
+def accesses_of_layer(name, size):
+    return {"ld": 8 * size // 16, "st": 8 * size // 16}
 
 
 WIDE_ACCESSES = {"csgd_cuda.cu": accesses_of_step, "calibrate_grad_cuda.cu": accesses_of_layer}
 
 
 def check_wide_accesses(kernels, accesses):
-    """One error for each kernel whose eight elements per thread do not travel in 16-byte accesses."""
+    """One error for each kernel whose elements do not travel in 16-byte accesses."""
     errors = []
     for kernel in kernels:
         name = kernel.split("(")[0]
         (dtype,) = re.findall(rf"_kernelI({'|'.join(SIZES)})", name)
-        vectors = 8 * SIZES[dtype] // 16
-        for what, count in accesses(name).items():
-            expected = count * vectors
-            if what == "cp" and count:  # for as many slots as 32 KB hold, at least one
-                expected *= max(1, 8 // expected)
+        for what, expected in accesses(name, SIZES[dtype]).items():
             found = len(re.findall(WIDE[what], kernel))
             if found != expected:
                 errors.append(f"{name}: {found} {what} of 16 bytes, expected {expected}")
     return errors
 
 
-def check_counts(found):
-    """One error for each kernel that takes more than a tenth more instructions than the table has, or is not in it."""
+def check_costs(found):
+    """One error for each kernel that takes more than a tenth more than the table has, or is not in it."""
     table = sass.read_table()
     errors = [f"{sass.TABLE.name} has {' '.join(words)}, no kernel" for words in table.keys() - found.keys()]
-    for words, figure in found.items():
+    for words, cost in found.items():
         if words not in table:
             errors.append(f"{' '.join(words)}: not in {sass.TABLE.name}; make check-cuda ARGS=--write")
-        elif figure > 1.1 * table[words]:
-            errors.append(f"{' '.join(words)}: {figure:.1f} instructions per element, {table[words]} before")
-    say(f"instructions per element of {len(found)} kernels: {min(found.values()):.1f} to {max(found.values()):.1f}")
+            continue
+        for what, figure, before in zip(cost._fields, cost, table[words], strict=True):
+            if figure > 1.1 * before:
+                errors.append(f"{' '.join(words)}: {figure:.1f} {what}, {before} before")
+    figures = [cost.instructions for cost in found.values()]
+    say(f"instructions per element of {len(found)} kernels: {min(figures):.1f} to {max(figures):.1f}")
     return errors
 
 
@@ -156,7 +155,7 @@ def checks(nvcc, flags, toolkit):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table of instructions")
+    parser.add_argument("--write", action="store_true", help="write the table of instructions and registers")
     write = parser.parse_args().write
     os.chdir(ROOT)
     setup = runpy.run_path("setup.py")
@@ -166,7 +165,7 @@ def main():
     if sass.disassembler() is None:
         sys.exit("no nvdisasm was found: install the CUDA toolkit's, or the package nvidia-cuda-nvdisasm")
     nvcc = os.path.join(toolkit, "bin", "nvcc")
-    errors, counts = [], {}
+    errors, costs = [], {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         started = [pool.submit(check) for check in checks(nvcc, setup["NVCC_FLAGS"], toolkit)]
         for done in as_completed(started):
@@ -177,11 +176,11 @@ def main():
                 sys.exit(str(error))
             say(line)
             errors += more
-            counts |= of_source
+            costs |= of_source
     if write:
-        in_order = dict(sorted(counts.items(), key=lambda row: (list(TARGETS).index(row[0][0]), row[0])))
+        in_order = dict(sorted(costs.items(), key=lambda row: (list(TARGETS).index(row[0][0]), row[0])))
         sass.write_table(in_order, run([nvcc, "--version"]).strip().splitlines()[-1])
-    errors += check_counts(counts)
+    errors += check_costs(costs)
     if errors:
         sys.exit("\n".join(sorted(errors)))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nvcc made of the step's kernels: instructions per element, read from the machine code without a GPU.
 
-Nearly all elements go through the loop that copies ahead to shared memory. Among the paths through that loop, this
-counts the shortest one that makes all draws and stores everything: a step in which every coordinate moves. The code
+Nearly all elements go through the loop over whole vectors of 16 bytes. Among the paths through that loop, this counts
+the shortest one that makes all draws and stores everything: a step in which every coordinate moves. The code
 that only NaN, infinity or the largest numbers need is not on that path. Conditions are not evaluated: where the code
 tests a condition twice, the path counted may be one that cannot happen.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).resolve().parent.parent / "tests" / "cuda" / "instruction_counts.md"
-ELEMENTS = 8  # of a thread in one round of the loop
+ELEMENTS = {"float32": 4, "float64": 2, "bfloat16": 8, "float16": 8}  # of a vector, which a thread takes in a round
+STORE = "STG.E.128"
 PHILOX_FACTORS = ("-0x2daee0ad", "0xd2511f53")  # one multiplication by it for each of the ten rounds of a call
 
 
@@ -71,19 +72,22 @@ def branch(instruction, labels):
     return labels.get(found[2]), bool(conditional)
 
 
-def copying_loop(instructions, labels):
-    """(first, last instruction) of the smallest loop with copies to shared memory; None without such a loop."""
+def loop_over_vectors(instructions, labels):
+    """(first, last instruction) of the smallest loop that stores vectors; None without such a loop.
+
+    The loop over the elements that are left can store vectors, too, and is larger.
+    """
     loops = []
     for last, instruction in enumerate(instructions):
         first, _ = branch(instruction, labels)
-        if first is not None and first < last and any("LDGSTS" in each for each in instructions[first:last]):
+        if first is not None and first < last and any(STORE in each for each in instructions[first:last]):
             loops.append((last - first, first, last))
     return min(loops)[1:] if loops else None
 
 
 def instructions_of_a_round(instructions, labels):
-    """How many instructions a thread executes for its eight elements; None where nothing is copied ahead."""
-    loop = copying_loop(instructions, labels)
+    """How many instructions a thread executes for one vector; None where no loop stores vectors."""
+    loop = loop_over_vectors(instructions, labels)
     if loop is None:
         return None
     first, last = loop
@@ -91,7 +95,7 @@ def instructions_of_a_round(instructions, labels):
     fewest = {first: {(0, 0): 0}}
     for at in range(first, last + 1):
         instruction = instructions[at]
-        draws, stores = any(f in instruction for f in PHILOX_FACTORS), "STG.E.128" in instruction
+        draws, stores = any(f in instruction for f in PHILOX_FACTORS), STORE in instruction
         target, goes_on = branch(instruction, labels)
         following = [to for to in (target, at + 1 if goes_on else None) if to is not None and at < to <= last]
         if at == last:
@@ -112,27 +116,36 @@ def case_of(target, name):
     return Case(target, dtypes[found[1]], *(digit == "1" for digit in found.groups()[1:])) if found else None
 
 
-def counts(target, cubin):
-    """{words of a Case: instructions per element} for the kernels of a cubin."""
+class Cost(NamedTuple):
+    """What one kernel takes."""
+
+    instructions: float  # per element
+    registers: int
+
+
+def costs(target, cubin, report):
+    """{words of a Case: Cost} for the kernels of a cubin, whose compiler printed ``report`` (-Xptxas=-v)."""
+    registers = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", report, flags=re.DOTALL))
     found = {}
     for name, text in functions(cubin).items():
         case = case_of(target, name)
         if case is not None:
-            round_of_eight = instructions_of_a_round(*parse(text))
-            if round_of_eight is None:
-                raise ValueError(f"{' '.join(case.words())}: no loop copies to shared memory ahead")
-            found[case.words()] = round_of_eight / ELEMENTS
+            instructions = instructions_of_a_round(*parse(text))
+            if instructions is None:
+                raise ValueError(f"{' '.join(case.words())}: no loop stores vectors of 16 bytes")
+            found[case.words()] = Cost(instructions / ELEMENTS[case.dtype], int(registers[name]))
     return dict(sorted(found.items()))
 
 
 def read_table():
-    """{words of a Case: instructions per element}."""
-    rows = re.findall(r"^\| (sm_\d+) \| (\w+) \| ([\w ]+) \| ([\d.]+) \|$", TABLE.read_text(), flags=re.MULTILINE)
-    return {(target, dtype, options): float(figure) for target, dtype, options, figure in rows}
+    """{words of a Case: Cost}."""
+    row = r"^\| (sm_\d+) \| (\w+) \| ([\w ]+) \| ([\d.]+) \| (\d+) \|$"
+    rows = re.findall(row, TABLE.read_text(), flags=re.MULTILINE)
+    return {tuple(words): Cost(float(instructions), int(registers)) for *words, instructions, registers in rows}
 
 
 def write_table(found, compiler):
-    rows = [f"| {' | '.join(words)} | {figure:.1f} |" for words, figure in found.items()]
+    rows = [f"| {' | '.join(words)} | {cost.instructions:.1f} | {cost.registers} |" for words, cost in found.items()]
     TABLE.write_text(f"""# What nvcc makes of the step's kernels
 
 Made by `make check-cuda ARGS=--write`, which without it fails when a figure is exceeded by a tenth.
@@ -140,9 +153,9 @@ Made by `make check-cuda ARGS=--write`, which without it fails when a figure is 
 Compiler: {compiler}
 
 Instructions that a thread executes per element where every coordinate moves, bfloat16 and float16 rounded
-stochastically; read from the machine code by tools/sass.py.
+stochastically, read from the machine code by tools/sass.py; and registers of a thread, as the compiler reports them.
 
-| target | dtype | options | instructions per element |
-| --- | --- | --- | ---: |
+| target | dtype | options | instructions per element | registers |
+| --- | --- | --- | ---: | ---: |
 {chr(10).join(rows)}
 """)

@@ -81,6 +81,20 @@ CSGD_HOST_DEVICE float larger(float a, float b) {
 }
 #endif
 
+// The larger of two numbers, or NaN if one of them is NaN.
+template <class T>
+CSGD_HOST_DEVICE T larger_or_nan(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+CSGD_HOST_DEVICE float larger_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+#endif
+
 // How float and double are laid out. The bits are signed integers, since vector units compare those.
 template <class T>
 struct FloatBits;

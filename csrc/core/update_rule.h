@@ -132,6 +132,25 @@ CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Va
   return parts.nesterov ? g + s.momentum * momentum_buffer : momentum_buffer;
 }
 
+// The direction of SGD as a function object, for a loop that is written for any direction.
+template <class Parts>
+class SgdDirection {
+ public:
+  CSGD_HOST_DEVICE explicit SgdDirection(const Parts& parts) : parts_(parts) {}
+  // Whether a buffer of the state is read and written; without one its values are undefined.
+  CSGD_HOST_DEVICE bool has_buffer() const { return parts_.momentum; }
+  // Whether the parameter is needed.
+  CSGD_HOST_DEVICE bool reads_param() const { return parts_.weight_decay; }
+
+  template <class T>
+  CSGD_HOST_DEVICE T operator()(const StepScalars<T>& s, T grad, T param, T& momentum_buffer) const {
+    return direction(parts_, s, grad, param, momentum_buffer);
+  }
+
+ private:
+  Parts parts_;
+};
+
 // The bits of |value| as an integer. Non-negative floats have the same order as their bits.
 template <class Value>
 CSGD_HOST_DEVICE auto magnitude_bits(Value value) {
@@ -156,20 +175,29 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
 }
 
-// x = |d| * 2^16 / T, at most 2^16; n is the smallest integer >= x. Where d is not 0, x is above 0 even if the product
-// underflows. A product that is not below 2^16, NaN included, gives 2^16, and such a d is applied as it is. `scale` is
-// one number for all of d, or one for each.
+// x = |d| * 2^16 / T, at most 2^16; n is the smallest integer >= x. A product that is not below 2^16, NaN included,
+// gives 2^16, and such a d is applied as it is. `scale` is one number for all of d, or one for each.
 template <class Value, class Scale>
 CSGD_HOST_DEVICE Value limited_product(Value d, Scale scale) {
-  using T = LaneOf<Value>;
-  const Value size = magnitude(d);
-  return larger(lesser(size * scale, Value(T(kDrawRange))), lesser(size, Value(T(0x1p-100))));
+  return lesser(magnitude(d) * scale, Value(LaneOf<Value>(kDrawRange)));
+}
+
+// The product of a d that is not 0 can underflow to 0 only if the scale is below 1. Then x is at least least_product(),
+// which is above 0, so that n is not 0 either.
+template <class T>
+CSGD_HOST_DEVICE bool may_underflow(T scale) {
+  return scale < T(1);
+}
+
+template <class Value>
+CSGD_HOST_DEVICE Value least_product(Value d) {
+  return lesser(magnitude(d), Value(LaneOf<Value>(0x1p-100)));
 }
 
 // n, the number of draws out of 2^16 that move the coordinate: an integer in the type Value.
 template <class Value, class Scale>
 CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
-  return round_up(limited_product(d, scale));
+  return round_up(larger(limited_product(d, scale), least_product(d)));
 }
 
 // A draw as T or as a vector of T.

@@ -14,7 +14,8 @@
 
 namespace csgd {
 
-constexpr int kPerThread = kDrawsPerCall;  // elements that a thread takes at a time; one Philox call serves them
+// The elements that a thread takes at a time: those that one Philox call serves. In a step they are those of a vector.
+constexpr int kPerThread = kDrawsPerCall;
 
 #ifndef CSGD_CUDA_THREADS
 #define CSGD_CUDA_THREADS 256

@@ -2,9 +2,9 @@
 // The calibration of a gradient on a GPU: one launch, one pass over memory.
 #include <cuda_runtime.h>
 
-#include "block8.cuh"
 #include "blocks.cuh"
 #include "calibrate_grad_cuda.h"
+#include "rounding.cuh"
 
 namespace csgd {
 namespace {
@@ -57,32 +57,33 @@ struct Channels {
   }
 };
 
-// Calibrates `count` (1 ... 8) elements from `position`, a multiple of 8, on. `wide`: 16-byte accesses may be used.
+// Calibrates `count` (1 ... 8) elements from `position`, a multiple of 8, on.
 template <class S, class T>
 __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32_t index, uint32_t step,
-                                           Channels<T>& channels, int64_t position, int count, bool wide,
-                                           uint32_t& moved) {
-  const uint64_t block = static_cast<uint64_t>(position) / kDrawsPerCall;
-  S stored[kPerThread];
-  load8(static_cast<const S*>(call.grad) + position, count, wide, stored);
-  const Philox4x32 bits = draw_block(call.seed, kGradStream, block, index, step);
+                                           Channels<T>& channels, int64_t position, int count, uint32_t& moved) {
+  const auto draws_of = [&](Stream stream) {
+    const auto block = static_cast<uint64_t>(position) / kDrawsPerCall;
+    return draws_within<kPerThread>(draw_block(call.seed, stream, block, index, step), 0);
+  };
+  Vector<S> stored[kPerThread / Vector<S>::kSize];
+  load(static_cast<const S*>(call.grad) + position, count == kPerThread && aligned16(call.grad), count, stored);
+  const auto draws = draws_of(kGradStream);
   channels.go_to(position);
-  T out[kPerThread];
+  T grad[kPerThread], out[kPerThread];
+  widen(stored, grad);
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
     if (k > 0) channels.next();
-    const T d = Storage<S>::load(stored[k]);
-    channels.note(finite_magnitude_bits(d));                             // the zeros beyond the end change no maximum
-    const T above = round_up_above(limited_product(d, channels.scale));  // integers() + n
-    const bool move = draw_above<T>(bits, k) < above;
+    const T d = grad[k];
+    channels.note(finite_magnitude_bits(d));  // the zeros beyond the end change no maximum
+    const T above = larger(round_up_above(limited_product(d, channels.scale)), round_up_above(least_product(d)));
+    const bool move = draws.template above<T>(k) < above;
     out[k] = select(move, d * inverse_probability_above(above), T(0));
     moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0
   }
   channels.end_run();
-  round8(
-      call.stochastic_rounding, [&] { return draw_block(call.seed, kGradRoundingStream, block, index, step); }, out,
-      0xFFu, stored);
-  store8(static_cast<S*>(call.out) + position, count, wide, stored);
+  narrow<S>(call.stochastic_rounding, [&] { return draws_of(kGradRoundingStream); }, out, ~0u, stored);
+  store(static_cast<S*>(call.out) + position, count == kPerThread && aligned16(call.out), count, stored);
 }
 
 // The last block to arrive here completes the call. Every other block has read the step and the bounds by then. The
@@ -119,14 +120,13 @@ template <class S>
 __global__ void __launch_bounds__(kThreads, 1) calibrate_grad_kernel(const __grid_constant__ CalibrateGradCall call) {
   using T = typename Storage<S>::Opmath;
   const uint32_t index = layer_index(call), step = static_cast<uint32_t>(*call.step);
-  const bool aligned = aligned16(call.grad) && aligned16(call.out);
   const int64_t begin = int64_t{blockIdx.x} * call.chunk;
   const int64_t end = begin + call.chunk < call.numel ? begin + call.chunk : call.numel;
   Channels<T> channels(call);
   uint32_t moved = 0;
   for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    calibrate8<S>(call, index, step, channels, i, count, aligned && count == kPerThread, moved);
+    calibrate8<S>(call, index, step, channels, i, count, moved);
   }
   finish(call, reduce_block(Partial<T>{channels.largest_bits, moved}));
 }

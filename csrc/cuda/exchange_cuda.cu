@@ -2,9 +2,9 @@
 // The gradient exchange on a GPU: from gradients to codes, to words, to sums of words, and back.
 #include <cuda_runtime.h>
 
-#include "block8.cuh"
 #include "blocks.cuh"
 #include "exchange_cuda.h"
+#include "vectors.cuh"
 
 namespace csgd {
 namespace {
@@ -12,16 +12,16 @@ namespace {
 // Encodes `count` (1 ... 8) elements from `position`, a multiple of 8, on.
 template <class S>
 __device__ __forceinline__ void encode8(const EncodeCall& call, double bound, const CodeUnits& units, int64_t position,
-                                        int count, bool wide) {
-  S stored[kPerThread];
-  load8(static_cast<const S*>(call.grad) + position, count, wide, stored);
+                                        int count) {
+  Vector<S> stored[kPerThread / Vector<S>::kSize];
+  load(static_cast<const S*>(call.grad) + position, count == kPerThread && aligned16(call.grad), count, stored);
   const auto block = static_cast<uint64_t>(position) / kDrawsPerCall;
   const Philox4x32 bits = draw_block(call.seed, kExchangeStream, block, call.index, call.step);
   const bool zero = codes_are_zero(bound);
   uint8_t codes[kPerThread];
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
-    const float g = Storage<S>::load(stored[k]);
+    const float g = Storage<S>::load(element(stored, k));
     const uint32_t draw = draw_lane(bits, k);
     bool above, decided;
     compare_in_float(units, cast_bits<float>(magnitude_bits(g)), draw_value<float>(own_digit(call, g, draw)), above,
@@ -40,12 +40,11 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) encode_kernel(const __grid_constant__ EncodeCall call) {
   const double bound = *call.bound;
   const CodeUnits units = code_units(bound);
-  const bool aligned = aligned16(call.grad);
   const int64_t begin = int64_t{blockIdx.x} * call.chunk;
   const int64_t end = begin + call.chunk < call.numel ? begin + call.chunk : call.numel;
   for (int64_t i = begin + int64_t{threadIdx.x} * kPerThread; i < end; i += kPass) {
     const int count = end - i < kPerThread ? static_cast<int>(end - i) : kPerThread;
-    encode8<S>(call, bound, units, i, count, aligned && count == kPerThread);
+    encode8<S>(call, bound, units, i, count);
   }
 }
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../core/hard_threshold.h"
-#include "block8.cuh"
 #include "blocks.cuh"
+#include "vectors.cuh"
 
 namespace csgd {
 namespace {
@@ -100,15 +100,14 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const __grid_consta
   for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) bins[b] = 0;
   __syncthreads();
   const S* data = static_cast<const S*>(tensor.data);
-  const bool aligned = aligned16(data);
   for (int64_t i = work.begin + int64_t{threadIdx.x} * kPerThread; i < work.end; i += kPass) {
     const int count = work.end - i < kPerThread ? static_cast<int>(work.end - i) : kPerThread;
-    S values[kPerThread];
-    load8(data + i, count, aligned && count == kPerThread, values);
+    Vector<S> values[kPerThread / Vector<S>::kSize];
+    load(data + i, count == kPerThread && aligned16(data), count, values);
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
       if (k >= count) continue;
-      const int digit = digit_of(selection, pass, key_at(tensor, values[k], i + k), from_end(tensor, i + k));
+      const int digit = digit_of(selection, pass, key_at(tensor, element(values, k), i + k), from_end(tensor, i + k));
       if (digit >= 0) atomicAdd(&bins[digit], 1u);
     }
   }
@@ -137,31 +136,29 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
   const Selection selection = launch.header.scratch[tensor.selection].state;
   S* data = static_cast<S*>(tensor.data);
   S* momentum_buffer = static_cast<S*>(tensor.momentum_buffer);
-  const bool aligned = aligned16(data) && aligned16(momentum_buffer);
   for (int64_t i = work.begin + int64_t{threadIdx.x} * kPerThread; i < work.end; i += kPass) {
     const int count = work.end - i < kPerThread ? static_cast<int>(work.end - i) : kPerThread;
-    const bool wide = aligned && count == kPerThread;
-    S values[kPerThread];
-    load8(data + i, count, wide, values);
+    Vector<S> values[kPerThread / Vector<S>::kSize];
+    load(data + i, count == kPerThread && aligned16(data), count, values);
     unsigned dropped = 0;
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
       if (k >= count) continue;
-      const auto key = key_at(tensor, values[k], i + k);
+      const auto key = key_at(tensor, element(values, k), i + k);
       if (key != 0 && survives(tensor, selection, key, from_end(tensor, i + k))) continue;
       dropped |= 1u << k;
-      values[k] = S{};
+      element(values, k) = S{};
       if (tensor.mask != nullptr) tensor.mask[i + k] = false;
     }
     if (dropped == 0) continue;
-    store8(data + i, count, wide, values);
+    store(data + i, count == kPerThread && aligned16(data), count, values);
     if (momentum_buffer == nullptr) continue;
-    load8(momentum_buffer + i, count, wide, values);
+    load(momentum_buffer + i, count == kPerThread && aligned16(momentum_buffer), count, values);
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
-      if ((dropped >> k & 1u) != 0) values[k] = S{};
+      if ((dropped >> k & 1u) != 0) element(values, k) = S{};
     }
-    store8(momentum_buffer + i, count, wide, values);
+    store(momentum_buffer + i, count == kPerThread && aligned16(momentum_buffer), count, values);
   }
 }
 

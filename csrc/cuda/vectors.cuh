@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of 16 bytes, the most that one instruction can load or store: how the lanes of a warp divide 256 consecutive
-// elements into vectors, and how a lane loads and stores its own.
-//
-// The vectors of a lane lie 512 bytes apart, so that an instruction of the warp reads or writes 512 consecutive bytes.
-// In 16 bits a lane has one vector, in float32 two, in float64 four.
+// Vectors of 16 bytes, the most that one instruction loads or stores. Where the threads of a warp take consecutive
+// vectors, such an instruction reads or writes 512 consecutive bytes.
 #pragma once
 
-#include "blocks.cuh"
+#include "../core/host_device.h"
 
 namespace csgd {
 
@@ -16,44 +13,42 @@ struct alignas(16) Vector {
   S value[kSize];
 };
 
-__device__ __forceinline__ bool aligned16(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+// Whether an array can be accessed by vectors. This is decided for each array of a tensor by itself: a gradient often
+// is a view of a larger buffer, at any address, and must not slow down the accesses to the parameter.
+__device__ __forceinline__ bool aligned16(const void* array) { return reinterpret_cast<uintptr_t>(array) % 16 == 0; }
+
+// Element k of several vectors.
+template <class S, int kVectors>
+__device__ __forceinline__ S& element(Vector<S> (&of)[kVectors], int k) {
+  return of[k / Vector<S>::kSize].value[k % Vector<S>::kSize];
+}
+template <class S, int kVectors>
+__device__ __forceinline__ const S& element(const Vector<S> (&of)[kVectors], int k) {
+  return of[k / Vector<S>::kSize].value[k % Vector<S>::kSize];
 }
 
-template <class S>
-struct Lanes {
-  static constexpr int kEach = Vector<S>::kSize;       // elements of a vector
-  static constexpr int kVectors = kPerThread / kEach;  // vectors of a lane
-  static constexpr int kStride = 32 * kEach;           // elements from the start of one vector to the start of the next
-  static constexpr bool kOwnDraws = kEach == kPerThread;  // the elements of a lane are those of one Philox call
-};
-template <class S>
-using LaneVectors = Vector<S>[Lanes<S>::kVectors];
-
-__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % 32); }
-
-// Whether an element of this vector of the lane is in the mask, which is not 0.
-template <class S>
-__device__ __forceinline__ bool in_vector(uint32_t mask, int vector) {
-  if constexpr (Lanes<S>::kVectors == 1) return true;
-  return (mask >> (vector * Lanes<S>::kEach) & ((1u << Lanes<S>::kEach) - 1u)) != 0;
-}
-
-// Loads and stores those of the lane's vectors that have an element in the mask. The first vector lies at `from`
-// (`to`).
-template <class S>
-__device__ __forceinline__ void load_vectors(const S* from, uint32_t mask, LaneVectors<S>& to) {
+// Loads all elements by vectors if `wide`, else the first `count` one by one, and zeros in place of the others.
+template <class S, int kVectors>
+__device__ __forceinline__ void load(const S* from, bool wide, int count, Vector<S> (&to)[kVectors]) {
+  if (wide) {
 #pragma unroll
-  for (int v = 0; v < Lanes<S>::kVectors; ++v) {
-    if (in_vector<S>(mask, v)) to[v] = *reinterpret_cast<const Vector<S>*>(from + v * Lanes<S>::kStride);
+    for (int v = 0; v < kVectors; ++v) to[v] = reinterpret_cast<const Vector<S>*>(from)[v];
+  } else {
+#pragma unroll
+    for (int k = 0; k < kVectors * Vector<S>::kSize; ++k) element(to, k) = k < count ? from[k] : S{};
   }
 }
 
-template <class S>
-__device__ __forceinline__ void store_vectors(S* to, uint32_t mask, const LaneVectors<S>& from) {
+template <class S, int kVectors>
+__device__ __forceinline__ void store(S* to, bool wide, int count, const Vector<S> (&from)[kVectors]) {
+  if (wide) {
 #pragma unroll
-  for (int v = 0; v < Lanes<S>::kVectors; ++v) {
-    if (in_vector<S>(mask, v)) *reinterpret_cast<Vector<S>*>(to + v * Lanes<S>::kStride) = from[v];
+    for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector<S>*>(to)[v] = from[v];
+  } else {
+#pragma unroll
+    for (int k = 0; k < kVectors * Vector<S>::kSize; ++k) {
+      if (k < count) to[k] = element(from, k);
+    }
   }
 }
 

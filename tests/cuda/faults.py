@@ -10,9 +10,9 @@ from .emulation_programs import ADDRESS, QUICK, THREAD
 
 
 class Fault(NamedTuple):
-    """A fault, and the smallest program that shows it: one case, and kernels for one storage type and kind of record.
+    """A fault, and the smallest program that shows it: one case, and kernels for one storage type.
 
-    ``storage`` and ``record`` are names in C++; without them the program has all kernels.
+    ``storage`` is its name in C++; without it the program has all kernels.
     """
 
     kernel: str
@@ -20,24 +20,19 @@ class Fault(NamedTuple):
     changes: tuple[Change, ...]
     case: str
     storage: str | None
-    record: str | None
     flags: tuple[str, ...]
 
 
 FAULTS = []
 
 
-def fault(kernel, name, *changes, case, storage="float", record=None, flags=QUICK):
+def fault(kernel, name, *changes, case, storage="float", flags=QUICK):
     changes = tuple(Change(*change) for change in changes)
-    FAULTS.append(Fault(kernel, name, changes, case, storage, record, flags))
+    FAULTS.append(Fault(kernel, name, changes, case, storage, flags))
 
 
-def in_step(name, *change, case, storage="float", record="CsgdTensor", flags=QUICK):
-    fault("csgd", name, change, case=case, storage=storage, record=record, flags=flags)
-
-
-def in_shard(name, *change, case, storage="float"):
-    in_step(name, *change, case=case, storage=storage, record="CsgdShard")
+def in_step(name, *change, case, storage="float", flags=QUICK):
+    fault("csgd", name, change, case=case, storage=storage, flags=flags)
 
 
 def in_layer(name, *changes, case="quick decay", storage="float", flags=QUICK):
@@ -75,139 +70,138 @@ in_step(
     case="misaligned",
 )
 
-# Eight elements of a thread.
+# The vector of a thread.
+STEP, DRAWS = "cuda/step.cuh", "cuda/draws.cuh"
 in_step(
     "elements beyond the end count as moved",
-    *("cuda/block8.cuh", "step8", "move &= (1u << count) - 1u;", ""),
+    *(STEP, "step_vector", "if (!kWhole) move &= (1u << count) - 1u;", ""),
     case="misaligned",
 )
 in_step(
     "16-byte accesses at any address",
-    *("cuda/csgd_cuda.cu", "csgd_kernel", "aligned && count == kPerThread", "count == kPerThread"),
+    *(STEP, "step_vector", "count == kCount && aligned16(array)", "count == kCount"),
     case="misaligned",
     flags=ADDRESS,
 )
 in_step(
-    "an infinite d raises the bound",
-    *("cuda/block8.cuh", "note_largest", "if (largest < bit_cast<T>(FloatBits<T>::kInfinity))", "if (true)"),
-    case="infinite, NaN, too large",
-)
-
-# The draws of a shard.
-in_shard(
-    "eight draws come from one Philox call although a run ends among them",
-    "core/shard.h",
-    "draw_eight",
-    "position % kDrawsPerCall == 0 && in_run + kDrawsPerCall <= layout.run_length",
-    "position % kDrawsPerCall == 0",
-    case="shard of two dimensions",
-)
-in_shard(
-    "eight draws come from one Philox call although the second begins among them",
-    *("core/shard.h", "draw_eight", "position % kDrawsPerCall == 0 && in_run", "in_run"),
-    case="shard of rows, bfloat16, from within a block",
-    storage="BFloat16",
-)
-in_shard(
-    "a run does not end",
-    *("core/shard.h", "draw_eight", "in_run = 0; position = run_position(layout, ++run);", ""),
-    case="shard of two dimensions",
-)
-in_shard(
-    "the draws of the last Philox call are used once more",
-    "core/shard.h",
-    "draw_eight",
-    "/ kDrawsPerCall; bits = draw_block(key, stream, block, shard.index, step);",
-    "/ kDrawsPerCall;",
-    case="shard of two dimensions",
-)
-in_shard(
-    "groups of runs are forgotten",
-    *("core/shard.h", "run_position", "run / layout.group_runs * layout.group_stride +", ""),
-    case="shard of two dimensions",
-)
-in_shard(
-    "the halves of a word of draws are swapped",
-    *("core/shard.h", "draw_any_lane", "(lane & 4) == 0", "(lane & 4) != 0"),
-    case="shard of two dimensions",
-)
-in_shard(
-    "warps step shards whose elements do not share Philox calls",
-    *("core/shard.h", "shares_calls", "&& shard.layout.offset % kDrawsPerCall == 0", ""),
-    case="shard of rows, bfloat16, from within a block",
-    storage="BFloat16",
-)
-in_shard(
-    "warps step across the runs of a shard",
-    *("core/shard.h", "shares_calls", "shard.layout.run_length >= shard.numel &&", ""),
-    case="shard of columns, blocks of 8",
-)
-in_shard(
-    "warps step a shard with the draws of the tensor's start",
-    *("core/shard.h", "first_call", "static_cast<uint64_t>(shard.layout.offset)", "static_cast<uint64_t>(0)"),
-    case="shard of rows",
-)
-
-# The pass of a warp.
-in_step(
-    "gradients are read before they are copied",
-    *("cuda/warp_pass.cuh", "take", "__pipeline_wait_prior(kSlots - 1);", ""),
-    case="weight decay",
+    "the gradient's address does not count",
+    *(STEP, "step_part", "aligned16(part.param) && aligned16(part.grad) &&", "aligned16(part.param) &&"),
+    case="misaligned gradient",
+    flags=ADDRESS,
 )
 in_step(
-    "a slot is filled before it is read",
-    *("cuda/warp_pass.cuh", "refill", "copy((slot_ + kSlots - 1) % kSlots)", "copy(slot_)"),
-    case="several passes",
-)
-in_step(
-    "a pass too many",
-    *("cuda/warp_pass.cuh", "WarpPasses", "+ kPass - kWarpPass) / kPass", "+ kPass) / kPass"),
+    "elements that fill no vector are read and written",
+    *(STEP, "step_part", "aligned ? part.count - part.count % kCount : 0", "aligned ? part.count : 0"),
     case="weight decay",
     flags=ADDRESS,
 )
 in_step(
-    "the elements that fill no pass are left out",
-    *("cuda/csgd_cuda.cu", "csgd_kernel", "int64_t i = passes_end +", "int64_t i = end +"),
+    "elements that fill no vector are left out",
+    *(STEP, "step_part", "i < part.count; i += kThreads * kCount", "false; i += kThreads * kCount"),
     case="weight decay",
 )
 in_step(
-    "a momentum buffer that does not exist is copied",
-    *("cuda/warp_pass.cuh", "Ahead", "(kMayHaveMomentum && momentum)", "(kMayHaveMomentum)"),
+    "a block takes its first vectors only",
+    *(STEP, "step_part", "i < whole_end; i += kThreads * kCount", "i < whole_end; i += part.count"),
+    case="several passes",
+)
+in_step(
+    "a block's last vectors are those of the next block",
+    *(STEP, "BlockPart", "from + chunk < tensor.numel ? chunk :", "false ? chunk :"),
+    case="several passes",
+)
+in_step(
+    "a momentum buffer that does not exist is read",
+    *("core/update_rule.h", "has_buffer", "return parts_.momentum;", "return true;"),
     case="no momentum",
     flags=ADDRESS,
 )
 in_step(
-    "passes at any address",
-    *("cuda/csgd_cuda.cu", "csgd_kernel", "aligned && shares_calls(tensor) ?", "shares_calls(tensor) ?"),
-    case="misaligned",
+    "an infinite d raises the bound",
+    *(STEP, "note_largest", "if (largest < bit_cast<T>(FloatBits<T>::kInfinity))", "if (true)"),
+    case="infinite, NaN, too large",
 )
 in_step(
-    "no barrier between writing draws and reading those of other lanes",
-    *("cuda/warp_pass.cuh", "LaneDraws", "__syncwarp();", ""),
+    "a d whose product underflows never moves",
+    *(STEP, "find_moving_draws", "if (!may_underflow(scale)) return;", "return;"),
+    case="underflow",
+)
+in_step(
+    "the parameter is written where nothing moves",
+    *(STEP, "step_vector", "param[k] = select((move >> k & 1u) != 0, moved, param[k]);", "param[k] = moved;"),
+    case="little moves",
+)
+
+# The draws of a vector.
+in_step(
+    "the second vector of a call takes the halves of the first",
+    *(DRAWS, "draws_within", "within < 4 ?", "within < 8 ?"),
     case="weight decay",
-    flags=THREAD,
 )
 in_step(
-    "no barrier between reading draws and writing those of the next pass",
-    *("cuda/warp_pass.cuh", "take", "__syncwarp();", ""),
-    case="several passes",
-    flags=THREAD,
-)
-in_step(
-    "a lane takes the other half of the words",
-    *("cuda/warp_pass.cuh", "LaneDraws", "within < 4 ? kLowHalf", "within >= 4 ? kLowHalf"),
-    case="weight decay",
-)
-in_step(
-    "a lane always takes the first words",
-    *("cuda/warp_pass.cuh", "LaneDraws", "value[within % 4 + e]", "value[e]"),
+    "a vector of two takes the first words of its half",
+    *(DRAWS, "draws_within", "kCount == 2 && within % 4 != 0 ?", "false ?"),
     case="weight decay, no momentum",
     storage="double",
 )
 in_step(
-    "a vector moves only if its first element does",
-    *("cuda/vectors.cuh", "in_vector", "((1u << Lanes<S>::kEach) - 1u)", "1u"),
-    case="little moves",
+    "a vector's place in its call is not that of the whole parameter",
+    *(
+        DRAWS,
+        "vector_draws",
+        "draws_within<kCount>(bits, static_cast<int>(position",
+        "draws_within<kCount>(bits, static_cast<int>(first",
+    ),
+    case="shard of rows from the second vector of a call",
+)
+in_step(
+    "all draws come from one Philox call although a run ends among them",
+    DRAWS,
+    "vector_draws",
+    "position % kCount == 0 && in_run + kCount <= layout.run_length",
+    "position % kCount == 0",
+    case="shard of columns, blocks of 4",
+)
+in_step(
+    "all draws come from one Philox call although the second begins among them",
+    *(DRAWS, "vector_draws", "position % kCount == 0 && in_run", "in_run"),
+    case="shard of rows, bfloat16, from within a block",
+    storage="BFloat16",
+)
+in_step(
+    "a run does not end",
+    *(DRAWS, "vector_draws", "in_run = 0; position = run_position(layout, ++run);", ""),
+    case="shard of two dimensions",
+)
+in_step(
+    "a shard of several runs has one",
+    *(DRAWS, "vector_draws", "layout.run_length >= shard.numel ? 0 :", "true ? 0 :"),
+    case="shard of columns",
+    storage="double",
+)
+in_step(
+    "the draws of the last Philox call are used once more",
+    DRAWS,
+    "vector_draws",
+    "/ kDrawsPerCall; bits = draw_block(key, stream, call, shard.index, step);",
+    "/ kDrawsPerCall;",
+    case="shard of two dimensions",
+)
+in_step(
+    "a draw that is added to eight takes the wrong half",
+    *(DRAWS, "push", "first >> 16 | draw << 16", "(first & 0xFFFF0000u) | draw"),
+    case="single columns",
+    storage="BFloat16",
+)
+in_step(
+    "groups of runs are forgotten",
+    *("core/shard.h", "run_position", "run / layout.group_runs * layout.group_stride +", ""),
+    case="shard of two dimensions",
+)
+in_step(
+    "the halves of a word of draws are swapped",
+    *("core/shard.h", "draw_any_lane", "(lane & 4) == 0", "(lane & 4) != 0"),
+    case="shard of two dimensions",
 )
 
 # Rounding to 16 bits.
@@ -227,6 +221,18 @@ in_step(
     "the draw is compared with half of the part that float16 cuts off",
     *("cuda/rounding.cuh", "round_ordinary", "draw_unit(values[k]) < rest", "draw_unit(values[k]) < 0.5f * rest"),
     case="rounding to float16",
+)
+in_step(
+    "a NaN among large numbers is overlooked",
+    *("core/lanes.h", "larger_or_nan", "a > b || a != a ? a : b", "a > b ? a : b"),
+    case="infinite, NaN, too large",
+    storage="BFloat16",
+)
+in_step(
+    "the draws of the upper halves are not complemented",
+    *("cuda/draws.cuh", "complement", "~word[k % 4] >> 16", "word[k % 4] >> 16"),
+    case="rounding to bfloat16",
+    storage="BFloat16",
 )
 in_step(
     "two rounded numbers are packed in the wrong order",
@@ -302,7 +308,7 @@ in_layer(
 )
 in_layer(
     "16-byte accesses at any address",
-    (LAYER, "calibrate_grad_kernel", "aligned16(call.grad) && aligned16(call.out)", "aligned16(call.grad)"),
+    (LAYER, "calibrate8", "count == kPerThread && aligned16(call.out)", "count == kPerThread"),
     case="misaligned result",
     storage="Float16",
     flags=ADDRESS,
@@ -392,15 +398,15 @@ in_threshold(
     "the momentum of dropped elements stays",
     THRESHOLD,
     "select_kernel",
-    "if ((dropped >> k & 1u) != 0) values[k] = S{};",
-    "if (dropped == 0) values[k] = S{};",
+    "if ((dropped >> k & 1u) != 0) element(values, k) = S{};",
+    "if (dropped == 0) element(values, k) = S{};",
 )
 in_threshold(
     "16-byte accesses at any address",
     THRESHOLD,
     "histogram_kernel",
-    "load8(data + i, count, aligned && count == kPerThread, values)",
-    "load8(data + i, count, count == kPerThread, values)",
+    "load(data + i, count == kPerThread && aligned16(data), count, values)",
+    "load(data + i, count == kPerThread, count, values)",
     flags=ADDRESS,
 )
 
@@ -423,7 +429,7 @@ in_exchange(
 )
 in_exchange(
     "16-byte accesses at any address",
-    *(EXCHANGE, "encode_kernel", "aligned && count == kPerThread", "count == kPerThread"),
+    *(EXCHANGE, "encode8", "count == kPerThread && aligned16(call.grad)", "count == kPerThread"),
     case="misaligned",
     flags=ADDRESS,
 )

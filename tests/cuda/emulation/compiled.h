@@ -4,9 +4,8 @@
 // in a fraction of the time.
 #pragma once
 
-#include <tuple>
-
 #include "compare.h"
+#include "csrc/core/update_rule.h"
 
 namespace csgd {
 
@@ -22,11 +21,18 @@ inline constexpr DType kDTypeOf<Float16> = DType::kFloat16;
 
 bool is_compiled(DType dtype) { return dtype == kDTypeOf<CSGD_STORAGE>; }
 
-// The three other storage types. A template that is specialized for them before the source that defines it takes the
-// place of the instances that the source would have.
-template <size_t kNumber>
-using LeftOut = std::tuple_element_t<(kNumber + 1 + static_cast<size_t>(kDTypeOf<CSGD_STORAGE>)) % 4,
-                                     std::tuple<float, double, BFloat16, Float16>>;
+// The kernels' source calls these in place of with_storage() and with_static_parts(): so it has one kernel for all
+// combinations of the rule's parts, which decides while running, as that of shards does.
+template <class F>
+auto with_compiled_storage(DType, F f) {
+  return f(CSGD_STORAGE{});
+}
+template <class F>
+auto with_runtime_parts(const CsgdOptions& options, F f) {
+  return f(runtime_parts(options));
+}
+#define with_storage with_compiled_storage
+#define with_static_parts with_runtime_parts
 #else
 bool is_compiled(DType) { return true; }
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' own source, emulated on the CPU, against the CPU loop: the same bits for sizes around every
 // boundary, alignments, dtypes, options and many tensors. A program rather than a Python test, so that sanitizers can
-// watch all of it. Usage: csgd_against_cpu_loop [CASE]; exit status 0 if everything agrees. The case "old driver" runs
-// only by its name: the emulated driver then takes 4 KB of kernel parameters.
+// watch all of it. Usage: csgd_against_cpu_loop [CASE]; exit status 0 if everything agrees.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -17,7 +17,7 @@ using namespace csgd;
 
 namespace {
 
-// One tensor with all it needs, on one side of the comparison. `offset` elements before the data misalign it.
+// One tensor with all it needs, on one side of the comparison.
 struct Buffers {
   Buffer param, grad, momentum_buffer;
   int64_t step = 0;
@@ -27,9 +27,10 @@ struct Buffers {
 
 CsgdShard record(Buffers& b, const Case& c, size_t number) {
   CsgdShard t{};
-  t.param = data_of(b.param, c.dtype, c.offset);
-  t.grad = data_of(b.grad, c.dtype, c.offset);
-  t.momentum_buffer = c.options.momentum != 0 ? data_of(b.momentum_buffer, c.dtype, c.offset) : nullptr;
+  t.param = data_of(b.param, c.dtype, c.offsets.param);
+  t.grad = data_of(b.grad, c.dtype, c.offsets.grad);
+  t.momentum_buffer =
+      c.options.momentum != 0 ? data_of(b.momentum_buffer, c.dtype, c.offsets.momentum_buffer) : nullptr;
   t.step = &b.step;
   t.bound = &b.bound;
   t.tally = &b.tally;
@@ -67,11 +68,23 @@ cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdShard>& records, in
 // Of the largest bfloat16 the steps below lead to numbers between it and the largest float32.
 constexpr double kLargestBFloat16 = 0x1.FEp127, kStepBeyond = 4e36;
 
+// Of the least number above 0.
+int least_exponent(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return -149;
+    case DType::kFloat64: return -1074;
+    case DType::kBFloat16: return -133;
+    case DType::kFloat16: return -24;
+  }
+  return 0;
+}
+
 double parameter(const Case& c, Random& random) {
   return c.special && random() % 7 == 0 ? kLargestBFloat16 : random.heavy_tailed();
 }
 
-double gradient(const Case& c, Random& random) {
+double gradient(const Case& c, int step, Random& random) {
+  if (c.tiny && step > 0) return std::ldexp(1.0, least_exponent(c.dtype));
   if (c.special && random() % 20 == 0) {
     constexpr double infinity = std::numeric_limits<double>::infinity();
     const double some[] = {infinity,          -infinity,   std::numeric_limits<double>::quiet_NaN(),
@@ -86,14 +99,14 @@ bool run(const Case& c, Random& random) {
   cuda_emulation::multiprocessors = c.multiprocessors;
   std::vector<Buffers> cpu(c.sizes.size()), gpu;
   for (size_t k = 0; k < c.sizes.size(); ++k) {
-    fill(c.dtype, cpu[k].param, c.sizes[k], c.offset, [&] { return parameter(c, random); });
-    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offset, [] { return 0.0; });
+    fill(c.dtype, cpu[k].param, c.sizes[k], c.offsets.param, [&] { return parameter(c, random); });
+    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offsets.momentum_buffer, [] { return 0.0; });
   }
   gpu = cpu;
   for (int step = 0; step < c.steps; ++step) {
     std::vector<CsgdShard> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
-      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offset, [&] { return gradient(c, random); });
+      fill(c.dtype, cpu[k].grad, c.sizes[k], c.offsets.grad, [&] { return gradient(c, step, random); });
       gpu[k].grad = cpu[k].grad;
       step_on_cpu(c.dtype, c.options, record(cpu[k], c, k));
       records.push_back(record(gpu[k], c, k));
@@ -120,15 +133,15 @@ bool roundings_agree(const char* name, Random& random) {
   for (uint32_t pattern = 0; pattern < 0x10000; ++pattern) {
     const double from = Storage<S>::load(S{static_cast<uint16_t>(pattern)});
     const double to = Storage<S>::load(S{static_cast<uint16_t>(pattern + 1)});
-    float values[kPerThread] = {};
-    for (int k = 0; k < kPerThread; ++k) {
-      const double shares[kPerThread] = {0, 0x1p-30, 0x1p-16, 1.0 / 3, 0.5, 0.75, 1 - 0x1p-13, 1 - 0x1p-24};
+    float values[8] = {};
+    for (int k = 0; k < 8; ++k) {
+      const double shares[8] = {0, 0x1p-30, 0x1p-16, 1.0 / 3, 0.5, 0.75, 1 - 0x1p-13, 1 - 0x1p-24};
       values[k] = static_cast<float>(from + shares[k] * (to - from));
     }
     for (const uint32_t draw : {0u, 1u, 0xFFFFu, 0x8000u, static_cast<uint32_t>(random() % 0x10000)}) {
-      S rounded[kPerThread];
+      S rounded[8];
       if (!round_eight(values, draw, rounded)) continue;
-      for (int k = 0; k < kPerThread; ++k) {
+      for (int k = 0; k < 8; ++k) {
         if (rounded[k].bits != Storage<S>::store_stochastic(values[k], draw).bits) {
           return std::printf("%s: %a with draw %u differs\n", name, values[k], draw), false;
         }
@@ -138,29 +151,15 @@ bool roundings_agree(const char* name, Random& random) {
   return std::printf("%s: all numbers agree\n", name), true;
 }
 
-// Before CUDA 12.1 a launch holds fewer tensors, and its kernels read the options while running.
-std::vector<Case> old_driver_cases() {
-  const int64_t small = tensors_of_small_launch(), launches = (161 + small - 1) / small;
-  std::vector<Case> all = {
-      {"old driver", DType::kFloat32, base_options(), std::vector<int64_t>(161, 9), 0, launches},
-  };
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const double momentum : {0.9, 0.0}) {
-      for (const double weight_decay : {0.0, 0.01}) {
-        all.push_back({"old driver", dtype, base_options(), {9, 300, 5000}, 0, 1});
-        all.back().options.momentum = momentum;
-        all.back().options.weight_decay = weight_decay;
-      }
-    }
-  }
-  return all;
-}
-
 std::vector<Case> all_cases() {
   std::vector<Case> all = cases();
-  const int64_t more = tensors_of_large_launch() + 2;
-  all.push_back({"more than a launch holds", DType::kFloat32, base_options(),
-                 std::vector<int64_t>(static_cast<size_t>(more), 3), 0, 2});
+  const int64_t more = tensors_of_launch() + 2;
+  all.push_back({"more than a launch holds",
+                 DType::kFloat32,
+                 base_options(),
+                 std::vector<int64_t>(static_cast<size_t>(more), 3),
+                 {},
+                 2});
   all.back().steps = 1;
   return all;
 }
@@ -170,14 +169,12 @@ std::vector<Case> all_cases() {
 int main(int argc, char** argv) {
   Random random(1);
   bool good = true;
-  const bool old_driver = argc > 1 && std::strcmp(argv[1], "old driver") == 0;
-  if (old_driver) cuda_emulation::driver_version = 12000;
   if (is_chosen("rounding to bfloat16", argc, argv)) good = roundings_agree<BFloat16>("rounding to bfloat16", random);
   if (is_chosen("rounding to float16", argc, argv)) {
     good = good && roundings_agree<Float16>("rounding to float16", random);
   }
-  for (const Case& c : old_driver ? old_driver_cases() : all_cases()) {
-    if (is_compiled(c) && is_chosen(c.name, argc, argv)) good = good && run(c, random);
+  for (const Case& c : all_cases()) {
+    if (is_compiled(c.dtype) && is_chosen(c.name, argc, argv)) good = good && run(c, random);
   }
   return good ? 0 : 1;
 }

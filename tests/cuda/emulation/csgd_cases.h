@@ -4,7 +4,6 @@
 
 #include <cuda_runtime.h>
 
-#include <type_traits>
 #include <vector>
 
 #include "compare.h"
@@ -13,31 +12,33 @@
 
 namespace csgd {
 
+// The elements before the data of each array, which misalign it.
+struct Offsets {
+  int param = 0, grad = 0, momentum_buffer = 0;
+};
+
 struct Case {
   const char* name;
   DType dtype;
   CsgdOptions options;
   std::vector<int64_t> sizes;
-  int offset;
+  Offsets offsets;
   int64_t launches;      // expected of each step
   ShardLayout layout{};  // of all of them
   bool special = false;  // some gradients are infinite, NaN or the largest of the dtype
+  bool tiny = false;     // all gradients but those of the first step are the least that the dtype has
   int multiprocessors = 2;
   int steps = 3;
 };
 
 inline bool is_shard(const Case& c) { return c.layout.run_length > 0; }
 
-// What csgd_kernels.cpp defines: whether it has a kernel for whole parameters, or for shards, and what a launch holds.
-bool is_compiled_for(bool shards);
-int64_t tensors_of_small_launch();
-int64_t tensors_of_large_launch();
+// What csgd_kernels.cpp defines: the number of tensors that a launch holds.
+int64_t tensors_of_launch();
 
 // Rounds eight values stochastically, as the kernels do it; false where they take the general way for such values.
 template <class S>
-bool round_eight(const float (&values)[kPerThread], uint32_t draw, S (&rounded)[kPerThread]);
-
-inline bool is_compiled(const Case& c) { return is_compiled(c.dtype) && is_compiled_for(is_shard(c)); }
+bool round_eight(const float (&values)[8], uint32_t draw, S (&rounded)[8]);
 
 inline CsgdOptions base_options() {
   CsgdOptions o{};
@@ -51,22 +52,32 @@ inline CsgdOptions base_options() {
   return o;
 }
 
+// A seed by which one of the first `numel` elements of a model moves in the second step even if n is 1.
+inline uint64_t seed_with_a_draw_of_0(int64_t numel) {
+  for (uint64_t seed = 0;; ++seed) {
+    for (int64_t i = 0; i < numel; ++i) {
+      const Philox4x32 call = draw_block(seed, kCalibrationStream, static_cast<uint64_t>(i / kDrawsPerCall), 0, 1);
+      if (draw_lane(call, static_cast<int>(i % kDrawsPerCall)) == 0) return seed;
+    }
+  }
+}
+
 // Elements of which each block takes three passes or, with fewer threads, six, on a card of one multiprocessor.
 constexpr int64_t kSeveralPasses = kThreads == 256 ? 100000 : kPass * 98;
 
 inline std::vector<Case> several_passes() {
   std::vector<Case> all;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    all.push_back({"several passes", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+    all.push_back({"several passes", dtype, base_options(), {kSeveralPasses, 3}, {}, 1});
   }
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    all.push_back({"several passes, no momentum", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+    all.push_back({"several passes, no momentum", dtype, base_options(), {kSeveralPasses, 3}, {}, 1});
     all.back().options.momentum = 0;
-    all.push_back({"several passes, weight decay, nesterov", dtype, base_options(), {kSeveralPasses, 3}, 0, 1});
+    all.push_back({"several passes, weight decay, nesterov", dtype, base_options(), {kSeveralPasses, 3}, {}, 1});
     all.back().options.weight_decay = 0.01;
     all.back().options.nesterov = true;
     all.push_back(
-        {"several passes of a shard", dtype, base_options(), {kSeveralPasses, 3}, 0, 1, {80, 100000, 100000, 1, 1}});
+        {"several passes of a shard", dtype, base_options(), {kSeveralPasses, 3}, {}, 1, {80, 100000, 100000, 1, 1}});
   }
   for (Case& each : all) each.multiprocessors = 1;
   return all;
@@ -75,16 +86,16 @@ inline std::vector<Case> several_passes() {
 inline std::vector<Case> cases() {
   static const float overflow = 2.0f, no_overflow = 0.0f, scale = 3.0f;
   static const float lr_tensor = 0.2f;
-  // Around the thread's block, the warp's, the block's pass, and several passes.
+  // Around a vector, a Philox call, a warp's vectors, a block's pass, and several passes.
   const std::vector<int64_t> boundaries = {0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 6143, 6145, 20000};
   std::vector<Case> all;
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-    all.push_back({"boundaries", dtype, base_options(), boundaries, 0, 1});
+    all.push_back({"boundaries", dtype, base_options(), boundaries, {}, 1});
   }
-  const auto with = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, int offset = 0) {
+  const auto with = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, Offsets offsets = {}) {
     CsgdOptions o = base_options();
     change(o);
-    all.push_back({name, dtype, o, std::move(sizes), offset, 1});
+    all.push_back({name, dtype, o, std::move(sizes), offsets, 1});
   };
   const std::vector<int64_t> some = {9, 2048, 5000};
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
@@ -92,12 +103,16 @@ inline std::vector<Case> cases() {
                    .dtype = dtype,
                    .options = base_options(),
                    .sizes = some,
-                   .offset = 0,
+                   .offsets = {},
                    .launches = 1,
                    .special = true});
   }
-  with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, 1);
-  with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, 3);
+  with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, {1, 1, 1});
+  with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, {3, 3, 3});
+  with("misaligned gradient", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32, {0, 1, 0});
+  with("misaligned gradient, float16", [](CsgdOptions&) {}, some, DType::kFloat16, {0, 5, 0});
+  with("misaligned parameter", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat64, {1, 0, 0});
+  with("misaligned momentum", [](CsgdOptions&) {}, some, DType::kBFloat16, {0, 0, 7});
   with("no momentum", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
   with("no momentum, bfloat16", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kBFloat16);
   with("weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
@@ -109,6 +124,15 @@ inline std::vector<Case> cases() {
       DType::kFloat64);
   with("little moves", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kFloat32);
   with("little moves, bfloat16", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
+  // The bound is so large that 2^16 / T is below 1, and the product with the least d underflows: one draw moves it.
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
+    const double calibration = dtype == DType::kFloat64 ? 1e300 : 1e35;
+    with(
+        "underflow",
+        [&](CsgdOptions& o) { o.momentum = 0, o.calibration = calibration, o.seed = seed_with_a_draw_of_0(5000); },
+        {5000}, dtype);
+    all.back().tiny = true;
+  }
   with(
       "nesterov, nearest", [](CsgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
       DType::kFloat16);
@@ -120,15 +144,20 @@ inline std::vector<Case> cases() {
       "lr tensor, no calibration", [&](CsgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
       DType::kFloat64);
   const auto shard = [&](const char* name, DType dtype, ShardLayout layout) {
-    all.push_back({name, dtype, base_options(), {0, 1, 7, 8, 9, 2049, 5000}, 0, 1, layout});
+    all.push_back({name, dtype, base_options(), {0, 1, 7, 8, 9, 2049, 5000}, {}, 1, layout});
   };
   shard("shard of rows", DType::kFloat32, {8 * 1001, 5000, 5000, 1, 5000});
   shard("shard of rows, bfloat16, from within a block", DType::kBFloat16, {1003, 5000, 5000, 1, 5000});
   shard("shard of columns, blocks of 8", DType::kFloat32, {16, 24, 64, 1000, 64000});
+  shard("shard of columns, blocks of 4", DType::kFloat32, {16, 6, 64, 1000, 64000});
   shard("shard of columns", DType::kFloat64, {5, 3, 10, 1000, 10000});
   shard("shard of columns, float16", DType::kFloat16, {(int64_t{1} << 36) - 40, 9, 27, 1000, 27000});
   shard("single columns", DType::kBFloat16, {2, 1, 7, 9999, 69993});
   shard("shard of two dimensions", DType::kFloat32, {33, 5, 12, 3, 60});
+  // No element is at the position in its vector that its draw has in its call.
+  shard("shard of rows from within a vector", DType::kFloat32, {8 * 1001 + 3, 5000, 5000, 1, 5000});
+  shard("shard of rows from within a vector, float64", DType::kFloat64, {8 * 1001 + 5, 5000, 5000, 1, 5000});
+  shard("shard of rows from the second vector of a call", DType::kFloat32, {8 * 1001 + 4, 5000, 5000, 1, 5000});
   shard("shard of rows, float64", DType::kFloat64, {(int64_t{1} << 36) - 40, 5000, 5000, 1, 5000});
   shard("shard of rows, no momentum", DType::kFloat32, {8 * 1001, 5000, 5000, 1, 5000});
   all.back().options.momentum = 0;
@@ -136,7 +165,7 @@ inline std::vector<Case> cases() {
   all.back().options.momentum = 0;
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   for (Case& each : several_passes()) all.push_back(std::move(each));
-  all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), 0, 1});
+  all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), {}, 1});
   return all;
 }
 

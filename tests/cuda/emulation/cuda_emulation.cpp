@@ -13,7 +13,6 @@
 #include <thread>
 #include <vector>
 
-#include "cuda_pipeline_primitives.h"
 #include "cuda_runtime_api.h"
 
 namespace cuda_emulation {
@@ -77,12 +76,6 @@ struct Offers {
   static constexpr uint32_t kLast = 16;
   uint64_t values[kLast];
   Signal count;  // of shuffles so far
-};
-
-struct Copy {
-  void* to;
-  const void* from;
-  size_t size;
 };
 
 struct Launch {
@@ -157,9 +150,6 @@ thread_local Team* team = nullptr;
 thread_local std::vector<unsigned char>* shared = nullptr;
 thread_local size_t shared_used = 0;
 thread_local uint32_t shuffles = 0;
-thread_local unsigned copies = 0;
-thread_local std::deque<std::vector<Copy>> committed;  // groups, the oldest first
-thread_local std::vector<Copy> begun;
 
 void Team::run_thread(unsigned index) {
   team = this;
@@ -179,8 +169,6 @@ void Team::run_launch(const Launch& launch) {
     begin(turn);
     cuda_emulation::shared = &shared[turn % 2];
     shared_used = 0;
-    committed.clear();
-    begun.clear();
     launch.call(launch.kernel, launch.argument);
     end(turn);
   }
@@ -224,27 +212,3 @@ using namespace cuda_emulation;
 void __syncthreads() { team->barrier.wait(); }
 
 void __syncwarp() { team->warp_barriers[threadIdx.x / kWarp].wait(); }
-
-void __pipeline_memcpy_async(void* to, const void* from, size_t size) {
-  if (reinterpret_cast<uintptr_t>(to) % size != 0 || reinterpret_cast<uintptr_t>(from) % size != 0) {
-    std::puts("runtime error: misaligned copy");
-    std::fflush(stdout);
-    std::_Exit(1);  // other threads are at work
-  }
-  if (copies++ % 2 == 0) {
-    std::memcpy(to, from, size);
-  } else {
-    begun.push_back({to, from, size});
-  }
-}
-
-void __pipeline_commit() {
-  committed.push_back(std::move(begun));
-  begun.clear();
-}
-
-void __pipeline_wait_prior(size_t prior) {
-  for (; committed.size() > prior; committed.pop_front()) {
-    for (const Copy& copy : committed.front()) std::memcpy(copy.to, copy.from, copy.size);
-  }
-}

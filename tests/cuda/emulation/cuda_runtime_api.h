@@ -31,8 +31,7 @@ struct dim3 {
 
 namespace cuda_emulation {
 
-// The emulated device; the tests change these.
-inline int driver_version = 13000;
+// The emulated device; the tests change this.
 inline int multiprocessors = 2;
 
 // Lets `threads` threads run each of `blocks` blocks: call(kernel, argument) is what a thread does.
@@ -117,10 +116,6 @@ T __ldcg(const T* address) {
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDriverGetVersion(int* version) {
-  *version = cuda_emulation::driver_version;
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {

@@ -5,9 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
-#include "cuda_pipeline_primitives.h"
 #include "cuda_runtime.h"
