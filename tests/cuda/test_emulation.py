@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .cpp_source import texts
+from .cpp_source import Change, texts
 from .emulation_programs import ADDRESS, PLAIN, QUICK, ROOT, THREAD, Program, Programs
 from .faults import FAULTS
 
@@ -44,6 +44,30 @@ def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):
     done = programs.run(Program(kernel, flags))
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("agree") == cases
+
+
+# Of each kernel: its file, function and unrounded result, and a case whose result has NaN in float32.
+NANS = {
+    "exchange": ("cuda/exchange_cuda.cu", "decode_kernel", "static_cast<float>(value)", "infinite bound"),
+    "calibrate_grad": (
+        *("cuda/calibrate_grad_cuda.cu", "calibrate8", "d * inverse_probability_above(above)"),
+        "dtypes, NaN and Inf",
+    ),
+}
+NAN_OF_A_GPU = """[](auto x) {
+  using Bits = FloatBits<decltype(x)>;
+  return x == x ? x : bit_cast<decltype(x)>(typename Bits::Type{Bits::kMagnitude});
+}"""
+
+
+@pytest.mark.parametrize("kernel", NANS)
+def test_a_nan_that_arithmetic_makes_agrees_with_any_other(kernel, programs):
+    """On a GPU it is 0x7FFFFFFF, on a CPU another one, which the emulation makes as well."""
+    file, function, result, case = NANS[kernel]
+    change = Change(file, function, result, f"({NAN_OF_A_GPU})({result})")
+    done = programs.run(Program(kernel, QUICK, changes=(change,)), case)
+    assert done.returncode == 0, done.stdout
+    assert "agree" in done.stdout
 
 
 every_fault = pytest.mark.parametrize("fault", FAULTS, ids=[f"{fault.kernel}: {fault.name}" for fault in FAULTS])

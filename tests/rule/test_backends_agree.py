@@ -19,6 +19,7 @@ from ..helpers import (
     BOUNDARIES,
     DTYPES,
     LAYOUTS,
+    assert_same_bits,
     assert_same_snapshots,
     edge_values,
     heavy_tailed,
@@ -39,6 +40,26 @@ def assert_backends_agree(build, step_all):
         results.append(snapshot(params, step_all(params, fused)))
     for other in results[1:]:
         assert_same_snapshots(results[0], other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "integer", "nans"),
+    [
+        (torch.float32, torch.int32, [-0x400000, 0x7FFFFFFF, 0x7FC00000, 0x7F800001]),  # of x86, of a GPU, and others
+        (torch.float64, torch.int64, [-(2**51), 2**63 - 1, 0x7FF8000000000000]),
+        (torch.bfloat16, torch.int16, [-0x40, 0x7FFF, 0x7FC0]),
+        (torch.float16, torch.int16, [-0x200, 0x7FFF, 0x7E00]),
+    ],
+    ids=str,
+)
+def test_any_nan_agrees_with_any_other_and_with_nothing_else(dtype, integer, nans):
+    """Processors make different NaN. Of all other numbers one bit makes a difference, be it the sign of zero."""
+    nans = torch.tensor(nans, dtype=integer).view(dtype)
+    assert nans.isnan().all()
+    assert_same_bits(nans, nans.flip(0))
+    for a, b in ((nans, torch.full_like(nans, torch.inf)), (nans.new_zeros(1), -nans.new_zeros(1))):
+        with pytest.raises(AssertionError, match="differ"):
+            assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

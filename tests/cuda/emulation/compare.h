@@ -84,7 +84,7 @@ void fill(DType dtype, Buffer& to, int64_t numel, int offset, F next_value) {
   }
 }
 
-// Makes all NaN one: processors disagree about their signs and payloads.
+// Makes all NaN one: processors disagree about the sign and payload of those that arithmetic makes.
 template <class S>
 void unite_nans(Buffer& buffer) {
   auto* values = reinterpret_cast<S*>(buffer.data());
