@@ -44,6 +44,11 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def divided(values: Tensor, divisor: float) -> Tensor:
+    """``values / divisor``, rounded once on every device: by a number CUDA divides as a product with its reciprocal."""
+    return values / values.new_full((), divisor)
+
+
 def separate_elements(tensor: Tensor) -> bool:
     """True where no two elements can share memory: each dimension steps over all smaller ones."""
     extent = 0

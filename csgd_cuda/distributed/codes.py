@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference.philox import DRAW_RANGE, EXCHANGE_STREAM, draws, draws_at
+from ..tensors import divided
 
 CODES = 3  # -1, 0, +1, stored as 0, 1, 2
 ZERO_CODE = 1
@@ -43,11 +44,11 @@ def unit_of(size: Tensor, world_size: int, dtype: torch.dtype) -> Tensor:
     """
     keep = SIGNIFICANT_BITS[dtype] - (world_size - 1).bit_length()
     below = (1 << (_FLOAT64_BITS - keep)) - 1  # the bits to drop, by rounding up
-    quotient = size.to(torch.float64) / world_size
+    quotient = divided(size.to(torch.float64), world_size)
     t = ((quotient.view(torch.int64) + below) & ~below).view(torch.float64)
     info = torch.finfo(dtype)
     smallest = info.tiny * info.eps  # subnormal numbers are its multiples
-    return (t / smallest).ceil_().mul_(smallest)
+    return (t * (1 / smallest)).ceil_().mul_(smallest)  # a power of two
 
 
 def encode(

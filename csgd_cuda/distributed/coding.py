@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import extension
 from ..optim.options import signed_seed
+from ..tensors import divided
 from .codes import CODES, SIGNIFICANT_BITS, ZERO_CODE, encode
 
 BYTES_PER_WORD = 4
@@ -33,7 +34,7 @@ _WORD_RANGE = 2**32
 _IN_CACHE = 2**17  # coordinates
 _MOST_EXPONENT = 15  # four bits; and 2^15 is a number of every dtype, and so is 2^-15
 _MORE = 255  # in a byte of distances
-_NORM_AT_ONCE = 2**14  # elements: torch adds up so many in one thread, in the same order for any number of threads
+_NORM_LANES = 2**17  # partial sums of a norm
 
 
 def digits_per_word(radix: int) -> int:
@@ -90,8 +91,8 @@ def unpack(words: Tensor, radix: int, count: int) -> Tensor:
     # float64 divides vectors, int64 does not; the floor of a quotient of integers below 2^53 is exact.
     value = words.to(torch.int64).bitwise_and_(_WORD_RANGE - 1).to(torch.float64)
     for place in range(places):
-        quotient = (value / radix).floor_()
-        out[:, place] = value.sub_(quotient, alpha=radix)
+        quotient = divided(value, radix).floor_()
+        out[:, place] = value.sub_(quotient * radix)
         value = quotient
     return out.flatten(1)[:, :count]
 
@@ -324,11 +325,21 @@ class Outliers:
 
 
 def norm_of(grad: Tensor) -> Tensor:
-    """In float64. On a CPU a part at a time: one as long as the gradient takes six times as long to convert."""
-    at_once = _NORM_AT_ONCE if grad.device.type == "cpu" else grad.numel()
-    parts = (grad[begin : begin + at_once].to(torch.float64) for begin in range(0, grad.numel(), at_once))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
-    return norm
+    """In float64, of a contiguous gradient of shape (n,).
+
+    torch's own sums come in an order of their own on each device. Here the squares of every ``_NORM_LANES``-th element
+    are added up one after another, and these sums by halves.
+    """
+    shape = (2, min(_NORM_LANES, grad.numel()))
+    sums, squares = torch.zeros(shape, dtype=torch.float64, device=grad.device).unbind()
+    for part in grad.split(_NORM_LANES):  # type: ignore[no-untyped-call]
+        own = squares[: part.numel()].copy_(part)
+        sums[: part.numel()] += own.mul_(own)
+    while (count := sums.numel()) > 1:
+        half = count // 2
+        halves = sums[:half] + sums[half : 2 * half]
+        sums = halves if count % 2 == 0 else torch.cat([halves, sums[-1:]])
+    return sums[0].sqrt()
 
 
 def take_outliers(grads: list[Tensor], bounds: Tensor) -> Outliers:
@@ -410,7 +421,7 @@ def _add_mean_to(grad: Tensor, scratch: Tensor, of_ranks: tuple[Outliers, ...]) 
     """``add_mean`` for a gradient that is no longer than ``scratch``, which is zero before and after."""
     for outliers in of_ranks:
         scratch[outliers.positions] += outliers.values.to(torch.float64)  # no position occurs twice
-    means = [scratch[of.positions].div_(len(of_ranks)).add_(grad[of.positions]) for of in of_ranks]
+    means = [divided(scratch[of.positions], len(of_ranks)).add_(grad[of.positions]) for of in of_ranks]
     for outliers, mean in zip(of_ranks, means, strict=True):
         grad[outliers.positions] = mean.to(grad.dtype)  # a coordinate of several ranks is set to one number
         scratch[outliers.positions] = 0

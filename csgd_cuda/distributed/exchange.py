@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..tensors import divided
 from .codes import unit_of
 from .coding import (
     Coding,
@@ -118,10 +119,18 @@ def average_plainly(wire: Wire, grads: list[Tensor]) -> None:
     flat = torch.cat(grads)
     shard = -(-flat.numel() // wire.world_size)
     shards = torch.nn.functional.pad(flat, (0, wire.world_size * shard - flat.numel())).view(wire.world_size, shard)
-    means = wire.reduce_shards(shards, lambda rows: rows.mean(0, dtype=torch.float64).to(flat.dtype))
+    means = wire.reduce_shards(shards, _mean)
     parts = torch.split_with_sizes(means.flatten()[: flat.numel()], [grad.numel() for grad in grads])
     for grad, part in zip(grads, parts, strict=True):
         grad.copy_(part)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """The mean of the ranks' rows, in their order: that of torch's own mean() differs between devices."""
+    total = rows[0].to(torch.float64, copy=True)
+    for row in rows[1:]:
+        total += row
+    return divided(total, len(rows)).to(rows.dtype)
 
 
 def _size(grad: Tensor, clip: float | None) -> Tensor:
