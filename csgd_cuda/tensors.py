@@ -44,6 +44,14 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def compiles_for_gpu(device: torch.device) -> bool:
+    """Whether torch.compile is making code for another device than a CPU.
+
+    Such code rounds a product and a sum once, and divides by estimates: the reference must stay outside of it.
+    """
+    return torch.compiler.is_compiling() and device.type != "cpu"
+
+
 def divided(values: Tensor, divisor: float) -> Tensor:
     """``values / divisor``, rounded once on every device: by a number CUDA divides as a product with its reciprocal."""
     return values / values.new_full((), divisor)

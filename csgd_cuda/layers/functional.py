@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .. import extension
 from ..optim.options import CALIBRATION_OPTIONS, check_options, operator_options, signed_seed
@@ -23,7 +24,7 @@ from ..reference.rule import (
     ordered_bits,
     round_stochastic,
 )
-from ..tensors import SUPPORTED_DTYPES, opmath_dtype
+from ..tensors import SUPPORTED_DTYPES, compiles_for_gpu, opmath_dtype
 
 # Entries of ``tally`` before those of the channels (csrc/core/params.h).
 CALIBRATION_TALLY_WORDS = 4
@@ -88,7 +89,8 @@ def calibrate_grad(
     options = operator_options(CALIBRATION_OPTIONS, options)
     options |= {"channel_dim": channel_dim, "rank": rank}
     if not extension.takes_kernel(grad.device, fused):
-        return _reference(grad, index, step, lipschitz_bound, tally, **options)
+        reference = _reference_uncompiled if compiles_for_gpu(grad.device) else _reference
+        return reference(grad, index, step, lipschitz_bound, tally, **options)
     options["seed"] = signed_seed(options["seed"])
     out: Tensor = torch.ops.csgd_cuda.calibrate_grad(grad, index, step, lipschitz_bound, tally, **options)
     return out
@@ -210,6 +212,9 @@ def _reference(
     if tally is not None:
         tally[0], tally[1] = -move.sum(), grad.numel()
     return out
+
+
+_reference_uncompiled = _disable_dynamo(_reference)
 
 
 def _largest(size: Tensor, dims: list[int]) -> Tensor:

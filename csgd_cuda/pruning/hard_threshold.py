@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .. import extension
-from ..tensors import SUPPORTED_DTYPES, Tensors, separate_elements
+from ..tensors import SUPPORTED_DTYPES, Tensors, compiles_for_gpu, separate_elements
 from .options import STRUCTURES
 from .reference import reference
 
@@ -62,7 +63,11 @@ def hard_threshold_(
         )
     else:
         _check(params, momentum_buffers, masks, keeps, structure, across, found_inf)
-        reference(params, momentum_buffers, masks, keeps, structure, across, found_inf)
+        select = _reference_uncompiled if compiles_for_gpu(params[0].device) else reference
+        select(params, momentum_buffers, masks, keeps, structure, across, found_inf)
+
+
+_reference_uncompiled = _disable_dynamo(reference)
 
 
 def check_companion(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ..distributed.shards import WHOLE, ShardLayout
 from ..tensors import StepTensors, Tensors, opmath_dtype
@@ -68,6 +69,9 @@ def make_step(direction: type[SgdDirection], tensors: StepTensors, options: dict
         )  # fmt: skip
         tallies = None if moved is None else [moved[indices[k] - indices[0]] for k in stack]
         _StackStep(direction, of_stack, layouts[stack[0]], apply, tallies, options).run()
+
+
+make_step_uncompiled = _disable_dynamo(make_step)
 
 
 def _stacks(params: Tensors, layouts: list[ShardLayout]) -> Iterator[list[int]]:

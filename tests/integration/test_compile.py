@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
 
 from ..conftest import need_kernel
 from ..helpers import assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
@@ -205,6 +205,34 @@ def test_reference_makes_the_bits_of_an_eager_step():
             step()
         results.append(snapshot([param], optimizer))
     assert_same_snapshots(*results)
+
+
+def reference_calls(device):
+    """Calls of the reference. Where it is compiled, a graph of the first two has a ceil_, one of the last a sort."""
+    param, grad = (torch.ones(8, 4, device=device) for _ in range(2))
+    param.requires_grad_().grad = grad
+    state = {name: torch.tensor(0, device=device) for name in ("index", "step")}
+    return {
+        "step": CSGD([param], momentum=0.9, fused=False).step,
+        "layer": lambda: calibrate_grad(grad, lipschitz=1.0, fused=False, **state),
+        "threshold": lambda: hard_threshold_([param], [3], structure="filter", fused=False),
+    }
+
+
+@pytest.mark.parametrize("name", reference_calls("cpu"))
+def test_reference_is_compiled_for_cpus_only(name):
+    """On a GPU (here the device meta) compiled code would contract its products and sums."""
+    found = {}
+    for device in ("cpu", "meta"):
+        counter = CompileCounterWithBackend("eager")
+        torch.compile(reference_calls(device)[name], backend=counter)()
+        nodes = [node for graph in counter.graphs for node in graph.graph.nodes]
+        found[device] = {"ceil_", "sort"} & {getattr(node.target, "__name__", node.target) for node in nodes}
+        torch._dynamo.reset()
+    assert found["cpu"]
+    assert not found["meta"]
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(reference_calls("meta")[name], backend="eager", fullgraph=True)()
 
 
 def test_inductor_compiles_a_whole_training_step():
