@@ -44,14 +44,14 @@ class CalibratedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, options: Group) -> None:
         """``options``: the defaults of the parameter groups, all those of the direction's table and of pruning."""
         self._check_new_group(options)
+        self._tallies = diagnostics.Tallies()
         self._begin()
         self._step_supports_amp_scaling = bool(options["fused"])
         super().__init__(params, options)
 
     def _begin(self) -> None:
         """Makes the attributes that are not part of the state: for a new optimizer, for a copy, and after a checkpoint
-        was loaded."""
-        self._tallies = diagnostics.Tallies()
+        was loaded. The tallies alone stay the same when one is loaded."""
         self._pruning = groups.Pruning()
         self._bounds = WholeBounds()
         self._plan: StepPlan | None = None  # of the last step
@@ -227,6 +227,9 @@ class CalibratedOptimizer(Optimizer):
         super().__setstate__(state)
         if checkpoint is None:  # a copy, to which torch gives no other attributes
             self._step_supports_amp_scaling = bool(self.defaults["fused"])
+            self._tallies = diagnostics.Tallies()
+        else:
+            self._tallies.forget()
         self._begin()
         for group in self.param_groups:
             complete_group(group, self.defaults)

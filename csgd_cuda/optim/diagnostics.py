@@ -14,20 +14,36 @@ from ..tensors import Group, State
 
 
 class Tallies:
-    """What each step counts, on each device a row for each parameter of all groups."""
+    """What each step counts, on each device a row for each parameter of all groups.
+
+    A CUDA graph writes to the rows of the step that it holds whenever it is replayed: they stay in memory as long as the
+    optimizer. Where rows become too few, at least twice as many replace them, so those kept are never more than these.
+    """
 
     def __init__(self) -> None:
         self.rows_on: dict[torch.device, Tensor] = {}
+        self._outgrown: list[Tensor] = []
 
     def rows(self, device: torch.device, count: int) -> Tensor:
         """int64 of shape (at least ``count``, TALLY_WORDS); -1 coordinates moved before the first step."""
         old = self.rows_on.get(device)
         if old is None or len(old) < count:
-            self.rows_on[device] = torch.zeros((count, TALLY_WORDS), dtype=torch.int64, device=device)
+            size = count if old is None else max(count, 2 * len(old))
+            self.rows_on[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
             self.rows_on[device][:, 0] = -1
             if old is not None:
                 self.rows_on[device][: len(old)] = old
+                self._outgrown.append(old)
         return self.rows_on[device]
+
+    def forget(self) -> None:
+        """As before the first step: in the same memory, unless it was made in inference mode and can be changed there
+        only."""
+        for device, rows in [*self.rows_on.items()]:
+            if rows.is_inference():
+                self._outgrown.append(self.rows_on.pop(device))
+            else:
+                rows[:, 0] = -1
 
     def density(self, param_groups: list[Group]) -> list[float]:
         """The share of coordinates that moved in each parameter's last applied step; NaN where there is none."""

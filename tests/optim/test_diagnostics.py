@@ -2,9 +2,13 @@
 """Density, bounds, and the warning where the reference steps parameters on a GPU."""
 
 import contextlib
+import copy
+import gc
 import linecache
 import math
+import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -121,3 +125,87 @@ def test_warning_does_not_break_a_graph():
         warnings.simplefilter("error", UserWarning)
         assert compiled(torch.zeros(())) == len("reference")
     assert not extension._warned_of
+
+
+class Replayed:
+    """Rows of tallies to which a step writes as often as it likes, as a CUDA graph of that step would."""
+
+    def __init__(self, optimizer, device):
+        rows = optimizer._tallies.rows(device, 1)
+        self.address, self.alive = rows.data_ptr(), weakref.ref(rows)
+
+
+@pytest.fixture
+def stepped(device, fused):
+    """An optimizer that has made a step, and the device of its parameter."""
+    return run_steps(make_params([(40,)], torch.float32, device), steps=1, fused=fused), device
+
+
+def add_and_step(optimizer, device):
+    optimizer.add_param_group({"params": make_params([(30,)], torch.float32, device)})
+    set_grads([p for group in optimizer.param_groups for p in group["params"]], seed=0)
+    optimizer.step()
+
+
+def test_counts_of_an_earlier_step_keep_their_memory(stepped):
+    """A CUDA graph of it still writes there. The density is that of the new rows."""
+    optimizer, device = stepped
+    earlier = Replayed(optimizer, device)
+    add_and_step(optimizer, device)
+    density = optimizer.density()
+    gc.collect()
+    rows = earlier.alive()
+    assert rows is not None
+    assert rows.data_ptr() == earlier.address != optimizer._tallies.rows(device, 2).data_ptr()
+    rows[0, 0] = 7  # a replay
+    assert optimizer.density() == density
+    assert len(density) == 2
+    assert all(share > 0 for share in density)
+
+
+def test_counts_stay_in_their_memory_while_no_parameters_are_added(stepped):
+    """In further steps, and when a checkpoint is loaded, after which there is no density before the next step."""
+    optimizer, device = stepped
+    earlier = Replayed(optimizer, device)
+    set_grads(optimizer.param_groups[0]["params"], seed=1)
+    for _ in range(3):
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert all(math.isnan(share) for share in optimizer.density())
+    optimizer.step()
+    assert optimizer.density()[0] > 0
+    assert optimizer._tallies.rows(device, 1) is earlier.alive()
+    assert optimizer._tallies.rows(device, 1).data_ptr() == earlier.address
+
+
+def test_a_checkpoint_is_loaded_after_a_step_in_inference_mode(device, fused):
+    """The step's own tensors can be changed in that mode only, and loading replaces those of the state."""
+    params = make_params([(40,)], torch.float32, device)
+    set_grads(params, seed=0)
+    optimizer = CSGD(params, fused=fused)
+    with torch.inference_mode():
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.density()[0] > 0
+
+
+def test_outgrown_counts_are_never_more_than_those_in_use(stepped):
+    optimizer, device = stepped
+    for k in range(40):
+        add_and_step(optimizer, device)
+        assert sum(map(len, optimizer._tallies._outgrown)) <= len(optimizer._tallies.rows(device, k + 2)) <= 2 * (k + 2)
+
+
+def test_a_copy_counts_in_memory_of_its_own(stepped):
+    optimizer, device = stepped
+    add_and_step(optimizer, device)
+    density = optimizer.density()
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert all(math.isnan(share) for share in other.density())
+        for group in other.param_groups:
+            set_grads(group["params"], seed=3)
+        other.step()
+        assert not other._tallies._outgrown
+        assert len(other.density()) == 2
+    assert optimizer.density() == density
