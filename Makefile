@@ -12,7 +12,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu tests/cpu/*.cpp tests/cuda/emulation/*)
+CPP := $(wildcard $(patsubst %,csrc/*/*.%,h cuh cpp cu) $(patsubst %,tests/rule/hooks/*.%,h cpp cu) tests/cpu/*.cpp \
+  tests/cuda/emulation/*)
 ARGS ?=
 # A test marked with xdist_group(name) runs in the same process as the others of its group. Tests of threads have more
 # threads than there are cores left: these must not spin while they wait.

@@ -11,6 +11,7 @@ import torch
 from csgd_cuda import extension
 
 from .helpers import DEVICES
+from .rule import hooks
 
 hypothesis.settings.register_profile(
     "csgd", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -69,9 +70,15 @@ def need_kernel(device):
 
 @pytest.fixture
 def compiled():
-    """The module csgd_cuda._C, with its hooks into the compiled rule."""
+    """The module csgd_cuda._C."""
     need_kernel(torch.device("cpu"))
     return extension._C
+
+
+@pytest.fixture(scope="session")
+def rule_hooks():
+    """The module of tests/rule/hooks, which calls parts of the compiled rule."""
+    return hooks.load()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several test files share: raw bits, awkward data, and steps made by one backend."""
+"""What several test files share: raw bits, awkward data, steps made by one backend, and files made once."""
 
 import contextlib
+import fcntl
 import math
+from pathlib import Path
 
 import torch
 
@@ -144,3 +146,15 @@ def step_operator(
     of_call["fresh_momentum"] = given.get("fresh_momentum", False)
     kernel = extension.takes_kernel(params[0].device, fused)
     SGD.step(tensors, step_options(SGD.options, options, params[0].device) | of_call, kernel=kernel)
+
+
+def made_once(path, make):
+    """The path of a file or folder, which make(path) makes where it is not there yet: in one process, while the others
+    that need it wait."""
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = Path(f"{path}.new")
+            make(unfinished)
+            unfinished.rename(path)
+    return path

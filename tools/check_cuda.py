@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the CUDA part on a machine without a GPU and with a CPU build of torch.
 
-Compiles every .cu file for sm_80, sm_90, sm_100 and PTX, as many side by side as there are processors. Fails where the
-compiler had to spill registers or put arrays into local memory, where a kernel no longer reads and writes its tensors
-16 bytes at a time, and where the step takes a tenth more instructions per element, or registers, than
-tests/cuda/instruction_counts.md says (--write makes that file anew). Checks the syntax of the CUDA bindings against the
-installed torch's headers.
+Compiles every .cu file, the tests' own included, for sm_80, sm_90, sm_100 and PTX, as many side by side as there are
+processors. Fails where the compiler had to spill registers or put arrays into local memory, where a kernel no longer
+reads and writes its tensors 16 bytes at a time, and where the step takes a tenth more instructions per element, or
+registers, than tests/cuda/instruction_counts.md says (--write makes that file anew). Checks the syntax of what calls the
+kernels, against the installed torch's headers.
 """
 
 import argparse
@@ -33,6 +33,7 @@ WIDE = {
     "ld": r"\bld\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
     "st": r"\bst\.global(?:\.\w+)*\.(?:v4\.[fub]32|v2\.[fub]64|b128)",
 }
+HOOKS = "tests/rule/hooks"
 PTX_TARGET = "-gencode=arch=compute_90,code=compute_90"
 
 
@@ -142,12 +143,12 @@ def checks(nvcc, flags, toolkit):
     """All checks as functions without arguments; none depends on another. Those that take longest come first."""
     from torch.utils.cpp_extension import include_paths  # slow to import
 
-    kernels = sorted(glob.glob("csrc/cuda/*.cu"), key=os.path.getsize, reverse=True)
+    kernels = sorted([*glob.glob("csrc/cuda/*.cu"), *glob.glob(f"{HOOKS}/*.cu")], key=os.path.getsize, reverse=True)
     for source in kernels:
         for target in TARGETS:
             yield partial(check_target, nvcc, flags, source, target)
     includes = [f"-isystem{path}" for path in [*include_paths(), get_paths()["include"], f"{toolkit}/include"]]
-    for source in sorted(glob.glob("csrc/ops/*.cpp")):
+    for source in sorted([*glob.glob("csrc/ops/*.cpp"), *glob.glob(f"{HOOKS}/*.cpp")]):
         yield partial(check_binding, includes, source)
     for source in kernels:
         yield partial(check_ptx, nvcc, flags, source)

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module csgd_cuda._C: how it was built, operators of torch.ops.csgd_cuda as functions, and hooks by which
-// tests call parts of the compiled rule.
+// The Python module csgd_cuda._C: how it was built, and operators of torch.ops.csgd_cuda as functions.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include "../cpu/csgd_cpu.h"
 #include "csgd.h"
-#include "rule_hooks.h"
 
 #if CSGD_WITH_CUDA
 #include "../cuda/csgd_cuda.h"
@@ -41,10 +39,9 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Build information of csgd_cuda, its operators as functions, and hooks for its tests.";
+  m.doc() = "Build information of csgd_cuda, and its operators as functions.";
   m.def("build_info", &build_info, "What this extension was built with, and the instruction set it uses here.");
   m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
         "Use another instruction set on the CPU; False where this machine or build does not have it.");
   csgd::add_csgd(m);
-  csgd::add_rule_hooks(m);
 }

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that compare a kernel with its CPU loop: compiled when a test needs them, once for all of its workers."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ..helpers import made_once
 from .cpp_source import Change
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +119,7 @@ class Programs:
     def _once(self, make, *of):
         """The path of what make(*of, path) makes; the name of the file says of what."""
         path = self._folder / f"{make.__name__.strip('_')}-{sha256(repr(of).encode()).hexdigest()[:16]}"
-        with open(f"{path}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                make(*of, Path(f"{path}.new"))
-                Path(f"{path}.new").rename(path)
-        return path
+        return made_once(path, lambda unfinished: make(*of, unfinished))
 
     def _object(self, source, flags, path):
         compile_with(*WARNINGS, *flags, f"-I{ROOT}", f"-I{EMULATION}", "-c", source, "-o", path)

@@ -46,7 +46,7 @@ def neighbours(value, dtype):
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_stochastic_rounding_by_exhaustion(dtype, device, compiled):
+def test_stochastic_rounding_by_exhaustion(dtype, device, rule_hooks):
     """For each value all 2^16 draws: only the two neighbours, the upper one exactly as often as promised."""
     for value in awkward_values(dtype).tolist():
         out = round_stochastic(torch.full((2**16,), value, device=device), dtype, EVERY_DRAW.to(device)).double().cpu()
@@ -58,11 +58,11 @@ def test_stochastic_rounding_by_exhaustion(dtype, device, compiled):
         exact = dtype is torch.bfloat16 or abs(value) >= torch.finfo(dtype).tiny
         mean = (count * up + (2**16 - count) * truncated) / 2**16
         assert abs(mean - Fraction(value)) <= (0 if exact else abs(up - truncated) / 2**16), value
-        assert compiled.store(name(dtype), value, EVERY_DRAW.tolist()) == out.tolist(), value
+        assert rule_hooks.store(name(dtype), value, EVERY_DRAW.tolist()) == out.tolist(), value
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_representable_values_are_left_alone(dtype, compiled):
+def test_representable_values_are_left_alone(dtype, rule_hooks):
     """All 2^16 bit patterns: what needs no rounding is not changed by any draw."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     finite = patterns[patterns.isfinite()]
@@ -70,11 +70,11 @@ def test_representable_values_are_left_alone(dtype, compiled):
         got = round_stochastic(finite.float(), dtype, torch.full(finite.shape, draw))
         assert_same_bits(got, finite, f"draw {draw}")
     for value in finite[::7].tolist():
-        assert compiled.store(name(dtype), value, [0, 2**16 - 1, None]) == [value] * 3
+        assert rule_hooks.store(name(dtype), value, [0, 2**16 - 1, None]) == [value] * 3
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_beyond_the_largest_value_is_rounded_to_nearest(dtype, compiled):
+def test_beyond_the_largest_value_is_rounded_to_nearest(dtype, rule_hooks):
     largest = torch.finfo(dtype).max
     ulp = largest - torch.nextafter(torch.tensor(largest, dtype=dtype), torch.tensor(0.0, dtype=dtype)).item()
     values = [largest + ulp / 4, largest + ulp / 2, float("inf"), float("-inf"), 3.4e38, -largest - ulp / 4]
@@ -84,14 +84,14 @@ def test_beyond_the_largest_value_is_rounded_to_nearest(dtype, compiled):
         assert_same_bits(got, values.to(dtype))
         for v in values.tolist():
             expected = torch.tensor(v).to(dtype).item()
-            assert compiled.store(name(dtype), v, [draw]) == [expected]
+            assert rule_hooks.store(name(dtype), v, [draw]) == [expected]
     nan = round_stochastic(torch.tensor([float("nan")]), dtype, torch.tensor([7]))
     assert nan.isnan().all()
-    assert all(math.isnan(v) for v in compiled.store(name(dtype), float("nan"), [7, None]))
+    assert all(math.isnan(v) for v in rule_hooks.store(name(dtype), float("nan"), [7, None]))
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_nearest_is_that_of_torch(dtype, compiled):
+def test_nearest_is_that_of_torch(dtype, rule_hooks):
     """Random float32 bit patterns of every exponent, ties and borders included."""
     generator = torch.Generator().manual_seed(11)
     raw = torch.randint(-(2**31), 2**31, (20000,), generator=generator).to(torch.int32)
@@ -100,4 +100,4 @@ def test_nearest_is_that_of_torch(dtype, compiled):
     values = torch.cat([raw, ties, ties_float16]).view(torch.float32)
     values = torch.cat([values[~values.isnan()], awkward_values(dtype)])
     expected = values.to(dtype).double().tolist()
-    assert [compiled.store(name(dtype), v, [None])[0] for v in values.tolist()] == expected
+    assert [rule_hooks.store(name(dtype), v, [None])[0] for v in values.tolist()] == expected

@@ -57,9 +57,9 @@ def assert_theorem(d, updated, opmath):
 
 
 @pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
-def test_compiled_rule_is_unbiased(opmath, compiled):
+def test_compiled_rule_is_unbiased(opmath, rule_hooks):
     for d in directions(opmath):
-        got = compiled.update_element(NAMES[opmath], 0.0, d, lipschitz_bound=BOUND, draws=list(ALL_DRAWS))
+        got = rule_hooks.update_element(NAMES[opmath], 0.0, d, lipschitz_bound=BOUND, draws=list(ALL_DRAWS))
         assert got.n == expected_draws(d, opmath)
         assert_theorem(d, got.params, opmath)
 
@@ -76,7 +76,7 @@ def test_reference_is_unbiased(opmath, device, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_update_is_unbiased(dtype, compiled):
+def test_low_precision_update_is_unbiased(dtype, rule_hooks):
     """Both draws enumerated: whether the coordinate moves, and how its new value is rounded."""
     name, opmath = NAMES[dtype], opmath_dtype(dtype)
     lr, theta = 0.0625, torch.tensor(1.7).to(dtype).item()
@@ -87,7 +87,7 @@ def test_low_precision_update_is_unbiased(dtype, compiled):
         # The new value in opmath; two roundings in the move, one in the difference.
         size = abs(exact_move) + abs(Fraction(theta))
         new = torch.tensor(theta - lr * (d * (2.0**16 / n)), dtype=torch.float32).item()
-        stored = sum(Fraction(v) * k for v, k in Counter(compiled.store(name, new, every)).items()) / 2**16
+        stored = sum(Fraction(v) * k for v, k in Counter(rule_hooks.store(name, new, every)).items()) / 2**16
         mean = stored * n / 2**16 + Fraction(theta) * (2**16 - n) / 2**16
         target = Fraction(theta) - Fraction(lr) * Fraction(d)
         assert abs(mean - target) <= 2 * size * Fraction(torch.finfo(torch.float32).eps) * Fraction(n, 2**16)
@@ -108,15 +108,15 @@ def test_kernel_moves_the_expected_share(dtype, fused, device):
     assert abs(mean) < 5 * (1 / 6) ** 0.5 / n**0.5  # Var = |d| (1 - |d|), 1/6 on average
 
 
-def test_zero_calibration_and_zero_bound_move_everything(compiled):
+def test_zero_calibration_and_zero_bound_move_everything(rule_hooks):
     for options in ({"calibration": 0.0, "lipschitz_bound": 1.0}, {"lipschitz_bound": 0.0}):
-        got = compiled.update_element("float32", 1.0, 0.25, draws=list(ALL_DRAWS), **options)
+        got = rule_hooks.update_element("float32", 1.0, 0.25, draws=list(ALL_DRAWS), **options)
         assert got.n == 2**16
         assert set(got.params) == {0.75}
 
 
 @pytest.mark.parametrize("d", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_inf_pass_through(d, compiled):
-    got = compiled.update_element("float32", 1.0, d, lipschitz_bound=BOUND, draws=[0, 2**16 - 1])
+def test_nan_and_inf_pass_through(d, rule_hooks):
+    got = rule_hooks.update_element("float32", 1.0, d, lipschitz_bound=BOUND, draws=[0, 2**16 - 1])
     assert got.n == 2**16
     assert all(str(v) == str(1.0 - d) for v in got.params)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests: parts of the rule, computed on the current GPU. The results are copied to the host.
+// Parts of the rule, computed on the current GPU. The results are copied to the host.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../core/philox.h"
-#include "../core/shortcuts.h"
+#include "../../../csrc/core/philox.h"
+#include "shortcuts.h"
 
 namespace csgd {
 

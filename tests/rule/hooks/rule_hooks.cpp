@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hooks for tests: the compiled rule on one element on the host, with draws that the caller gives.
-#include "rule_hooks.h"
-
+// A Python module for tests: the compiled rule on one element on the host, with draws that the caller gives, and parts
+// of the rule on a GPU.
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "../core/shortcuts.h"
-#include "../core/update_rule.h"
+#include "../../../csrc/core/update_rule.h"
+#include "shortcuts.h"
 
 #if CSGD_WITH_CUDA
-#include "../cuda/rule_hooks_cuda.h"
+#include "rule_hooks_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -141,9 +141,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
   });
 }
 
-}  // namespace
-
-void add_rule_hooks(py::module_& m) {
+PYBIND11_MODULE(rule_hooks, m) {
   m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"), "One Philox call on the host: four words.");
 #if CSGD_WITH_CUDA
   m.def("philox4x32_10_cuda", &philox_cuda, py::arg("counter"), py::arg("key"), "One Philox call on the GPU.");
@@ -151,7 +149,7 @@ void add_rule_hooks(py::module_& m) {
         "take_shortcuts as the GPU computes it.");
 #endif
   m.def("take_shortcuts", &take_shortcuts, py::arg("name"), py::arg("values"),
-        "A part of the rule, named as in csrc/core/shortcuts.h, for each value.");
+        "A part of the rule, named as in shortcuts.h, for each value.");
   m.def("draw", &draw, py::arg("seed"), py::arg("stream"), py::arg("position"), py::arg("index"), py::arg("step"),
         "The 16-bit draw of one element.");
   m.def("refine_reciprocal", &refine_reciprocal, py::arg("n"), py::arg("estimate"), "1 / n, as a GPU finds it.");
@@ -170,4 +168,5 @@ void add_rule_hooks(py::module_& m) {
         "One element of the rule, for each of the calibration draws given.");
 }
 
+}  // namespace
 }  // namespace csgd

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests: the parts of the rule for which a GPU has special instructions, each as a function of a float32.
+// The parts of the rule for which a GPU has special instructions, each as a function of a float32.
 #pragma once
 
-#include "update_rule.h"
+#include "../../../csrc/core/update_rule.h"
 
 namespace csgd {
 
