@@ -11,10 +11,7 @@ def build_info() -> dict[str, str | None]:
 def set_cpu_isa(name: str) -> bool:
     """Uses another instruction set on the CPU; False where this machine or build does not have it."""
 
-# Their arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp.
+# Its arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp.
 
 def csgd_(*lists: list[Tensor] | list[int], **options: Any) -> None:
     """The step of csgd_cuda.csgd_, without defaults; the seed is the signed integer of the same bits."""
-
-def check_csgd(*lists: list[Tensor] | list[int], **options: Any) -> None:
-    """Raises what csgd_ would raise; changes nothing."""

@@ -23,7 +23,7 @@ class Direction:
     """A direction: its options, its state, and its step on the kernels and in pure PyTorch.
 
     Attributes:
-        operator: the name of the step's operator in torch.ops.csgd_cuda; that of its checks begins with "check_".
+        operator: the name of the step's operator in torch.ops.csgd_cuda.
         options: the table of its options, those of pruning included.
         buffers: the names of its state tensors of a parameter's shape, in the order of the operator's lists.
         needs_buffers: whether a group's options need these.
@@ -54,7 +54,7 @@ class Direction:
             ValueError, TypeError: something is wrong with an argument; the message names it, and nothing was changed.
         """
         if kernel:
-            self._call(self.operator, tensors, options)
+            self._call(tensors, options, check_only=False)
         else:
             self._check_reference(tensors, options)
             gpu_code = bool(tensors.params) and compiles_for_gpu(tensors.params[0].device)
@@ -64,16 +64,17 @@ class Direction:
     def check(self, tensors: StepTensors, options: dict[str, Any], *, kernel: bool) -> None:
         """Raises what ``step`` would raise; changes nothing."""
         if kernel:
-            self._call(f"check_{self.operator.rstrip('_')}", tensors, options)
+            self._call(tensors, options, check_only=True)
         else:
             self._check_reference(tensors, options)
 
-    def _call(self, name: str, tensors: StepTensors, options: dict[str, Any]) -> None:
+    def _call(self, tensors: StepTensors, options: dict[str, Any], *, check_only: bool) -> None:
         # Both call the same operator; torch.compile can trace the one, the other takes less of the host's time.
         operators = torch.ops.csgd_cuda if torch.compiler.is_compiling() else extension._C
-        call = getattr(operators, name)
+        call = getattr(operators, self.operator)
         params, grads, buffers, *others = tensors
-        call(params, grads, *buffers.values(), *others, **{**options, "seed": signed_seed(options["seed"])})
+        options = {**options, "seed": signed_seed(options["seed"]), "check_only": check_only}
+        call(params, grads, *buffers.values(), *others, **options)
 
     def _check_reference(self, tensors: StepTensors, options: dict[str, Any]) -> None:
         lr = options["lr"] if options["lr_tensor"] is None else options["lr_tensor"]
@@ -96,7 +97,7 @@ def _fake(
     indices: Sequence[int], shards: Sequence[int], *, lr_tensor: Tensor | None, grad_scale: Tensor | None,
     found_inf: Tensor | None, tallies: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
-    """The operators return nothing, and what they change is in the schema: torch.compile needs no more. But a call with
+    """The operator returns nothing, and what it changes is in the schema: torch.compile needs no more. But a call with
     a single meta tensor among real ones comes here as well, and must not pass silently."""
     tensors = StepTensors(
         list(params), list(grads), {"momentum_buffer": list(momentum_buffers)}, list(steps), list(lipschitz_bounds),
@@ -110,5 +111,4 @@ def _fake(
 
 
 if extension.build_info() is not None:
-    for _name in ("csgd_", "check_csgd"):
-        torch.library.register_fake(f"csgd_cuda::{_name}", _fake)
+    torch.library.register_fake("csgd_cuda::csgd_", _fake)

@@ -226,7 +226,9 @@ class StepPlan:
         Raises:
             ValueError, TypeError: something is wrong with a tensor or an option; nothing was changed.
         """
-        if len(self._calls) > 1:  # a later call must not find an error after an earlier one has stepped
+        # A later call must not find an error after an earlier one has stepped. In a graph no call steps before all were
+        # traced, and so checked.
+        if len(self._calls) > 1 and not torch.compiler.is_compiling():
             for call in self._calls:
                 call.check(shared)
         for call in self._calls:

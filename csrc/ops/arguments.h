@@ -40,23 +40,16 @@ struct TypeList {};
     static constexpr ::csgd::Argument kArguments[] = {LIST(CSGD_POSITIONAL_ARGUMENT, CSGD_KEYWORD_ARGUMENT)}; \
   }
 
-// "Tensor(a!)[]" -> "Tensor[]".
-inline std::string without_mark(const std::string& type) {
-  const size_t open = type.find('('), close = type.find(')');
-  return open == std::string::npos ? type : type.substr(0, open) + type.substr(close + 1);
-}
-
-// The schema of an operator, for instance "halve_(Tensor(a!)[] tensors, *, float factor) -> ()". With mutates = false
-// it is that of an operator with the same arguments which changes none of them.
+// The schema of an operator, for instance "halve_(Tensor(a!)[] tensors, *, float factor) -> ()".
 template <class Args>
-std::string schema(const std::string& name, const std::string& result, bool mutates = true) {
+std::string schema(const std::string& name, const std::string& result) {
   std::string text;
   bool keyword_only = false;
   for (const Argument& argument : Args::kArguments) {
     if (!text.empty()) text += ", ";
     if (argument.keyword_only && !keyword_only) text += "*, ";
     keyword_only = argument.keyword_only;
-    text += (mutates ? argument.type : without_mark(argument.type)) + " " + argument.name;
+    text += std::string(argument.type) + " " + argument.name;
   }
   return name + "(" + text + ") -> " + result;
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operator csgd_cuda::csgd_, which makes a step, and csgd_cuda::check_csgd, which makes only the checks of a step.
-// The arguments are checked and packed into the plain structs of csrc/core, on which the CPU loop or the CUDA kernels
-// work.
+// The operator csgd_cuda::csgd_, which makes a step. The arguments are checked and packed into the plain structs of
+// csrc/core, on which the CPU loop or the CUDA kernels work.
 #include "csgd.h"
 
 #include <ATen/Parallel.h>
@@ -38,31 +37,33 @@ constexpr int64_t kShardNumbers = sizeof(ShardLayout) / sizeof(int64_t);
 
 // Without momentum, momentum_buffers is empty; with a fixed Lipschitz constant, lipschitz_bounds is empty. `shards` has
 // kShardNumbers numbers for each parameter, as in ShardLayout; it is empty where all parameters are whole. `seed` has
-// the bits of an unsigned 64-bit number. csgd_cuda.csgd_ documents the others.
-#define CSGD_ARGUMENTS(POSITIONAL, KEYWORD)                        \
-  POSITIONAL("Tensor(a!)[]", at::TensorList, params)               \
-  POSITIONAL("Tensor[]", at::TensorList, grads)                    \
-  POSITIONAL("Tensor(b!)[]", at::TensorList, momentum_buffers)     \
-  POSITIONAL("Tensor(c!)[]", at::TensorList, steps)                \
-  POSITIONAL("Tensor(d!)[]", at::TensorList, lipschitz_bounds)     \
-  POSITIONAL("int[]", at::IntArrayRef, indices)                    \
-  POSITIONAL("int[]", at::IntArrayRef, shards)                     \
-  KEYWORD("float", double, lr)                                     \
-  KEYWORD("float", double, momentum)                               \
-  KEYWORD("float", double, dampening)                              \
-  KEYWORD("float", double, weight_decay)                           \
-  KEYWORD("bool", bool, nesterov)                                  \
-  KEYWORD("float", double, calibration)                            \
-  KEYWORD("float?", std::optional<double>, lipschitz)              \
-  KEYWORD("float", double, bound_decay)                            \
-  KEYWORD("str", std::string_view, rounding)                       \
-  KEYWORD("int", int64_t, seed)                                    \
-  KEYWORD("bool", bool, maximize)                                  \
-  KEYWORD("bool", bool, fresh_momentum)                            \
-  KEYWORD("Tensor?", const std::optional<at::Tensor>&, lr_tensor)  \
-  KEYWORD("Tensor?", const std::optional<at::Tensor>&, grad_scale) \
-  KEYWORD("Tensor?", const std::optional<at::Tensor>&, found_inf)  \
-  KEYWORD("Tensor(e!)?", const std::optional<at::Tensor>&, tallies)
+// the bits of an unsigned 64-bit number. With `check_only` nothing is changed: a caller that makes several calls checks
+// them all before the first one. csgd_cuda.csgd_ documents the others.
+#define CSGD_ARGUMENTS(POSITIONAL, KEYWORD)                         \
+  POSITIONAL("Tensor(a!)[]", at::TensorList, params)                \
+  POSITIONAL("Tensor[]", at::TensorList, grads)                     \
+  POSITIONAL("Tensor(b!)[]", at::TensorList, momentum_buffers)      \
+  POSITIONAL("Tensor(c!)[]", at::TensorList, steps)                 \
+  POSITIONAL("Tensor(d!)[]", at::TensorList, lipschitz_bounds)      \
+  POSITIONAL("int[]", at::IntArrayRef, indices)                     \
+  POSITIONAL("int[]", at::IntArrayRef, shards)                      \
+  KEYWORD("float", double, lr)                                      \
+  KEYWORD("float", double, momentum)                                \
+  KEYWORD("float", double, dampening)                               \
+  KEYWORD("float", double, weight_decay)                            \
+  KEYWORD("bool", bool, nesterov)                                   \
+  KEYWORD("float", double, calibration)                             \
+  KEYWORD("float?", std::optional<double>, lipschitz)               \
+  KEYWORD("float", double, bound_decay)                             \
+  KEYWORD("str", std::string_view, rounding)                        \
+  KEYWORD("int", int64_t, seed)                                     \
+  KEYWORD("bool", bool, maximize)                                   \
+  KEYWORD("bool", bool, fresh_momentum)                             \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, lr_tensor)   \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, grad_scale)  \
+  KEYWORD("Tensor?", const std::optional<at::Tensor>&, found_inf)   \
+  KEYWORD("Tensor(e!)?", const std::optional<at::Tensor>&, tallies) \
+  KEYWORD("bool", bool, check_only)
 CSGD_DEFINE_ARGUMENTS(CsgdArgs, CSGD_ARGUMENTS);
 
 // The checks. csgd_cuda/reference/checks.py has the same for the pure-PyTorch reference.
@@ -399,30 +400,28 @@ void run_cuda(const PackedStep& step) {
 }
 #endif
 
-void run_nowhere(const PackedStep& step) {
-  TORCH_CHECK(false, "csgd_ has no kernel for tensors on ", step.device(),
-              " in this build; see csgd_cuda.show_config()");
-}
-
-// The operator on one device: checks everything, then packs, runs, finishes. Without `run` it only checks.
+// The operator on one device: checks everything, then packs, runs, finishes.
 template <void (*run)(const PackedStep&)>
 void csgd_(const CsgdArgs& args) {
   check_all(args);
-  if constexpr (run != nullptr) {
-    if (args.params.empty()) return;
-    const at::NoGradGuard no_grad;  // for the copies of tensors that are not dense
-    PackedStep step(args);
-    run(step);
-    step.finish();
-  }
+  if (args.check_only || args.params.empty()) return;
+  const at::NoGradGuard no_grad;  // for the copies of tensors that are not dense
+  PackedStep step(args);
+  run(step);
+  step.finish();
+}
+
+// Sparse, complex and other tensors come here as well; the checks then say which one is wrong.
+void csgd_nowhere(const CsgdArgs& args) {
+  check_all(args);
+  TORCH_CHECK(args.params.empty(), "csgd_ has no kernel for tensors on ", args.params[0].device(),
+              " in this build; see csgd_cuda.show_config()");
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
   m.def(schema<CsgdArgs>("csgd_", "()").c_str(), {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
-  // For callers that make several calls, and check them all before the first one.
-  m.def(schema<CsgdArgs>("check_csgd", "()", /*mutates=*/false).c_str(), {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cpu>>); }
@@ -431,15 +430,8 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<
 TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cuda>>); }
 #endif
 
-// Sparse, complex and other tensors come here as well; the checks then say which one is wrong.
-TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
-  m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_nowhere>>);
-  m.impl("check_csgd", unboxed<CsgdArgs, csgd_<nullptr>>);
-}
+TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_nowhere>); }
 
-void add_csgd(pybind11::module_& m) {
-  add_function<CsgdArgs>(m, "csgd_");
-  add_function<CsgdArgs>(m, "check_csgd");
-}
+void add_csgd(pybind11::module_& m) { add_function<CsgdArgs>(m, "csgd_"); }
 
 }  // namespace csgd

@@ -5,7 +5,7 @@
 
 namespace csgd {
 
-// Adds csgd_ and check_csgd, the operators of torch.ops.csgd_cuda, as functions.
+// Adds csgd_, the operator of torch.ops.csgd_cuda, as a function.
 void add_csgd(pybind11::module_& m);
 
 }  // namespace csgd

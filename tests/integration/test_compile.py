@@ -288,6 +288,22 @@ def test_a_pruning_optimizer_steps_outside_the_graph(options):
         torch.compile(optimizer.step, backend="eager", fullgraph=True)()
 
 
+def test_step_of_two_groups_is_one_graph_with_two_calls():
+    """The checks before the first of several calls are made when the graph is traced, and cost nothing in it."""
+    results = []
+    for compiled in (False, True):
+        params = make_params([(70,), (3, 4)], torch.float32)
+        optimizer = CSGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}], lr=0.1)
+        counter = CompileCounterWithBackend("aot_eager")
+        step = torch.compile(optimizer.step, backend=counter, fullgraph=True) if compiled else optimizer.step
+        for k in range(3):
+            set_grads(params, seed=k)
+            step()
+        assert operator_calls(counter) == ([2, 2] if compiled else [])  # without state, and with it
+        results.append(snapshot(params, optimizer))
+    assert_same_snapshots(*results)
+
+
 def test_compiled_optimizer_resumes():
     """A state that was loaded is stepped by the compiled code, too."""
     data = make_data(8)

@@ -28,20 +28,19 @@ def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
         "lr": 0.1, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
         "calibration": 1.0, "lipschitz": lipschitz, "bound_decay": 0.99, "rounding": "stochastic", "seed": -1,
         "maximize": False, "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None,
-        "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
+        "check_only": False, "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
     }  # fmt: skip
     return lists, options
 
 
 @by_pairs(
-    name=["csgd_", "check_csgd"], part=["whole", "shard"], dtype=DTYPES, momentum=[0.9, 0.0],
-    lipschitz=[None, 2.0],
+    check_only=[False, True], part=["whole", "shard"], dtype=DTYPES, momentum=[0.9, 0.0], lipschitz=[None, 2.0],
 )  # fmt: skip
-def test_opcheck(name, dtype, momentum, lipschitz, part, device):
+def test_opcheck(check_only, dtype, momentum, lipschitz, part, device):
     """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
     need_kernel(device)
     lists, options = arguments(dtype, device, momentum, lipschitz, part)
-    torch.library.opcheck(getattr(torch.ops.csgd_cuda, name).default, lists, options)
+    torch.library.opcheck(torch.ops.csgd_cuda.csgd_.default, lists, {**options, "check_only": check_only})
 
 
 @pytest.mark.parametrize("structure", ["element", "filter"])
@@ -57,13 +56,25 @@ def test_opcheck_of_the_threshold(structure, across, device):
     torch.library.opcheck(torch.ops.csgd_cuda.hard_threshold_.default, lists, options)
 
 
-def test_check_operator_changes_nothing(device):
+def test_check_only_changes_nothing(device):
+    """Neither values nor versions, by which autograd would take the tensors for changed."""
     need_kernel(device)
     lists, options = arguments(torch.float32, device)
-    before = [t.clone() for tensors in lists[:5] for t in tensors]
-    torch.ops.csgd_cuda.check_csgd(*lists, **options)
-    for a, b in zip(before, (t for tensors in lists[:5] for t in tensors), strict=True):
+    tensors = [t for tensors in lists[:5] for t in tensors] + [options["tallies"]]
+    before, versions = [t.clone() for t in tensors], [t._version for t in tensors]
+    torch.ops.csgd_cuda.csgd_(*lists, **{**options, "check_only": True})
+    for a, b in zip(before, tensors, strict=True):
         assert_same_bits(a, b)
+    assert [t._version for t in tensors] == versions
+
+
+def test_check_only_raises_what_the_step_would_raise(device):
+    need_kernel(device)
+    lists, options = arguments(torch.float32, device)
+    lists[4][1] = lists[4][0]
+    for check_only in (True, False):
+        with pytest.raises(ValueError, match="lipschitz_bounds must be a tensor of its own"):
+            torch.ops.csgd_cuda.csgd_(*lists, **{**options, "check_only": check_only})
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -115,8 +126,8 @@ def test_compiled_pruning_step_makes_the_bits_of_an_eager_one(backend, device):
 def test_empty_call_does_nothing(device):
     need_kernel(device)
     _, options = arguments(torch.float32, device)
-    for name in ("csgd_", "check_csgd"):
-        getattr(torch.ops.csgd_cuda, name)([], [], [], [], [], [], [], **options)
+    for check_only in (False, True):
+        torch.ops.csgd_cuda.csgd_([], [], [], [], [], [], [], **{**options, "check_only": check_only})
 
 
 def test_build_info_is_complete(compiled):

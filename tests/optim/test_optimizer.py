@@ -141,23 +141,29 @@ def test_every_option_may_differ_between_groups(device, fused):
         assert_same_bits(a, b)
 
 
-class _CountCalls(TorchDispatchMode):
-    calls = 0
+class _RecordCalls(TorchDispatchMode):
+    """check_only of each call of the step's operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.checks = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func is torch.ops.csgd_cuda.csgd_.default
+        if func is torch.ops.csgd_cuda.csgd_.default:
+            self.checks.append(kwargs["check_only"])
         return func(*args, **(kwargs or {}))
 
 
 def test_one_operator_call_for_each_group(device):
-    """Whatever the number of tensors and dtypes; a group without gradients costs none."""
+    """Whatever the number of tensors and dtypes; a group without gradients costs none. Several are checked first."""
     need_kernel(device)
     groups = [[p for dtype in DTYPES for p in make_params([(9,), (3, 4)], dtype, device)] for _ in range(3)]
     optimizer = CSGD([{"params": params} for params in groups], lr=0.1, momentum=0.9, fused=True)
-    set_grads(groups[0] + groups[2], seed=0)
-    with _CountCalls() as count:
-        optimizer.step()
-    assert count.calls == 2
+    for with_gradients, expected in ((groups[0], [False]), (groups[0] + groups[2], [True, True, False, False])):
+        set_grads(with_gradients, seed=0)
+        with _RecordCalls() as calls:
+            optimizer.step()
+        assert calls.checks == expected
 
 
 def test_density_counts_what_moved(device, fused):
