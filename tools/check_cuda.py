@@ -4,8 +4,8 @@
 Compiles every .cu file, the tests' own included, for sm_80, sm_90, sm_100 and PTX, as many side by side as there are
 processors. Fails where the compiler had to spill registers or put arrays into local memory, where a kernel no longer
 reads and writes its tensors 16 bytes at a time, and where the step takes a tenth more instructions per element, or
-registers, than tests/cuda/instruction_counts.md says (--write makes that file anew). Checks the syntax of what calls the
-kernels, against the installed torch's headers.
+registers, than tests/cuda/instruction_counts.md says (--write makes that file anew). Checks the syntax of what calls
+the kernels, against the installed torch's headers.
 """
 
 import argparse

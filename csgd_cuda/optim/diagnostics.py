@@ -16,8 +16,8 @@ from ..tensors import Group, State
 class Tallies:
     """What each step counts, on each device a row for each parameter of all groups.
 
-    A CUDA graph writes to the rows of the step that it holds whenever it is replayed: they stay in memory as long as the
-    optimizer. Where rows become too few, at least twice as many replace them, so those kept are never more than these.
+    A CUDA graph writes to the rows of the step that it holds whenever it is replayed. So they stay in memory as long as
+    the optimizer. Where rows become too few, at least twice as many replace them: those kept are never more than these.
     """
 
     def __init__(self) -> None:

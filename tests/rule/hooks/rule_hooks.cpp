@@ -49,6 +49,8 @@ Shortcut shortcut_named(const std::string& name) {
   if (name == "limited_product") return Shortcut::kLimitedProduct;
   if (name == "widen_float16") return Shortcut::kWidenFloat16;
   if (name == "truncate_float16") return Shortcut::kTruncateFloat16;
+  if (name == "least_product") return Shortcut::kLeastProduct;
+  if (name == "larger_or_nan") return Shortcut::kLargerOrNan;
   throw std::invalid_argument("no shortcut is named " + name);
 }
 
