@@ -147,6 +147,9 @@ def check_shared_tensors(
             raise ValueError(f"{name} must be one Float on {device}, the device of the parameters")
     if tallies is not None and min(indices) != indices[0]:
         raise ValueError(f"indices: with tallies the first must be the smallest, got {indices[0]} and {min(indices)}")
+    if tallies is not None and len(set(indices)) < len(indices):
+        twice = min(index for index in indices if indices.count(index) > 1)
+        raise ValueError(f"indices: with tallies all must be different, got {twice} twice")
     if tallies is not None and (
         tallies.dim() != 2
         or tallies.shape[1] != TALLY_WORDS

@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -154,6 +155,15 @@ void check_tensors(const CsgdArgs& a) {
   }
 }
 
+// Two parameters with one row of the tallies: on a GPU each would count the other's blocks, and no step might end.
+void check_different(at::IntArrayRef indices) {
+  if (std::is_sorted(indices.begin(), indices.end(), std::less_equal<>())) return;  // as in a step of an optimizer
+  std::vector<int64_t> sorted = indices.vec();
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  TORCH_CHECK_VALUE(twice == sorted.end(), "indices: with tallies all must be different, got ", *twice, " twice");
+}
+
 void check_optional_tensors(const CsgdArgs& a) {
   const auto device = a.params[0].device();
   if (a.lr_tensor) {
@@ -178,6 +188,7 @@ void check_optional_tensors(const CsgdArgs& a) {
     const int64_t needed = *largest - a.indices[0] + 1;
     TORCH_CHECK_VALUE(*least == a.indices[0], "indices: with tallies the first must be the smallest, got ",
                       a.indices[0], " and ", *least);
+    check_different(a.indices);
     const at::Tensor& t = *a.tallies;
     TORCH_CHECK_VALUE(t.dim() == 2 && t.size(1) == kTallyWords && t.is_contiguous() && t.scalar_type() == at::kLong &&
                           t.device() == device && t.size(0) >= needed,

@@ -106,13 +106,28 @@ def test_private_arguments_are_checked(arguments, message, fused):
     assert params[0].eq(1).all()
 
 
+def step_with_tallies(lists, indices, tallies, fused):
+    state = {"momentum_buffers": [], "bounds": [], "steps": [torch.tensor(0) for _ in indices]}
+    step_operator(**lists, **state, lipschitz=0.5, lr=0.1, fused=fused, indices=indices, tallies=tallies)
+
+
 def test_tallies_are_counted_from_the_first_index(fused):
     lists = {name: [torch.ones(4), torch.ones(3)] for name in ("params", "grads")}
-    lists["steps"] = [torch.tensor(0), torch.tensor(0)]
     tallies = torch.zeros(3, 4, dtype=torch.int64)
-    step_operator(**lists, momentum_buffers=[], bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[5, 7],
-                  tallies=tallies)  # fmt: skip
+    step_with_tallies(lists, [5, 7], tallies, fused)
     assert tallies[:, 0].tolist() == [4, 0, 3]
     with pytest.raises(ValueError, match="the first must be the smallest, got 7 and 5"):
-        step_operator(**lists, momentum_buffers=[], bounds=[], lipschitz=0.5, lr=0.1, fused=fused, indices=[7, 5],
-              tallies=tallies)  # fmt: skip
+        step_with_tallies(lists, [7, 5], tallies, fused)
+
+
+def test_no_two_parameters_share_a_row_of_the_tallies(fused):
+    """On a GPU their step might never end. Without tallies equal indices only draw equally."""
+    lists = {name: [torch.ones(4) for _ in range(5)] for name in ("params", "grads")}
+    tallies = torch.zeros(4, 4, dtype=torch.int64)
+    for indices, twice in (([5, 6, 7, 8, 8], 8), ([5, 8, 6, 7, 6], 6), ([5, 5, 5, 6, 7], 5)):
+        with pytest.raises(ValueError, match=f"^indices: with tallies all must be different, got {twice} twice"):
+            step_with_tallies(lists, indices, tallies, fused)
+    assert not tallies.any()
+    assert all(param.eq(1).all() for param in lists["params"])
+    step_with_tallies(lists, [5, 5, 5, 6, 7], None, fused)
+    assert all(param.lt(1).all() for param in lists["params"])
