@@ -24,13 +24,6 @@ struct Counts {
   std::vector<uint32_t> rows = std::vector<uint32_t>(kRows * kBins, 0);
 };
 
-template <class S>
-void count_digit(const ThresholdTensor& tensor, const Selection& found, const DigitPass& pass, const S* data, int64_t i,
-                 uint32_t* row) {
-  const int digit = digit_of(found, pass, key_at(data, tensor.mask, i), from_end(tensor, i));
-  if (digit >= 0) ++row[digit];
-}
-
 // Clears the flags of elements that the mask says are dropped. Reads the mask as bytes, for which compilers make vector
 // loads.
 inline void and_mask(const bool* mask, int64_t count, uint8_t* flags) {
@@ -38,63 +31,71 @@ inline void and_mask(const bool* mask, int64_t count, uint8_t* flags) {
   for (int64_t k = 0; k < count; ++k) flags[k] &= alive[k];
 }
 
-// Finds, of `count` elements, those that are alive and whose key agrees with `wanted` in the digits above bit `top`.
+// Finds, of `count` elements, those whose key agrees with `wanted` in the digits above bit `top`.
 template <class S, class Key>
 void find_agreeing(const S* data, const bool* mask, int64_t count, int top, Key wanted, uint8_t* agrees) {
   for (int64_t k = 0; k < count; ++k) agrees[k] = (key_at(data, nullptr, k) >> top) == wanted ? 1 : 0;
-  if (mask != nullptr) and_mask(mask, count, agrees);
+  if (mask == nullptr) return;
+  if (wanted != 0) return and_mask(mask, count, agrees);
+  for (int64_t k = 0; k < count; ++k) agrees[k] |= mask[k] ? 0 : 1;  // the key of a dropped element is 0
 }
 
-// Counts the first digit, in which every element takes part.
+// The first digit of each of `count` elements, which all take part in it.
 template <class S>
-void count_first_digits(const bool* mask, const DigitPass& pass, const S* data, int64_t begin, int64_t end,
-                        uint32_t* rows) {
-  for (int64_t from = begin; from < end; from += kBlock) {
-    const int64_t count = std::min(kBlock, end - from);
-    uint16_t digits[kBlock];
-    for (int64_t k = 0; k < count; ++k) {
-      digits[k] = static_cast<uint16_t>(key_at(data, nullptr, from + k) >> pass.shift);
-    }
-    if (mask != nullptr) {
-      const uint8_t* alive = reinterpret_cast<const uint8_t*>(mask) + from;
-      for (int64_t k = 0; k < count; ++k) digits[k] = choose_bits(alive[k], digits[k], uint16_t{0});
-    }
-    for (int64_t k = 0; k < count; ++k) ++rows[k % kRows * kBins + digits[k]];
-  }
+void first_digits(const S* data, const bool* mask, const DigitPass& pass, int64_t count, uint16_t* digits) {
+  for (int64_t k = 0; k < count; ++k) digits[k] = static_cast<uint16_t>(key_at(data, nullptr, k) >> pass.shift);
+  if (mask == nullptr) return;
+  const uint8_t* alive = reinterpret_cast<const uint8_t*>(mask);
+  for (int64_t k = 0; k < count; ++k) digits[k] = choose_bits(alive[k], digits[k], uint16_t{0});
 }
 
+// The digits of those of `count` elements from `from` on which agree with the digits found so far. Returns how many do.
+// Few elements agree: they are picked first, without a branch for each of the others.
+template <class S>
+int64_t later_digits(const ThresholdTensor& tensor, const Selection& found, const DigitPass& pass, const S* data,
+                     int64_t from, int64_t count, uint16_t* digits) {
+  using Key = decltype(key_at(data, nullptr, 0));
+  const int top = pass.of_place != 0 ? 0 : pass.shift + pass.bits;
+  uint8_t agrees[kBlock] = {}, agreeing[kBlock + 8];
+  find_agreeing(data + from, tensor.mask != nullptr ? tensor.mask + from : nullptr, count, top,
+                above(static_cast<Key>(found.key), top), agrees);
+  int64_t candidates = 0;
+  for (int64_t k = 0; k < kBlock; k += 8) {
+    uint64_t any;
+    std::memcpy(&any, agrees + k, sizeof(any));
+    if (any == 0) continue;
+    for (int64_t j = k; j < k + 8; ++j) {
+      agreeing[candidates] = static_cast<uint8_t>(j);
+      candidates += agrees[j];
+    }
+  }
+  int64_t agreed = 0;
+  for (int64_t c = 0; c < candidates; ++c) {
+    const int64_t i = from + agreeing[c];
+    const int digit = digit_of(found, pass, key_at(data, tensor.mask, i), from_end(tensor, i));
+    digits[agreed] = static_cast<uint16_t>(digit);
+    agreed += digit >= 0 ? 1 : 0;  // in the digits of the place, too
+  }
+  return agreed;
+}
+
+// Adds the digits of a range of elements to rows of counters.
 template <class S>
 void count_digits(const ThresholdTensor& tensor, const Selection& selection, const DigitPass& pass, const S* data,
                   int64_t begin, int64_t end, uint32_t* rows) {
-  using Key = decltype(key_at(data, nullptr, 0));
   const DigitPass own_pass = pass;  // a copy, which writes to the counters cannot change
   const Selection found = selection;
-  const int top = pass.of_place != 0 ? 0 : pass.shift + pass.bits;
-  const Key wanted = above(static_cast<Key>(found.key), top);
-  if (top == 8 * static_cast<int>(sizeof(Key)))
-    return count_first_digits(tensor.mask, own_pass, data, begin, end, rows);
-  if (wanted == 0) {  // the threshold is among the elements that were dropped for good
-    for (int64_t i = begin; i < end; ++i) count_digit(tensor, found, own_pass, data, i, rows + i % kRows * kBins);
-    return;
-  }
-  // Few elements agree with the digits found so far. They are picked first, without a branch for each of the others.
+  using Key = decltype(key_at(data, nullptr, 0));
+  const bool first = pass.of_place == 0 && pass.shift + pass.bits == 8 * static_cast<int>(sizeof(Key));
   for (int64_t from = begin; from < end; from += kBlock) {
-    const int64_t count = std::min(kBlock, end - from);
-    uint8_t agrees[kBlock] = {}, agreeing[kBlock + 8];
-    find_agreeing(data + from, tensor.mask != nullptr ? tensor.mask + from : nullptr, count, top, wanted, agrees);
-    int64_t candidates = 0;
-    for (int64_t k = 0; k < kBlock; k += 8) {
-      uint64_t any;
-      std::memcpy(&any, agrees + k, sizeof(any));
-      if (any == 0) continue;
-      for (int64_t j = k; j < k + 8; ++j) {
-        agreeing[candidates] = static_cast<uint8_t>(j);
-        candidates += agrees[j];
-      }
+    int64_t count = std::min(kBlock, end - from);
+    uint16_t digits[kBlock];
+    if (first) {
+      first_digits(data + from, tensor.mask != nullptr ? tensor.mask + from : nullptr, own_pass, count, digits);
+    } else {
+      count = later_digits(tensor, found, own_pass, data, from, count, digits);
     }
-    for (int64_t c = 0; c < candidates; ++c) {
-      count_digit(tensor, found, own_pass, data, from + agreeing[c], rows + c % kRows * kBins);
-    }
+    for (int64_t k = 0; k < count; ++k) ++rows[k % kRows * kBins + digits[k]];
   }
 }
 

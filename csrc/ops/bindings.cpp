@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module csgd_cuda._C: how it was built, and operators of torch.ops.csgd_cuda as functions.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include "../cpu/csgd_cpu.h"

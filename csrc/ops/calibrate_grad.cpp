@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -18,7 +17,6 @@
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -104,7 +102,7 @@ void check_all(const CalibrateGradArgs& a) {
 }
 
 // On the CPU: torch's threads divide the gradient between them.
-void run_cpu(DType dtype, const CalibrateGradCall& call, c10::Device) {
+void run_cpu(DType dtype, const CalibrateGradCall& call, const at::Tensor&) {
   const auto channels = static_cast<size_t>(call.channels);
   std::vector<double> scales(channels);  // room for numbers of either type of opmath
   calibrate_grad_scales(dtype, call, scales.data());
@@ -126,33 +124,32 @@ void run_cpu(DType dtype, const CalibrateGradCall& call, c10::Device) {
 
 #if CSGD_WITH_CUDA
 // On CUDA: one launch, on torch's current stream.
-void run_cuda(DType dtype, const CalibrateGradCall& given, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
+void run_cuda(DType dtype, const CalibrateGradCall& given, const at::Tensor& grad) {
+  const c10::cuda::CUDAGuard guard(grad.device());
   CalibrateGradCall call = given;
   at::Tensor own_tally;  // freed in stream order, after the kernel
   if (call.tally == nullptr) {
-    own_tally =
-        at::zeros({kCalibrationTallyWords + call.channels}, at::TensorOptions().device(device).dtype(at::kLong));
+    own_tally = grad.new_zeros({kCalibrationTallyWords + call.channels}, at::kLong);
     call.tally = reinterpret_cast<CalibrationTally*>(own_tally.data_ptr<int64_t>());
   }
   C10_CUDA_CHECK(launch_calibrate_grad_cuda(dtype, call, c10::cuda::getCurrentCUDAStream()));
 }
 #endif
 
-void run_nowhere(DType, const CalibrateGradCall&, c10::Device device) {
-  TORCH_CHECK(false, "calibrate_grad has no kernel for tensors on ", device,
+void run_nowhere(DType, const CalibrateGradCall&, const at::Tensor& grad) {
+  TORCH_CHECK(false, "calibrate_grad has no kernel for tensors on ", grad.device(),
               " in this build; see csgd_cuda.show_config()");
 }
 
 // The operator on one device: checks the arguments, packs them, runs; returns the calibrated gradient.
-template <void (*run)(DType, const CalibrateGradCall&, c10::Device)>
+template <void (*run)(DType, const CalibrateGradCall&, const at::Tensor&)>
 at::Tensor calibrate_grad(const CalibrateGradArgs& a) {
   check_all(a);
   const at::NoGradGuard no_grad;  // for the copy of a gradient that is not dense
   const at::DimVector order = memory_order(a.grad);
   OrderedCopies copies;
   const at::Tensor grad = copies.in_order(a.grad, order, false);
-  at::Tensor out = at::empty_strided(a.grad.sizes(), order, a.grad.options());
+  at::Tensor out = a.grad.new_empty_strided(a.grad.sizes(), order);
   const int64_t channel_dim = channel_dim_of(a);
   CalibrateGradCall call{};
   call.grad = grad.const_data_ptr();
@@ -170,10 +167,8 @@ at::Tensor calibrate_grad(const CalibrateGradArgs& a) {
   call.seed = static_cast<uint64_t>(a.seed);
   call.rank = static_cast<uint32_t>(a.rank);
   call.stochastic_rounding = a.rounding == "stochastic";
-  run(dtype_of(grad), call, grad.device());
-  bump_version(a.step);
-  if (a.lipschitz_bound) bump_version(*a.lipschitz_bound);
-  if (a.tally) bump_version(*a.tally);
+  run(dtype_of(grad), call, grad);
+  bump_versions({a.step, list_of(a.lipschitz_bound), list_of(a.tally)});
   return out;
 }
 

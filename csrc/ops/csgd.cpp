@@ -22,7 +22,6 @@
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -242,7 +241,7 @@ class PackedStep {
 
   const CsgdOptions& options() const { return options_; }
   const std::vector<PackedTensor>& tensors() const { return tensors_; }
-  c10::Device device() const { return args_.params[0].device(); }  // there must be a parameter
+  const at::Tensor& first_param() const { return args_.params[0]; }  // there must be one
 
   // After the step: copies the stepped copies back and tells autograd which tensors were changed in place.
   void finish();
@@ -316,9 +315,7 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
 
 void PackedStep::finish() {
   copies_.bring_back();
-  for (const at::TensorList& changed : {args_.params, args_.momentum_buffers, args_.steps, args_.lipschitz_bounds}) {
-    for (const at::Tensor& t : changed) bump_version(t);
-  }
+  bump_versions({args_.params, args_.momentum_buffers, args_.steps, args_.lipschitz_bounds, list_of(args_.tallies)});
 }
 
 // On the CPU: torch's threads divide the chunks of all tensors between them.
@@ -383,12 +380,12 @@ void launch(DType dtype, const CsgdOptions& options, const std::vector<Tensor>& 
 }
 
 void run_cuda(const PackedStep& step) {
-  const c10::cuda::CUDAGuard guard(step.device());
+  const c10::cuda::CUDAGuard guard(step.first_param().device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const int64_t count = static_cast<int64_t>(step.tensors().size());
   at::Tensor own_tallies;  // freed in stream order, after the kernels
   if (step.tensors()[0].tensor.tally == nullptr) {
-    own_tallies = at::zeros({count, kTallyWords}, at::TensorOptions().device(step.device()).dtype(at::kLong));
+    own_tallies = step.first_param().new_zeros({count, kTallyWords}, at::kLong);
   }
   for (const DType dtype : kDTypes) {
     std::vector<CsgdTensor> whole;

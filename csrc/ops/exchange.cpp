@@ -5,7 +5,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -103,7 +102,7 @@ at::Tensor encode_codes(at::TensorList grads, const at::Tensor& bounds, at::IntA
     TORCH_CHECK_VALUE(indices[k] >= 0 && indices[k] <= 0xFFFFFFFF, "indices must be in 0 ... 2^32-1, got ", indices[k]);
     numel += grads[k].numel();
   }
-  at::Tensor codes = at::empty({numel}, bounds.options().dtype(at::kByte));
+  at::Tensor codes = bounds.new_empty({numel}, at::kByte);
   auto* to = codes.data_ptr<uint8_t>();
   std::vector<EncodeCall> calls;
   for (size_t k = 0; k < grads.size(); ++k) {
@@ -137,7 +136,7 @@ at::Tensor pack_codes(const at::Tensor& codes, int64_t rows) {
   call.row = call.words_per_row * kCodesPerWord;
   call.radix = kCodeRadix;
   call.places = kCodesPerWord;
-  at::Tensor words = at::empty({rows, call.words_per_row}, codes.options().dtype(at::kInt));
+  at::Tensor words = codes.new_empty({rows, call.words_per_row}, at::kInt);
   call.digits = codes.const_data_ptr<uint8_t>();
   call.words = data_of(words);
   if (words.numel() > 0) device.pack(call, codes.device());
@@ -157,7 +156,7 @@ at::Tensor add_codes(const at::Tensor& words) {
   sums.radix = static_cast<uint32_t>(sum_radix(call.ranks));
   sums.places = digits_per_word(sums.radix);
   sums.words_per_row = words_for(sums.row, sums.radix);
-  at::Tensor out = at::empty({sums.words_per_row}, words.options());
+  at::Tensor out = words.new_empty({sums.words_per_row});
   sums.words = data_of(out);
   if (out.numel() > 0) device.add(call, words.device());
   return out;
@@ -193,7 +192,7 @@ void decode_sums(const at::Tensor& words, const at::Tensor& units, at::TensorLis
     first += call.numel;
   }
   if (!calls.empty()) device.decode(dtype_of(grads[0]), calls, words.device());
-  for (const at::Tensor& grad : grads) bump_version(grad);
+  bump_versions({grads});
 }
 
 // On the CPU: torch's threads divide the elements, or words, between them.

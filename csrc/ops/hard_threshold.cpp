@@ -6,8 +6,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -20,7 +18,6 @@
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -141,9 +138,7 @@ class PackedThreshold {
 
   void finish() {
     copies_.bring_back();
-    for (const at::TensorList& changed : {args_.params, args_.momentum_buffers, args_.masks}) {
-      for (const at::Tensor& t : changed) bump_version(t);
-    }
+    bump_versions({args_.params, args_.momentum_buffers, args_.masks});
   }
 
  private:
@@ -203,14 +198,13 @@ int64_t number_selections(std::vector<ThresholdTensor>& tensors, const HardThres
 
 // Thresholds the norms of the filters like elements; a filter is dropped where its norm is.
 void threshold_filters(PackedThreshold& packed, const HardThresholdArgs& args, ThresholdDevice& device) {
-  const auto options = at::TensorOptions().device(args.params[0].device());
   std::vector<ThresholdTensor> rows;
   for (ThresholdTensor& t : packed.tensors) {
-    const at::Tensor norms = at::empty({t.channels}, options.dtype(at::kDouble));
+    const at::Tensor norms = args.params[0].new_empty({t.channels}, at::kDouble);
     packed.keep_alive(norms);
     t.norms = norms.data_ptr<double>();
     if (t.mask == nullptr) {
-      const at::Tensor mask = at::ones({t.channels}, options.dtype(at::kBool));
+      const at::Tensor mask = args.params[0].new_ones({t.channels}, at::kBool);
       packed.keep_alive(mask);
       t.mask = mask.data_ptr<bool>();
     }
@@ -278,13 +272,13 @@ constexpr int64_t kScratchWords = sizeof(SelectionScratch) / sizeof(int64_t);
 class Cuda : public ThresholdDevice {
  public:
   explicit Cuda(const HardThresholdArgs& args)
-      : device_(args.params[0].device()),
+      : param_(args.params[0]),
         found_inf_(args.found_inf ? args.found_inf->const_data_ptr<float>() : nullptr),
         stream_(c10::cuda::getCurrentCUDAStream()) {}
 
   void select(const std::vector<ThresholdTensor>& tensors, int64_t selections) override {
     const at::Tensor scratch =  // freed in stream order, after the kernels
-        at::zeros({selections, kScratchWords}, at::TensorOptions().device(device_).dtype(at::kLong));
+        param_.new_zeros({selections, kScratchWords}, at::kLong);
     auto* of_selection = reinterpret_cast<SelectionScratch*>(scratch.data_ptr<int64_t>());
     C10_CUDA_CHECK(launch_hard_threshold_select_cuda(tensors, of_selection, found_inf_, stream_));
   }
@@ -299,7 +293,7 @@ class Cuda : public ThresholdDevice {
   }
 
  private:
-  c10::Device device_;
+  const at::Tensor& param_;
   const float* found_inf_;
   cudaStream_t stream_;
 };

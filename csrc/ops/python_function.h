@@ -5,7 +5,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
@@ -51,8 +51,9 @@ inline std::vector<at::Tensor> unpack(const char* name, const pybind11::object& 
   PyObject** item = PySequence_Fast_ITEMS(items.ptr());
   std::vector<at::Tensor> tensors(static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    TORCH_CHECK_TYPE(THPVariable_Check(item[i]), name, "[", i, "] must be a tensor, got ", Py_TYPE(item[i])->tp_name);
-    tensors[i] = THPVariable_Unpack(item[i]);
+    pybind11::detail::make_caster<at::Tensor> tensor;
+    TORCH_CHECK_TYPE(tensor.load(item[i], false), name, "[", i, "] must be a tensor, got ", Py_TYPE(item[i])->tp_name);
+    tensors[i] = std::move(tensor.operator at::Tensor&());
   }
   return tensors;
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tensors.h"
 
-#include <ATen/ops/empty_strided.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/strides.h>
 
@@ -88,8 +87,14 @@ bool separate_elements(const at::Tensor& t) {
   return true;
 }
 
-void bump_version(const at::Tensor& t) {
-  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+at::TensorList list_of(const std::optional<at::Tensor>& t) { return t ? at::TensorList(*t) : at::TensorList(); }
+
+void bump_versions(std::initializer_list<at::TensorList> changed) {
+  for (const at::TensorList& list : changed) {
+    for (const at::Tensor& t : list) {
+      if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+    }
+  }
 }
 
 at::DimVector memory_order(const at::Tensor& t) {
@@ -99,7 +104,7 @@ at::DimVector memory_order(const at::Tensor& t) {
 
 at::Tensor OrderedCopies::in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed) {
   if (lies_in_order(tensor, order) || tensor.numel() == 0) return tensor;
-  at::Tensor copy = at::empty_strided(tensor.sizes(), order, tensor.options()).copy_(tensor);
+  at::Tensor copy = tensor.new_empty_strided(tensor.sizes(), order).copy_(tensor);
   if (changed) {
     changed_.emplace_back(tensor, copy);
   } else {

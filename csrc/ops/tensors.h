@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/DimVector.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -39,8 +40,11 @@ void check_unshared(const at::TensorList& tensors, const char* name);
 // True where no two elements can share memory.
 bool separate_elements(const at::Tensor& t);
 
-// Tells autograd that a tensor was changed in place.
-void bump_version(const at::Tensor& t);
+// The tensor as a list of one; an empty list where there is none.
+at::TensorList list_of(const std::optional<at::Tensor>& t);
+
+// Tells autograd that the tensors of all these lists were changed in place.
+void bump_versions(std::initializer_list<at::TensorList> changed);
 
 // The strides that give the order in which the elements of a tensor count: its own where it is dense, else row-major.
 at::DimVector memory_order(const at::Tensor& t);
