@@ -6,7 +6,7 @@
 # make lint    check style and types
 # make docs    the documentation as web pages, in out/docs
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
-# make gpu-suite   on a machine with a GPU: build, test, sanitize, measure; no network, no .venv
+# make gpu-suite   on a machine with a GPU: build, test, measure; sanitize with ARGS="--parts sanitizers"; no network
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
 
 PYTHON ?= python3
@@ -66,7 +66,7 @@ check-cuda: $(VENV)/installed
 count-instructions: $(VENV)/installed
 	$(BIN)/python tools/count_instructions.py $(ARGS)
 
-# Uses the Python there is (PYTHON=...), which must have torch with CUDA, ninja, pytest and hypothesis.
+# Uses the Python there is (PYTHON=...), which must have torch with CUDA and ninja; what else is missing is left out.
 gpu-suite:
 	$(PYTHON) tools/gpu_suite.py $(ARGS)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes that a step moves through GPU memory per parameter, as Nsight Compute counts them, against the floor.
 
-    python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table, or why there is none
+    python tools/count_bytes.py        # needs a GPU and ncu; prints a Markdown table, or says why there is none
 
 The floor with momentum and without weight decay, for elements of b bytes: read gradient and momentum, write momentum,
 and read and write the parameter in 32-byte sectors where something moved: b * (3 + 2 * touched). What a cache still
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from output import say
+from refusals import refusal
 
 NUMEL = 2**28
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
@@ -51,9 +52,8 @@ def counted(ncu):
     command = [ncu, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:csgd_kernel"]
     command += ["--print-units", "base", "--clock-control", "none", "--profile-from-start", "off"]
     done = subprocess.run([*command, sys.executable, __file__, "--steps"], capture_output=True, text=True, check=False)
-    if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
-        say("not measured: ncu may not read the GPU's counters here")
-        sys.exit(0)
+    if refused := refusal(done.stdout + done.stderr):
+        sys.exit(f"not measured, since ncu may not read the GPU's counters here: {refused}")
     cases, kernels = parse(done.stdout)
     if done.returncode != 0 or not cases or len(cases) != len(kernels):
         counts = f"{len(cases)} steps, {len(kernels)} kernels counted, exit status {done.returncode}"
