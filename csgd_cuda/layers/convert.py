@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from .module import GradientCalibration
 
@@ -41,8 +43,8 @@ def calibrate(
 
     Args:
         model: any module; what is calibrated already stays as it is.
-        types: the modules to calibrate. Of nn.MultiheadAttention, whose projections are no modules of their own, that
-            is the weight of out_proj only.
+        types: the modules to calibrate. The projections of nn.MultiheadAttention are left out: no module of their own
+            is called for them.
         where: "weight" calibrates the gradients of the weights, "output" those of the modules' outputs, and so all
             gradients further down.
         per_channel: a bound for each output channel instead of one for the tensor (for each channel of its group, in
@@ -52,8 +54,9 @@ def calibrate(
     All layers of the model, also those that were there before, are numbered by ``number_layers``: what one draws
     depends on the model and the seed only.
 
-    In training, ``module.weight`` is then what the layer passes on; ``model.named_parameters()`` has the parameter
-    itself, to give to an optimizer, freeze or assign to.
+    In the module's own forward, while training, ``self.weight`` is what the layer passes on. Everywhere else it is the
+    parameter, to look at, freeze, assign to, shard or parametrize. A weight that another module uses by itself (tied
+    embeddings, say) has no layer there.
 
     Raises:
         ValueError: an option is out of range, or no module is of these types.
@@ -63,7 +66,7 @@ def calibrate(
     if where not in LAYER_NAMES:
         raise ValueError(f"where must be 'weight' or 'output', got {where!r}")
     kinds: Any = tuple(types) if isinstance(types, Iterable) else (types,)
-    found = [(name, module) for name, module in model.named_modules() if _can_have(module, kinds, where)]
+    found = [(name, module) for name, module in model.named_modules() if _can_have(module, kinds)]
     if not found:
         names = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"the model has no module of type {names} to calibrate; name others in types")
@@ -114,11 +117,9 @@ def uncalibrate(model: nn.Module) -> nn.Module:
     return model
 
 
-def _can_have(module: nn.Module, kinds: Any, where: str) -> bool:
+def _can_have(module: nn.Module, kinds: Any) -> bool:
     # nn.MultiheadAttention uses the weight of its output projection, and never calls that module.
-    return isinstance(module, kinds) and not (
-        where == "output" and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    )
+    return isinstance(module, kinds) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> dict[str, Any]:
@@ -185,18 +186,51 @@ class _Calibrated:
 
 
 class _CalibratedWeight(_Calibrated):
-    """The module's own code gets its weight through the layer."""
+    """The module's own forward gets its weight through the layer; to all other code ``weight`` is the parameter."""
+
+    _in_forward = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._in_forward:  # called by itself
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        hook = _hook_parametrization(self)
+        self._in_forward = True
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._in_forward = False
+            if hook is not None:
+                hook.remove()
 
     @property
-    def weight(self) -> Tensor:
-        parameter = self._parameters.get("weight")  # type: ignore[attr-defined]
-        # Other code puts a tensor in its place: nn.DataParallel's copies, weight_norm.
-        out: Tensor = self.weight_calibration(self.__dict__["weight"] if parameter is None else parameter)  # type: ignore[attr-defined]
-        return out
+    def weight(self) -> Tensor | None:
+        parameters = self._parameters  # type: ignore[attr-defined]
+        value: Tensor | None = parameters.get("weight")
+        if value is None and "weight" in self.__dict__:  # nn.DataParallel's copies, pruning, the older weight_norm
+            value = self.__dict__["weight"]
+        elif value is None and "weight" not in parameters:
+            raise AttributeError("weight")  # torch.nn.Module.__getattr__ is called now
+        return self.weight_calibration(value) if self._in_forward and value is not None else value  # type: ignore[attr-defined]
 
     @weight.setter
-    def weight(self, value: Tensor) -> None:
+    def weight(self, value: Any) -> None:  # called by torch.nn.Module.__setattr__ for what is no parameter
         self.__dict__["weight"] = value
+
+    @weight.deleter
+    def weight(self) -> None:
+        if self.__dict__.pop("weight", self) is self:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'weight'")
+
+
+def _hook_parametrization(module: Any) -> RemovableHandle | None:
+    """Lets the layer have what a parametrization (torch.nn.utils.parametrize) makes of the parameter.
+
+    There ``weight`` is a property of a class made later, which calls the parametrization for each value.
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    made = module.parametrizations["weight"]
+    return made.register_forward_hook(lambda _, inputs, weight: module.weight_calibration(weight))
 
 
 class _CalibratedOutput(_Calibrated):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..distributed.shards import is_dtensor
 from ..optim.options import CALIBRATION_OPTIONS, check_options
 from .functional import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
 
@@ -111,6 +112,11 @@ class GradientCalibration(nn.Module):
             raise TypeError(f"GradientCalibration takes a tensor, got {type(input).__name__}")
         if not (self.training and torch.is_grad_enabled() and input.requires_grad):
             return input
+        if is_dtensor(input):
+            raise TypeError(
+                "GradientCalibration takes a plain tensor, got a DTensor, of which each process has a part (tensor "
+                "parallel); leave the module out of calibrate(types=...). With fully_shard alone tensors are plain here"
+            )
         # torch.func and torch.compile need a Function with setup_context, which makes each call much slower.
         traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         identity: Any = _Identity if traced else _EagerIdentity

@@ -66,7 +66,7 @@ def test_weights_get_what_the_layer_makes_of_their_gradient(device):
         gradients(model, batch(device, seed))
         weight = plain[0].weight.detach().clone().requires_grad_()
         layer(weight).backward(plain[0].weight.grad)
-        assert_same_bits(model[0]._parameters["weight"].grad, weight.grad)
+        assert_same_bits(model[0].weight.grad, weight.grad)
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -150,7 +150,7 @@ def test_tied_weights_get_a_layer_in_each_place():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     calibrate(model)
-    assert model[2]._parameters["weight"] is model[0]._parameters["weight"]
+    assert model[2].weight is model[0].weight
     for _ in range(2):
         model(torch.randn(8, 4)).square().sum().backward()
     assert [layer.step.item() for layer in layers_of(model)] == [2, 2]
@@ -178,7 +178,7 @@ def test_other_modules_that_look_at_the_weight(device):
     """Initialisation in place, functional_call, freezing, and casting reach the parameter itself."""
     model = calibrate(make_model(device))
     nn.init.constant_(model[4].weight, 0.5)
-    assert bool((model[4]._parameters["weight"] == 0.5).all())
+    assert bool((model[4].weight == 0.5).all())
     zeros = {"4.weight": torch.zeros(9, 288, device=device)}
     out = torch.func.functional_call(model, zeros, (batch(device),))
     assert_same_bits(out, model[5].bias.detach().expand(4, 5))
