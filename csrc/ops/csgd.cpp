@@ -419,6 +419,24 @@ void csgd_(const CsgdArgs& args) {
   step.finish();
 }
 
+#if CSGD_WITH_CUDA
+// Older drivers would refuse the launch, which passes more than 4 KB of arguments, only after other launches were made.
+void check_driver() {
+  static const int version = [] {
+    int of_driver = 0;
+    C10_CUDA_CHECK(cudaDriverGetVersion(&of_driver));
+    return of_driver;
+  }();
+  TORCH_CHECK(version >= 12010, "csgd_ needs an NVIDIA driver for CUDA 12.1 or later (R530 or later), and this one is ",
+              "for CUDA ", version / 1000, ".", version % 1000 / 10, ": update it, or pass fused=False");
+}
+
+void csgd_on_cuda(const CsgdArgs& args) {
+  check_driver();
+  csgd_<run_cuda>(args);
+}
+#endif
+
 // Sparse, complex and other tensors come here as well; the checks then say which one is wrong.
 void csgd_nowhere(const CsgdArgs& args) {
   check_all(args);
@@ -435,7 +453,7 @@ TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
 TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cpu>>); }
 
 #if CSGD_WITH_CUDA
-TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cuda>>); }
+TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_on_cuda>); }
 #endif
 
 TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_nowhere>); }
