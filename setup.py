@@ -3,7 +3,7 @@
 
 CSGD_CUDA_BUILD   auto (default): with CUDA when torch is a CUDA build and a toolkit is there, else CPU only
                   cuda: with CUDA or fail; cpu: without CUDA; none: no extension, the reference does the work
-TORCH_CUDA_ARCH_LIST   the GPU architectures, as for any torch extension, e.g. "8.0;9.0+PTX"
+TORCH_CUDA_ARCH_LIST   the GPU architectures, as for any torch extension, e.g. "8.0;9.0+PTX"; 7.0 is the oldest
 CUDA_HOME              the CUDA toolkit, where it is not found by itself
 """
 
@@ -19,9 +19,18 @@ from setuptools import setup
 # The update rule rounds each operation on its own (csrc/core/update_rule.h): FMA contraction would change bits.
 # at::parallel_for is a template over OpenMP: without -fopenmp it runs on one thread, without a word. The runtime is
 # torch's own libgomp, which is loaded under the same name.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
-NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-ffp-contract=off"]
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+# All these come after the flags of CFLAGS and CXXFLAGS, and so undo -Ofast and -ffast-math there. EXACT is for the
+# linker as well, which would otherwise add code that makes subnormal numbers zero in the whole process. What NVCC_FLAGS
+# says of nvcc's arithmetic is its default, which --use_fast_math would change.
+EXACT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
+CXX_FLAGS = [*EXACT, "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
+NVCC_FLAGS = ["-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
+NVCC_FLAGS += [f"-Xcompiler={flag}" for flag in (*EXACT[1:], "-ffp-contract=off")]
+LEAST_TOOLKIT = (12, 1)  # with which a kernel can have more than 4 KB of arguments
+LEAST_ARCHITECTURE = (7, 0)  # likewise
+# Where no GPU is visible. torch 2.11, the oldest that is supported, accepts all of them.
+DEFAULT_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
+OLD_NAMES = {"Kepler": (3, 5), "Maxwell": (5, 0), "Pascal": (6, 0)}  # in TORCH_CUDA_ARCH_LIST, besides numbers
 
 
 def fail(sentence):
@@ -81,30 +90,90 @@ def import_torch():
 
 
 def toolkit_version(toolkit):
-    """The major version of a CUDA toolkit, as text."""
+    """(major, minor) of a CUDA toolkit."""
     nvcc = os.path.join(toolkit, "bin", "nvcc")
-    release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    return release.group(1) if release else "unknown"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", text)
+    return tuple(map(int, release.groups())) if release else (0, 0)
+
+
+def dotted(version):
+    return ".".join(map(str, version))
+
+
+def why_no_cuda(torch, toolkit):
+    """Why the CUDA kernels cannot be built and what to do, or None."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if toolkit is None:
+        return "no CUDA toolkit (bin/nvcc with include/cuda_runtime.h) was found; set CUDA_HOME"
+    version = toolkit_version(toolkit)
+    if dotted(version[:1]) != torch.version.cuda.split(".")[0]:
+        return (
+            f"torch is built with CUDA {torch.version.cuda} and the toolkit in {toolkit} is {dotted(version)}; "
+            "set CUDA_HOME"
+        )
+    if version < LEAST_TOOLKIT:
+        return (
+            f"the toolkit in {toolkit} is CUDA {dotted(version)} and the kernels need {dotted(LEAST_TOOLKIT)} or "
+            "later; install a newer toolkit, or set CUDA_HOME to one"
+        )
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):  # then torch takes the architectures of the visible GPUs
+        for number in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(number)
+            if capability < LEAST_ARCHITECTURE:
+                return (
+                    f"GPU {number} has compute capability {dotted(capability)} and the kernels need "
+                    f"{dotted(LEAST_ARCHITECTURE)} or later; hide it with CUDA_VISIBLE_DEVICES"
+                )
+    return None
 
 
 def want_cuda(mode, torch, toolkit):
     """Whether to build the CUDA kernels, with a word about why not."""
     if mode == "cpu":
         return False
-    missing = None
-    if torch.version.cuda is None:
-        missing = f"torch {torch.__version__} is not a CUDA build"
-    elif toolkit is None:
-        missing = "no CUDA toolkit (bin/nvcc with include/cuda_runtime.h) was found; set CUDA_HOME"
-    elif (version := toolkit_version(toolkit)) != torch.version.cuda.split(".")[0]:
-        missing = (
-            f"torch is built with CUDA {torch.version.cuda} and the toolkit in {toolkit} is {version}; set CUDA_HOME"
-        )
+    missing = why_no_cuda(torch, toolkit)
     if missing and mode == "cuda":
         fail(f"CSGD_CUDA_BUILD=cuda, but {missing}.")
     if missing:
         print(f"csgd_cuda: building for the CPU only: {missing}.")
     return not missing
+
+
+def check_architectures(listed):
+    """Refuses a TORCH_CUDA_ARCH_LIST with an architecture for which the kernels cannot be compiled."""
+    versions = {text: tuple(map(int, text.split("."))) for text in re.findall(r"\d+\.\d+", listed)}
+    versions |= {name: version for name, version in OLD_NAMES.items() if name in listed}
+    for text, version in versions.items():
+        if version < LEAST_ARCHITECTURE:
+            fail(
+                f"TORCH_CUDA_ARCH_LIST is {listed!r} and the kernels need {dotted(LEAST_ARCHITECTURE)} or later; "
+                f"leave out {text}."
+            )
+
+
+def default_architectures(toolkit):
+    """Those that this toolkit knows, and PTX of the newest for the GPUs to come, as torch writes such a list."""
+    nvcc = os.path.join(toolkit, "bin", "nvcc")
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    chosen = [name for name in DEFAULT_ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+    return ";".join(chosen or DEFAULT_ARCHITECTURES[:1]) + "+PTX"
+
+
+def check_nvcc_flags():
+    """Refuses what nvcc itself adds to every command and what would change the bits of a step."""
+    for variable in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
+        wrong = r"-+(?:use_fast_math|(?:fmad|ftz)[= ]true|prec-(?:div|sqrt)[= ]false)"
+        if found := re.search(wrong, os.environ.get(variable, "")):
+            fail(f"{variable} has {found.group()}, which changes the bits of a step; leave it out.")
+
+
+def cxx_flags():
+    """CXX_FLAGS, without debug information unless CFLAGS or CXXFLAGS asks for it. Python's own flags often do; it
+    takes a third of the compiler's time and nine tenths of the file."""
+    given = " ".join(os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS")).split()
+    return [*CXX_FLAGS, *([] if any(flag.startswith("-g") for flag in given) else ["-g0"])]
 
 
 def extension(mode):
@@ -115,8 +184,11 @@ def extension(mode):
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     cuda = want_cuda(mode, torch, toolkit)
-    if cuda and not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    if cuda:
+        check_nvcc_flags()
+        check_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+        if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = default_architectures(toolkit)
     sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]
     if cuda:
         sources += glob.glob("csrc/cuda/*.cu")
@@ -125,8 +197,8 @@ def extension(mode):
         sorted(sources),
         define_macros=[("CSGD_WITH_CUDA", "1" if cuda else "0")],
         depends=sorted([*glob.glob("csrc/**/*.h", recursive=True), *glob.glob("csrc/**/*.cuh", recursive=True)]),
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS} if cuda else {"cxx": CXX_FLAGS},
-        extra_link_args=["-fopenmp"],
+        extra_compile_args={"cxx": cxx_flags(), **({"nvcc": NVCC_FLAGS} if cuda else {})},
+        extra_link_args=["-fopenmp", *EXACT],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 

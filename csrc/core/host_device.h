@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Makes one body of code compile for the host and for a GPU.
+// Makes one body of code compile for the host and for a GPU, with one arithmetic.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+// setup.py undoes these flags; this is for any other way to compile.
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "leave out -ffast-math, -Ofast and their parts: they change the bits of a step and let it overlook NaN"
+#endif
 
 // Functions are forced inline on the host as well. The CPU loop is compiled once for each instruction set; if these
 // functions had out-of-line copies, the linker could keep, say, the AVX-512 copy for every machine.

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"  // all sources include this file; none may be compiled with the flags that are refused there
+
 namespace csgd {
 
 enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
