@@ -78,7 +78,7 @@ $(VENV)/installed: requirements-dev.txt
 
 # An editable install: Python files are used where they lie, the extension is built into csgd_cuda/.
 $(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard csrc/*/*)
-	@echo "Compiling the C++ extension into csgd_cuda/, 1 to 3 minutes; again only when csrc/ changes."
+	@echo "Compiling the C++ extension into csgd_cuda/, about a minute; again only when csrc/ changes."
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
