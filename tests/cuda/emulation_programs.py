@@ -21,7 +21,9 @@ EMULATION = ROOT / "tests" / "cuda" / "emulation"
 
 # Two warps instead of eight, where the thousands of threads would take minutes under a sanitizer.
 SMALL_BLOCKS = "-DCSGD_CUDA_THREADS=64"
-PLAIN = ("-O1",)
+# Position independent, since libraries are linked of the same files as programs.
+PLAIN = ("-O1", "-fPIC")
+NOT_RUN = ("-O0", "-fPIC")  # what is only linked
 # An out-of-bounds access, undefined behaviour or a data race ends the program. Reports name lines (-g1). Optimized code
 # with the first two sanitizers takes three times longer to compile; without optimization, the third one takes twice
 # as long to run.
@@ -75,7 +77,7 @@ def loops_of(kernel, flags):
     for source in sources:
         its_isa = source.stem.partition("csgd_cpu_")[2]
         runs = its_isa in ("", isa) or isa is None
-        yield source, (ADDRESS if flags == ADDRESS else ("-O1",)) if runs else ("-O0",)
+        yield source, (ADDRESS if flags == ADDRESS else PLAIN) if runs else NOT_RUN
 
 
 @contextmanager
@@ -131,14 +133,26 @@ class Programs:
         source = ("-x", "c++-header", EMULATION / "precompiled.h")
         compile_with(*flags, f"-I{EMULATION}", *source, "-o", path / "precompiled.h.gch")
 
+    def library(self, kernel):
+        """The path of a program as a library, whose launches go to a function of the caller's."""
+        return self._once(self._library, kernel)
+
+    def _library(self, kernel, path):
+        """Its kernels are never run, only their launchers. It takes its own operator new where others have one, too."""
+        launches = ROOT / "tests" / "cuda" / "ptx" / "launches.cpp"
+        self._link(Program(kernel, PLAIN), path, NOT_RUN, ("-shared", "-Wl,-Bsymbolic", launches))
+
     def _program(self, program, path):
-        """The kernels are compiled for this program alone, everything else for all programs with these flags."""
+        self._link(program, path, program.flags)
+
+    def _link(self, program, path, flags, more=()):
+        """The kernels are compiled for this program alone, everything else for all programs with its flags."""
         objects = [*loops_of(program.kernel, program.flags)]
         names = ("cuda_emulation", f"{program.kernel}_against_cpu_loop")
         objects += [(EMULATION / f"{name}.cpp", program.flags) for name in names]
         needed = [self._pool.submit(self._once, self._object, *each) for each in objects]
-        headers = self._once(self._headers, program.flags)
-        flags = [*program.flags, *(["-w"] if program.changes else WARNINGS)]
+        headers = self._once(self._headers, flags)
+        flags = [*flags, *more, *(["-w"] if program.changes else WARNINGS)]
         flags += [f"-D{definition}" for definition in program.definitions]
         others = [each.result() for each in needed]
         with changed_sources(program.changes) as root:

@@ -14,20 +14,10 @@ from pathlib import Path
 import pytest
 
 from .cpp_source import Change, texts
-from .emulation_programs import ADDRESS, PLAIN, QUICK, ROOT, THREAD, Program, Programs
+from .emulation_programs import ADDRESS, PLAIN, QUICK, ROOT, THREAD, Program
 from .faults import FAULTS
 
 VARIANTS = {"plain": PLAIN, "address and undefined behaviour": ADDRESS, "thread": THREAD}
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """Shared with the other processes of the session (pytest-xdist)."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cuda_emulation"
-    folder.mkdir(exist_ok=True)
-    return Programs(folder, max(1, os.cpu_count() // workers))
 
 
 def smallest_program(fault, changes=()):

@@ -36,7 +36,7 @@ struct Case {
 struct Buffers {
   Buffer grad, out, bounds;
   std::vector<unsigned long long> tally;
-  int64_t step;
+  std::vector<int64_t> step, index;  // of one element
 };
 
 constexpr int64_t kIndex = 5;
@@ -46,7 +46,8 @@ Buffers make_buffers(const Case& c) {
   Buffers b;
   b.bounds.assign(static_cast<size_t>(c.channels), 0.0);
   b.tally.assign(sizeof(CalibrationTally) / sizeof(b.tally[0]) + static_cast<size_t>(c.channels), 0);
-  b.step = c.first_step;
+  b.step = {c.first_step};
+  b.index = {kIndex};
   return b;
 }
 
@@ -54,8 +55,8 @@ CalibrateGradCall call_of(const Case& c, Buffers& b) {
   CalibrateGradCall call{};
   call.grad = data_of(b.grad, c.dtype, c.grad_offset);
   call.out = data_of(b.out, c.dtype, c.out_offset);
-  call.index = &kIndex;
-  call.step = &b.step;
+  call.index = b.index.data();
+  call.step = b.step.data();
   call.bounds = c.fixed_lipschitz ? nullptr : b.bounds.data();
   call.tally = reinterpret_cast<CalibrationTally*>(b.tally.data());
   call.numel = c.numel;

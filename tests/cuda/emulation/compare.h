@@ -46,8 +46,12 @@ class Random {
 // Whether the program has the kernels for a dtype; compiled.h defines it.
 bool is_compiled(DType dtype);
 
-// Whether a case is to run: all, or those that the program's argument names.
-inline bool is_chosen(const char* name, int argc, char** argv) { return argc < 2 || std::strcmp(name, argv[1]) == 0; }
+// Whether a case is to run: all, or those that the program's arguments name.
+inline bool is_chosen(const char* name, int argc, char** argv) {
+  bool chosen = argc < 2;
+  for (int k = 1; k < argc; ++k) chosen = chosen || std::strcmp(name, argv[k]) == 0;
+  return chosen;
+}
 
 inline size_t size_of(DType dtype) {
   switch (dtype) {

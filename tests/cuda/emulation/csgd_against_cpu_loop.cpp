@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' own source, emulated on the CPU, against the CPU loop: the same bits for sizes around every
 // boundary, alignments, dtypes, options and many tensors. A program rather than a Python test, so that sanitizers can
-// watch all of it. Usage: csgd_against_cpu_loop [CASE]; exit status 0 if everything agrees.
+// watch all of it. Usage: csgd_against_cpu_loop [CASE...]; exit status 0 if everything agrees. A case can also be
+// described, as "options: bfloat16, momentum, misaligned".
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 
 #include "compare.h"
 #include "csgd_cases.h"
+#include "csgd_described.h"
 #include "csrc/core/update_rule.h"
 #include "csrc/cpu/csgd_cpu.h"
 #include "csrc/cuda/csgd_cuda.h"
@@ -175,6 +177,11 @@ int main(int argc, char** argv) {
   }
   for (const Case& c : all_cases()) {
     if (is_compiled(c.dtype) && is_chosen(c.name, argc, argv)) good = good && run(c, random);
+  }
+  constexpr char kOptions[] = "options: ";
+  for (int k = 1; k < argc; ++k) {
+    if (std::strncmp(argv[k], kOptions, sizeof kOptions - 1) != 0) continue;
+    good = good && run(described_case(argv[k] + sizeof kOptions - 1), random);
   }
   return good ? 0 : 1;
 }

@@ -84,8 +84,9 @@ inline std::vector<Case> several_passes() {
 }
 
 inline std::vector<Case> cases() {
-  static const float overflow = 2.0f, no_overflow = 0.0f, scale = 3.0f;
-  static const float lr_tensor = 0.2f;
+  // Allocated, as all else is that kernels read.
+  static const std::vector<float> numbers = {2.0f, 0.0f, 3.0f, 0.2f};
+  static const float &overflow = numbers[0], &no_overflow = numbers[1], &scale = numbers[2], &lr_tensor = numbers[3];
   // Around a vector, a Philox call, a warp's vectors, a block's pass, and several passes.
   const std::vector<int64_t> boundaries = {0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 6143, 6145, 20000};
   std::vector<Case> all;

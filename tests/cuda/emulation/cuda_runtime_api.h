@@ -39,6 +39,10 @@ using Kernel = void (*)();
 using Call = void (*)(Kernel kernel, const void* argument);
 void run_blocks(unsigned blocks, unsigned threads, Call call, Kernel kernel, const void* argument);
 
+// What runs a launch. ptx/launches.cpp puts a function of its own here, which executes the kernel's PTX.
+using Launcher = decltype(&run_blocks);
+inline Launcher launcher = run_blocks;
+
 // The same address for all threads of a block, since all of them request the same arrays in the same order.
 void* shared_memory(size_t bytes);
 
@@ -126,6 +130,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 template <class Argument>
 cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
   using namespace cuda_emulation;
-  run_blocks(grid.x, block.x, call<Argument>, reinterpret_cast<Kernel>(kernel), arguments[0]);
+  launcher(grid.x, block.x, call<Argument>, reinterpret_cast<Kernel>(kernel), arguments[0]);
   return cudaSuccess;
 }

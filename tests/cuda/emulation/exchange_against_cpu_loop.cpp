@@ -86,11 +86,11 @@ bool add_and_decode(const Case& c, int64_t row_words, const std::vector<uint32_t
   Buffer grad, on_gpu;
   fill(c.dtype, grad, c.numel, c.offset, [] { return 3.0; });
   on_gpu = grad;
-  const double unit = c.bound / c.ranks;
+  const std::vector<double> unit = {c.bound / c.ranks};  // among what kernels may access
   // Two gradients of one bucket, of which the second begins anywhere.
   const int64_t cut = c.numel / 3;
   for (const auto& [first, numel] : {std::pair{int64_t{0}, cut}, std::pair{cut, c.numel - cut}}) {
-    DecodeCall call{sums.data(), &unit, nullptr, numel, first, shard, sum_words, c.ranks, radix};
+    DecodeCall call{sums.data(), unit.data(), nullptr, numel, first, shard, sum_words, c.ranks, radix};
     const int at = c.offset + static_cast<int>(first);
     call.grad = data_of(grad, c.dtype, at);
     if (numel > 0) exchange_loops().decode(c.dtype, call, 0, numel);
