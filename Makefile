@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard $(patsubst %,csrc/*/*.%,h cuh cpp cu) $(patsubst %,tests/rule/hooks/*.%,h cpp cu) tests/cpu/*.cpp \
-  tests/cuda/emulation/*)
+  tests/cuda/emulation/* tests/cuda/ptx/*.cpp)
 ARGS ?=
 # A test marked with xdist_group(name) runs in the same process as the others of its group. Tests of threads have more
 # threads than there are cores left: these must not spin while they wait.

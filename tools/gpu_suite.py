@@ -46,8 +46,8 @@ BITS = (
 )  # fmt: skip
 # What GPU_TESTS would find beside them: emulations, and programs that only refuse a device.
 CPU_ONLY = (
-    "cuda/test_emulation", "cuda/test_sass", "cuda/test_gpu_tools", "rule/test_as_on_cuda", "cpu", "experiments",
-    "integration",
+    "cuda/test_emulation", "cuda/ptx", "cuda/test_sass", "cuda/test_gpu_tools", "rule/test_as_on_cuda", "cpu",
+    "experiments", "integration",
 )  # fmt: skip
 TEST_PROCESSES = 12  # of which each holds a context of about 0.5 GB on the GPU
 # Not the reference, which takes seconds for a step of the larger lists, nor torch.compile, which takes minutes.

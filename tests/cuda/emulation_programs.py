@@ -2,6 +2,7 @@
 """Programs that compare a kernel with its CPU loop: compiled when a test needs them, once for all of its workers."""
 
 import os
+import runpy
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,17 @@ def compile_with(*arguments):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find -l" in done.stderr or "cannot find lib" in done.stderr:
         pytest.skip(f"the compiler has no runtime for {' '.join(map(str, arguments))}")
+    assert done.returncode == 0, done.stderr
+
+
+def compile_ptx(source, target, path):
+    """What nvcc makes of a .cu file for a target, with the flags that the package is built with."""
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    toolkit = setup["find_toolkit"]()
+    if toolkit is None:
+        pytest.skip("no CUDA toolkit (bin/nvcc with include/cuda_runtime.h)")
+    command = [Path(toolkit) / "bin" / "nvcc", "-std=c++17", *setup["NVCC_FLAGS"], f"-I{ROOT}", f"-arch={target}"]
+    done = subprocess.run([*command, "-ptx", source, "-o", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -132,6 +144,10 @@ class Programs:
         shutil.copy(EMULATION / "precompiled.h", path)
         source = ("-x", "c++-header", EMULATION / "precompiled.h")
         compile_with(*flags, f"-I{EMULATION}", *source, "-o", path / "precompiled.h.gch")
+
+    def ptx(self, source, target):
+        """The path of the PTX of a .cu file."""
+        return self._once(compile_ptx, source, target)
 
     def library(self, kernel):
         """The path of a program as a library, whose launches go to a function of the caller's."""

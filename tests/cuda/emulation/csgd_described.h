@@ -29,6 +29,7 @@ constexpr Word kWords[] = {
     {"no calibration", [](Case& c) { c.options.calibration = 0; }},
     {"nearest", [](Case& c) { c.options.stochastic_rounding = false; }},
     {"misaligned", [](Case& c) { c.offsets = {1, 1, 1}; }},
+    {"misaligned gradient", [](Case& c) { c.offsets.grad = 1; }},
     {"shard", [](Case& c) { c.layout = {1003, 5000, 5000, 1, 5000}; }},
 };
 

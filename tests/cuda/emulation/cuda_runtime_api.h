@@ -4,8 +4,7 @@
 //
 // Atomics and __ldcg() are sequentially consistent here, and __threadfence() does nothing, because ThreadSanitizer does
 // not understand fences. A missing fence is therefore not found; a missing atomic, barrier or last-block test is. Where
-// csrc/core tests __CUDA_ARCH__, the branch for the host runs here; on a GPU tests/cuda/test_shortcuts.py checks the
-// other one.
+// csrc/core tests __CUDA_ARCH__, the branch for the host runs here; ptx/ executes the other one.
 #pragma once
 
 #include <cstddef>
