@@ -17,6 +17,8 @@ import call_kernels
 import count_bytes
 import gpu_suite
 
+from ..conftest import need_kernel
+
 ROOT = gpu_suite.ROOT
 
 # Output of ncu --csv, among the program's own lines and ncu's messages.
@@ -282,6 +284,7 @@ def test_the_suite_takes_the_tests_of_the_gpu():
 
 @pytest.fixture
 def one_dtype(monkeypatch):
+    need_kernel(torch.device("cpu"))
     monkeypatch.setattr(call_kernels, "DTYPES", [torch.bfloat16])
 
 
