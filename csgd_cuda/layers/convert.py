@@ -229,7 +229,7 @@ def _hook_parametrization(module: Any) -> RemovableHandle | None:
     """
     if not parametrize.is_parametrized(module, "weight"):
         return None
-    made = module.parametrizations["weight"]
+    made: nn.Module = module.parametrizations["weight"]
     return made.register_forward_hook(lambda _, inputs, weight: module.weight_calibration(weight))
 
 
