@@ -117,6 +117,15 @@ def uncalibrate(model: nn.Module) -> nn.Module:
     return model
 
 
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before ``calibrate``: its own where it has no layer, or a later change of class."""
+    kind = type(module)
+    if issubclass(kind, _Calibrated) and "plain_class" in kind.__dict__:
+        plain: type[nn.Module] = kind.plain_class
+        return plain
+    return kind
+
+
 def _can_have(module: nn.Module, kinds: Any) -> bool:
     # nn.MultiheadAttention uses the weight of its output projection, and never calls that module.
     return isinstance(module, kinds) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)

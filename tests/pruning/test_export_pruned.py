@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """export_pruned: smaller models of the same outputs, whatever dead filters give; and what it refuses, by name."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from csgd_cuda import CSGD, export_pruned
+from csgd_cuda import CSGD, GradientCalibration, calibrate, export_pruned
 from csgd_cuda.pruning import is_two_of_four, to_semi_structured
 
 
@@ -127,18 +130,171 @@ def test_a_module_that_occurs_twice_is_exported_twice(shared):
     assert_same_outputs(model, pruned)
 
 
-class Residual(nn.Module):
+ACTIVATIONS = [nn.ReLU(inplace=True), nn.ReLU6(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()]
+
+
+def with_layers(activation=None, between=None, end=None):
+    """Convolutions without padding and linear layers, with something after each of them; biases of all sizes."""
+    torch.manual_seed(0)
+    activation, between, end = activation or nn.ReLU(), between or nn.Identity(), end or nn.Identity()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), activation, between, nn.Conv2d(8, 6, 3), activation, between, nn.Flatten(),
+        nn.LazyLinear(20), activation, nn.Linear(20, 5), end,
+    )  # fmt: skip
+    model(torch.randn(2, 3, 12, 12))
+    for layer in (model[0], model[3], model[7]):
+        nn.init.uniform_(layer.bias, -8, 8)
+    kill(model[0], 0, 2, 3, 7)
+    kill(model[3], 1, 4)
+    kill(model[7], 0, 5, 6)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layers", [
+    *({"activation": layer} for layer in ACTIVATIONS),
+    *({"between": layer} for layer in (
+        nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(3, stride=2, ceil_mode=True), nn.AdaptiveAvgPool2d(4),
+        nn.AdaptiveMaxPool2d(4), nn.Dropout(0.5), nn.Dropout2d(0.5), nn.Dropout3d(0.5), nn.Identity(),
+    )),
+    *({"end": layer} for layer in (nn.LogSoftmax(dim=1), nn.Softmax(dim=1), nn.Softmax(dim=-1), nn.Dropout1d(0.5))),
+], ids=str)  # fmt: skip
+def test_layers_that_chains_are_made_of(layers):
+    model = with_layers(**layers)
+    pruned = export_pruned(model)
+    assert (pruned[0].out_channels, pruned[3].out_channels, pruned[7].out_features) == (4, 4, 17)
+    assert_same_outputs(model, pruned)
+
+
+def test_softmax_of_images_at_the_end():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 1), nn.LogSoftmax(dim=1)).eval()
+    kill(model[0], 1, 2)
+    kill(model[2], 0)
+    pruned = export_pruned(model)
+    assert (pruned[0].out_channels, pruned[2].out_channels) == (6, 4)
+    assert_same_outputs(model, pruned)
+
+
+@pytest.mark.parametrize("affine", [{"affine": False}, {"bias": False}])
+def test_normalization_without_weight_or_bias(affine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **affine), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model(torch.randn(8, 3, 12, 12))
+    kill(model[0], 1, 2)
+    pruned = export_pruned(model.eval())
+    assert pruned[1].num_features == 6
+    assert_same_outputs(model, pruned)
+
+
+def test_frozen_parameters_and_the_modes_of_layers_stay():
+    model = chain().train()
+    model[0][1].eval()
+    model[0][0].requires_grad_(False)
+    model[3].requires_grad_(False)
+    kill(model[0][0], 1, 2)
+    kill(model[3], 0)
+    pruned = export_pruned(model)
+    assert pruned.training
+    assert [layer.training for layer in pruned[:3]] == [True, False, True]
+    assert [p.requires_grad for layer in pruned[:5] for p in layer.parameters()] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("where", ["weight", "output"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_calibrated_model_comes_out_plain_and_can_be_tuned(where, per_channel):
+    model = calibrate(chain(), where=where, per_channel=per_channel)
+    kill(model[0][0], 0, 2)
+    kill(model[3], 1, 5)
+    kill(model[9], 4)
+    calibrated = copy.deepcopy(model)
+    pruned = export_pruned(model)
+    assert pruned[4].out_channels == 10
+    assert {type(layer) for layer in pruned[:2]} == {nn.Conv2d, nn.BatchNorm2d}
+    assert not any(isinstance(layer, GradientCalibration) for layer in pruned.modules())
+    assert_same_outputs(model, pruned)
+    assert [type(layer).__name__ for layer in model.modules()] == [type(m).__name__ for m in calibrated.modules()]
+    pruned = calibrate(pruned.train(), where=where, per_channel=per_channel)
+    for _ in range(2):
+        pruned(torch.randn(4, 3, 12, 12)).square().mean().backward()
+    assert pruned[4].weight.grad.shape == pruned[4].weight.shape
+
+
+class Residual(nn.Sequential):
+    def forward(self, input):
+        return input + super().forward(input)
+
+
+class Scaled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class OtherNorm(nn.BatchNorm2d):
     pass
+
+
+def changed(change, inner=None):
+    """A chain whose layer 1.0 is given to ``change``."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(inner or nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    change(model[1][0])
+    return model
+
+
+def hooked(method, path="1.0"):
+    model = changed(lambda layer: None)
+    getattr(model.get_submodule(path), method)(lambda *args: None)
+    return model
+
+
+def own_method(name):
+    def change(layer):
+        setattr(layer, name, lambda *args: args[0])
+
+    return change
+
+
+def plain_weight(layer):
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
 
 
 @pytest.mark.parametrize(("model", "error", "message"), [
     (nn.Linear(2, 2), TypeError, "needs an nn.Sequential, got Linear"),
-    (nn.Sequential(nn.Linear(2, 2), Residual()), TypeError, "1 is a Residual; export_pruned supports"),
-    (nn.Sequential(nn.Sigmoid()), TypeError, "0 is a Sigmoid"),
+    (Residual(nn.Linear(2, 2)), TypeError, "needs an nn.Sequential, got Residual .a subclass"),
+    (nn.Sequential(nn.Linear(2, 2), Residual(nn.Linear(2, 2))), TypeError, "^1 is a Residual, a subclass of Seq"),
+    (nn.Sequential(nn.Sequential(Scaled(2, 2))), TypeError, r"^0\.0 is a Scaled, a subclass of Linear"),
+    (nn.Sequential(nn.Conv2d(1, 2, 3), OtherNorm(2)), TypeError, "^1 is a OtherNorm, a subclass of BatchNorm2d"),
+    (nn.Sequential(nn.LazyLinear(2)), TypeError, "^0 is a LazyLinear, a subclass of Linear"),
+    (nn.Sequential(nn.Sigmoid()), TypeError, "^0 is a Sigmoid; export_pruned supports"),
+    (nn.Sequential(nn.ConvTranspose2d(2, 2, 3)), TypeError, "^0 is a ConvTranspose2d;"),
+    (nn.Sequential(GradientCalibration(), nn.Linear(2, 2)), TypeError, "^0 is a GradientCalibration;"),
+    (changed(parametrizations.weight_norm), TypeError, r"^1\.0 has a parametrization of weight"),
+    (changed(parametrizations.orthogonal), TypeError, r"^1\.0 has a parametrization of weight"),
+    (changed(lambda m: parametrizations.weight_norm(calibrate(m))), TypeError, r"^1\.0 has a parametrization"),
+    (changed(lambda m: prune.l1_unstructured(m, "weight", 0.5)), TypeError, r"^1\.0 has hooks in _forward_pre_hooks"),
+    (hooked("register_forward_hook"), TypeError, r"^1\.0 has hooks in _forward_hooks"),
+    (hooked("register_full_backward_hook"), TypeError, r"^1\.0 has hooks in _backward_hooks"),
+    (hooked("register_full_backward_pre_hook"), TypeError, r"^1\.0 has hooks in _backward_pre_hooks"),
+    (hooked("register_forward_hook", "1.1"), TypeError, r"^1\.1 has hooks in _forward_hooks"),
+    (hooked("register_forward_hook", "1"), TypeError, "^1 has hooks in _forward_hooks"),
+    (hooked("register_forward_pre_hook", ""), TypeError, "^the model has hooks in _forward_pre_hooks"),
+    (changed(own_method("forward")), TypeError, r"^1\.0 has a forward of its own in place of that of Linear"),
+    (changed(own_method("_conv_forward"), nn.Conv2d(4, 4, 1)), TypeError, r"^1\.0 has a _conv_forward of its own"),
+    (changed(lambda m: own_method("forward")(calibrate(m))), TypeError, r"^1\.0 has a forward of its own"),
+    (changed(plain_weight), TypeError, r"^1\.0: export_pruned needs a weight that is a Parameter, got Tensor"),
+    (changed(lambda layer: layer.to("meta")), TypeError, r"^1\.0: .* on meta"),
+    (changed(id, nn.Linear(4, 4, dtype=torch.complex64)), TypeError, r"^1\.0: .* got torch.complex64"),
     (nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))), ValueError, "0.0: .* needs groups=1, got 2"),
     (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(2)), ValueError, "1: export_pruned needs Flatten"),
     (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)), ValueError, "running statistics"),
     (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.BatchNorm1d(8)), ValueError, "2: .* before Flatten"),
+    (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm1d(2)), ValueError, "^1: .* BatchNorm2d for images"),
+    (nn.Sequential(nn.Linear(2, 2), nn.MaxPool2d(2)), ValueError, "^1: .* images for MaxPool2d"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.Linear(2, 2)), ValueError, "^1: .* softmax behind all layers"),
+    # Here a linear layer is applied to the rows of images, or of a sequence: its inputs are no channels.
+    (nn.Sequential(nn.Conv2d(1, 2, 1), nn.Linear(4, 4)), ValueError, "^1: .* needs Flatten before it"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 4, 1)), ValueError, "^1: .* no Flatten and no Linear before it"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Flatten(), nn.Linear(6, 4)), ValueError, "2 takes 6 inputs, .* not the 2"),
 ])  # fmt: skip
 def test_what_cannot_be_cut_is_named(model, error, message):
     with pytest.raises(error, match=message):
@@ -168,6 +324,15 @@ def test_semi_structured_weights_need_a_gpu_and_a_pattern():
         to_semi_structured(model)
     CSGD(model[0].parameters(), lr=0.1, sparsity=0.5, structure="2:4").threshold()
     with pytest.raises(RuntimeError, match="0: semi-structured weights need a CUDA GPU"):
+        to_semi_structured(model)
+
+
+def test_semi_structured_weights_of_a_parametrized_layer_are_refused():
+    model = nn.Sequential(nn.Linear(64, 64))
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0
+    parametrizations.weight_norm(model[0])
+    with pytest.raises(TypeError, match=r"^0 has a parametrization of weight"):
         to_semi_structured(model)
 
 
