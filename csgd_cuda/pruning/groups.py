@@ -108,7 +108,13 @@ def _thresholded(group: Group) -> list[Tensor]:
 
 def _mask_shape(param: Tensor, group: Group) -> torch.Size:
     """An entry for each element, or filter."""
-    return param.shape[:1] if group["structure"] == "filter" else param.shape
+    return _filters_first(param, group).shape[:1] if group["structure"] == "filter" else param.shape
+
+
+def _filters_first(tensor: Tensor, group: Group) -> Tensor:
+    """The same memory with the filters along dimension 0, where ``hard_threshold_`` takes them."""
+    swapped = group["structure"] == "filter" and group["filter_dim"] == 1
+    return tensor.detach().transpose(0, 1) if swapped else tensor
 
 
 @contextmanager
@@ -121,7 +127,8 @@ def _masked_gradients(param_groups: list[Group], state: State) -> Iterator[None]
                 grad, mask = param.grad, (state.get(param) or {}).get("mask")
                 # A gradient that does not fit its parameter is left to the checks of the step.
                 if mask is not None and grad is not None and _fits(grad, param):
-                    mask = mask if mask.dim() == param.dim() else mask.view(-1, *[1] * (param.dim() - 1))
+                    if group["structure"] == "filter":
+                        mask = _filters_first(mask.view(-1, *[1] * (param.dim() - 1)), group)
                     given.append((param, grad))
                     param.grad = _masked(grad, mask)
         yield
@@ -217,9 +224,9 @@ def _threshold_group(
     for device in dict.fromkeys(param.device for param in params):
         here = [param for param in params if param.device == device]
         hard_threshold_(
-            here,
+            [_filters_first(param, group) for param in here],
             _keeps(here, scheduled_sparsity(group, group["threshold_step"]), group) if selects else None,
-            momentum_buffers=_momentum_buffers(here, state, group),
+            momentum_buffers=[_filters_first(m, group) for m in _momentum_buffers(here, state, group)],
             masks=[] if group["regrow"] else [state[param]["mask"] for param in here],
             structure=group["structure"],
             across=group["threshold_scope"] == "group" and group["structure"] != "2:4",
@@ -240,6 +247,6 @@ def _keeps(params: list[Tensor], sparsity: float, group: Group) -> list[int]:
     """k of each selection; at least one element or filter survives."""
     if group["structure"] == "2:4":
         return []
-    counts = [param.shape[0] if group["structure"] == "filter" else param.numel() for param in params]
+    counts = [_mask_shape(param, group).numel() for param in params]
     counts = [sum(counts)] if group["threshold_scope"] == "group" else counts
     return [max(count - round(sparsity * count), min(count, 1)) for count in counts]

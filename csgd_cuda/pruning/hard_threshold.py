@@ -43,7 +43,8 @@ def hard_threshold_(
         masks: bool tensors of the parameters' shapes, with "filter" of shape (filters,). What is False there is dropped
             and cannot survive, even where fewer than k are left; what is dropped becomes False. Empty: none.
         structure: "element"; "filter": k filters, index of dimension 0, of the largest sums of squares (of the stored
-            values in float64: element j, counted in memory order, in partial sum j mod 32, these added in halves);
+            values in float64: element j, counted in memory order, in partial sum j mod 32, these added in halves). The
+            weight of a transposed convolution has its output channels along dimension 1: give weight.transpose(0, 1);
             "2:4": two of each four consecutive indices of dimension 1.
         across: one selection over all tensors, of the largest elements or filters of all. All float64, or none.
         found_inf: float32 tensor with one element: where it is not 0, nothing at all is changed.

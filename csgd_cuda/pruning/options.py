@@ -24,6 +24,7 @@ class PruningOptions(TypedDict, total=False):
     sparsity_schedule: tuple[Literal["cubic"], int, int] | None  # None: constant; a ramp between two steps
     threshold_every: int  # steps
     structure: Literal["element", "filter", "2:4"]
+    filter_dim: Literal[0, 1]  # that counts the filters: 0 for Linear and Conv, 1 for ConvTranspose
     threshold_scope: Literal["layer", "group"]  # the share of each parameter, or of the group's together
     regrow: bool  # False: dropped weights stay zero; their gradients count as 0, and stay as they are in .grad
     dropped_momentum: Literal["keep", "clear"]
@@ -72,6 +73,10 @@ PRUNING_OPTIONS: dict[str, Option] = {
     ),
     "threshold_every": Option(1, _check_period, None, "steps from one thresholding to the next."),
     "structure": Option("element", _one_of(*STRUCTURES), None, '"element", "filter" or "2:4".'),
+    "filter_dim": Option(
+        0, _one_of(0, 1), None,
+        "the dimension that counts the filters: 0 for Linear and Conv weights, 1 for ConvTranspose weights.",
+    ),
     "threshold_scope": Option(
         "layer", _one_of("layer", "group"), None, "the share of each parameter, or of the group's together."
     ),

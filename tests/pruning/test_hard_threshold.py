@@ -162,6 +162,16 @@ def test_filters_across_tensors_and_layouts():
         assert norms[survivors].min() > norms[~survivors].max()
 
 
+def test_a_transposed_view_has_its_filters_along_the_other_dimension():
+    weight = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = weight.clone()
+    expected[:, weight.square().sum(dim=(0, 2, 3)).argsort()[:2]] = 0
+    for fused in (False, None):
+        new = weight.clone()
+        hard_threshold_([new.transpose(0, 1)], [2], structure="filter", fused=fused)
+        assert torch.equal(new, expected)
+
+
 def test_filters_with_nan_survive_and_ties_go_to_the_first():
     weight = torch.ones(5, 3)
     weight[3, 1] = torch.nan

@@ -360,6 +360,7 @@ ERRORS = {
     "regrow": ({"regrow": "no"}, SHAPES, "regrow must be one of True, False, got 'no'"),
     "structure": ({"structure": "row"}, SHAPES, "structure must be one of 'element', 'filter', '2:4', got 'row'"),
     "scope": ({"threshold_scope": "model"}, SHAPES, "threshold_scope must be one of 'layer', 'group', got 'model'"),
+    "filter dimension": ({"filter_dim": 2}, SHAPES, "filter_dim must be one of 0, 1, got 2"),
     "momentum": ({"dropped_momentum": "drop"}, SHAPES, "dropped_momentum must be one of"),
     "schedule": ({"sparsity_schedule": ("linear", 0, 5)}, SHAPES, "sparsity_schedule must be None or .'cubic'"),
     "backwards": ({"sparsity_schedule": ("cubic", 5, 5)}, SHAPES, "steps 0 <= begin < end"),
@@ -387,6 +388,32 @@ def test_errors_name_the_option_or_the_parameter(case):
     for param, old in zip(params, before, strict=True):
         assert_same_bits(param, old)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("options", [
+    {}, {"regrow": False}, {"threshold_scope": "group"}, {"momentum": 0.9}, {"momentum": 0.9, "regrow": False},
+], ids=str)  # fmt: skip
+def test_filters_of_transposed_convolutions_are_output_channels(groups, options, device, fused):
+    """With filter_dim=1 the weight is pruned as its transpose is with 0, and output channels become constant."""
+    torch.manual_seed(0)
+    layer = torch.nn.ConvTranspose2d(4, 6, 3, groups=groups, bias=False, device=device)
+    images = torch.randn(2, 4, 5, 5, device=device)
+    transposed = layer.weight.detach().transpose(0, 1).clone(memory_format=torch.preserve_format).requires_grad_()
+    options = {"lr": 0.1, "sparsity": 0.5, "structure": "filter", "fused": fused, **options}
+    optimizers = CSGD([layer.weight], filter_dim=1, **options), CSGD([transposed], **options)
+    for _ in range(3):
+        optimizers[0].zero_grad()
+        layer(images).square().mean().backward()
+        transposed.grad = layer.weight.grad.transpose(0, 1)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_same_bits(layer.weight.transpose(0, 1), transposed)
+    dead = (layer(images) == 0).all(dim=3).all(dim=2).all(dim=0)
+    assert dead.sum() == round(6 / groups * 0.5) * groups
+    if not options.get("regrow", True):
+        assert_same_bits(optimizers[0].state[layer.weight]["mask"], optimizers[1].state[transposed]["mask"])
+        assert optimizers[0].state[layer.weight]["mask"].shape == (6 // groups,)
 
 
 def test_masks_of_another_structure_are_refused(device, fused):
