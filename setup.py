@@ -176,6 +176,49 @@ def cxx_flags():
     return [*CXX_FLAGS, *([] if any(flag.startswith("-g") for flag in given) else ["-g0"])]
 
 
+def missing_sources(sources, cuda):
+    """Files that the sources include, or that implement what they include, and that are not there.
+
+    The loops and kernels that NAME_cpu.h or NAME_cuda.h declares are in a source file of that name. Without it the
+    extension would be built, and would not load.
+    """
+    waiting, seen, missing = list(sources), set(), []
+    while waiting:
+        path = waiting.pop()
+        if path in seen or (path.startswith(os.path.join("csrc", "cuda")) and not cuda):
+            continue
+        seen.add(path)
+        if not os.path.isfile(path):
+            missing.append(path)
+            continue
+        with open(path, encoding="utf-8") as file:
+            included = re.findall(r'^\s*#\s*include\s*"(.+)"', file.read(), re.MULTILINE)
+        waiting += [os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in included]
+        for declares, implements in (("_cpu.h", "_cpu.cpp"), ("_cuda.h", "_cuda.cu")):
+            if path.endswith(declares):
+                waiting.append(path[: -len(declares)] + implements)
+    return sorted(missing)
+
+
+def check_sources(sources, cuda):
+    missing = missing_sources(sources, cuda) if sources else [os.path.join("csrc", "ops")]
+    if missing:
+        fail(
+            f"{', '.join(missing)}: not there, so that this folder or archive is not whole; take a clone of the "
+            "repository, or an archive that `python -m build --sdist` makes of one, or set CSGD_CUDA_BUILD="
+            f"{'cpu or ' if cuda else ''}none to build without."
+        )
+
+
+def only_packs(arguments):
+    """Whether setup.py makes an archive of the sources and compiles nothing, for which it needs no torch.
+
+    What goes into the archive is in MANIFEST.in. If it came from the extension, it would depend on the machine.
+    """
+    builds = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
+    return not {"sdist", "egg_info"}.isdisjoint(arguments) and builds.isdisjoint(arguments)
+
+
 def extension(mode):
     torch = import_torch()
     toolkit = find_toolkit() if mode != "cpu" and torch.version.cuda else None
@@ -192,6 +235,7 @@ def extension(mode):
     sources = [*glob.glob("csrc/ops/*.cpp"), *glob.glob("csrc/cpu/*.cpp")]
     if cuda:
         sources += glob.glob("csrc/cuda/*.cu")
+    check_sources(sources, cuda)
     module = (CUDAExtension if cuda else CppExtension)(
         "csgd_cuda._C",
         sorted(sources),
@@ -206,4 +250,4 @@ def extension(mode):
 # Tools and tests take the flags and functions from here with runpy.run_path, under another name.
 if __name__ == "__main__":
     mode = build_mode()
-    setup(**({} if mode == "none" else extension(mode)))
+    setup(**({} if mode == "none" or only_packs(sys.argv[1:]) else extension(mode)))
