@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--data", default="digits", help="as in benchmarks.train (default: %(default)s)")
     p.add_argument("--data-dir", help="where its files lie")
+    p.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out image files that cannot be read, and name them"
+    )
     p.add_argument("--limit", type=int, help="use the first N training images only")
     p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     p.add_argument("--structures", nargs="+", choices=("element", "filter"), default=["element", "filter"])
@@ -191,7 +194,8 @@ def plot(args: argparse.Namespace, done: dict[Run, dict[str, float]], runs: list
 def run_all(args: argparse.Namespace, command: str) -> None:
     """Makes the runs that are missing, writes table and plot, and prints the table, even where the plot fails."""
     torch.set_num_threads(args.threads)
-    task = tasks.create("classification", tasks.DataOptions(args.data, args.data_dir, args.limit))
+    options = tasks.DataOptions(args.data, args.data_dir, args.limit, skip_unreadable=args.skip_unreadable)
+    task = tasks.create("classification", options)
     runs, path = grid(args), args.out / "runs.csv"
     done = read(path)
     missing = [run for run in runs if run not in done]

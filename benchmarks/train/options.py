@@ -72,6 +72,9 @@ def add_data(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--augment", action="store_true", help="random crops and, where the class allows it, flips")
     p.add_argument("--loaders", type=number(int, 0), default=0, metavar="N", help="processes that read image files (0)")
+    p.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out image files that cannot be read, and name them"
+    )
     p.add_argument("--model", metavar="NAME", default="small", help=f"{', '.join(NAMES)} (%(default)s)")
 
 
@@ -135,7 +138,9 @@ def runs(args: argparse.Namespace) -> list[Run]:
 def grid(args: argparse.Namespace, compared: list[methods.Method], execution: Execution) -> list[Run]:
     """Every method with the learning rates, seeds, data and recipe of the command line."""
     recipe = _recipe(args)
-    options = DataOptions(args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders)
+    options = DataOptions(
+        args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders, args.skip_unreadable
+    )
     task = create_task(args.task, options)
     task.build_model(args.model, seed=0)  # says now if there is no such network
     about = task.about()

@@ -63,9 +63,10 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Everything that two runs must agree on to be the same; JSON values.
 
-        The data are told by their content, not by where they lie, and not by how many processes read them.
+        The data are told by their content, not by where they lie, and not by how they are read.
         """
-        data = {key: value for key, value in asdict(self.data).items() if key not in ("directory", "loaders")}
+        reading = ("directory", "loaders", "skip_unreadable")
+        data = {key: value for key, value in asdict(self.data).items() if key not in reading}
         return {
             "task": self.task,
             "data": data,

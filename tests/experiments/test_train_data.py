@@ -272,10 +272,10 @@ def test_crops_lie_in_the_image():
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
-def test_a_broken_image_file_is_named_in_one_sentence(loaders, tmp_path):
+def test_an_image_file_that_breaks_later_is_named_in_one_sentence(loaders, tmp_path):
     make_folder(tmp_path)
-    (tmp_path / "val" / "red" / "1.png").write_bytes(b"no image")
     task = create("classification", DataOptions("imagefolder", str(tmp_path), loaders=loaders))
+    (tmp_path / "val" / "red" / "1.png").write_bytes(b"no image")  # after all files have been checked
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/val/red/1.png: not a readable image .*\.$"):
         list(task.evaluation_batches("test"))
 

@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files in folders, train/CLASS/*.jpeg and val/CLASS/*.jpeg, as ImageNet is laid out."""
+"""Image files in folders, train/CLASS/*.jpeg and val/CLASS/*.jpeg, as ImageNet is laid out.
+
+All files are read once before anything is trained: what cannot be read is known then, and not in the middle.
+"""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import sys
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from examples.training.errors import UserError
 
+from . import image_files
+from .image_files import NotReadable, printable
 from .seeding import generator
 
 SIDE = 224  # pixels of what the network sees
-_SUFFIXES = {".jpeg", ".jpg", ".png"}
 _CENTRE = 224 / 256  # share of the shorter side that the centre crop keeps
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random crops; Szegedy et al., 2015
 
@@ -51,21 +61,35 @@ class Folder:
         crc = 0
         for files in (self.train, self.test):
             for path in files.paths:
-                crc = zlib.crc32(f"{path.parent.name}/{path.name}\n".encode(), crc)
+                # Names are bytes, which need not be UTF-8.
+                crc = zlib.crc32(os.fsencode(f"{path.parent.name}/{path.name}\n"), crc)
         return f"{crc:08x}"
 
 
-def scan(directory: str | None) -> Folder:
-    """The files; the training images in a random order that is always the same, since folders come class by class."""
+def scan(directory: str | None, skip_unreadable: bool = False) -> Folder:
+    """The files; the training images in a random order that is always the same, since folders come class by class.
+
+    All of them are read once. What is no image is left out, and said on stderr.
+
+    Args:
+        skip_unreadable: leaves out image files that cannot be read, too, and names them on stderr.
+
+    Raises:
+        UserError: folders are missing or do not fit, or image files cannot be read.
+    """
     if directory is None:
         raise UserError("--data imagefolder: needs --data-dir, the directory that holds train and val.")
     root = Path(directory)
     found = {part: _classes(root / part) for part in ("train", "val")}
     classes = sorted(found["train"])
     if unknown := sorted(found["val"].keys() - found["train"].keys()):
-        raise UserError(f"{root / 'val'}: class {unknown[0]!r} is not in {root / 'train'}; both need the same classes.")
+        raise UserError(
+            f"{printable(root / 'val')}: class '{printable(unknown[0])}' is not in {printable(root / 'train')}; both "
+            "need the same classes."
+        )
     if len(classes) < 2:
-        raise UserError(f"{root / 'train'}: at least two classes are needed, one folder each.")
+        raise UserError(f"{printable(root / 'train')}: at least two classes are needed, one folder each.")
+    _check(found, skip_unreadable)
     files = {}
     for part, by_class in found.items():
         labelled = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, [])]
@@ -76,21 +100,59 @@ def scan(directory: str | None) -> Folder:
 
 def _classes(directory: Path) -> dict[str, list[Path]]:
     """The image files by class; UserError where there are none."""
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; images must lie in train/CLASS and val/CLASS.")
-    classes = {
-        folder.name: sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-        for folder in directory.iterdir()
-        if folder.is_dir()
-    }
-    for name, paths in classes.items():
-        if not paths:
-            raise UserError(
-                f"{directory / name}: holds no {', '.join(sorted(_SUFFIXES))} files; put some in or drop it."
-            )
-    if not classes:
-        raise UserError(f"{directory}: has no folders; images must lie in one folder for each class.")
-    return classes
+    shown = printable(directory)
+    try:
+        folders = [path for path in directory.iterdir() if path.is_dir()]
+        hidden = [path for path in folders if path.name.startswith(".")]  # such as .ipynb_checkpoints
+        sorted_out = {path.name: image_files.sort_out(path) for path in folders if path not in hidden}
+        beside = len(list(directory.iterdir())) - len(folders)
+        others = Counter({"hidden folder(s)": len(hidden), "beside the classes": beside})
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such directory; images must lie in train/CLASS and val/CLASS.") from None
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror or error}); check the folder.") from None
+    for name, (images, left_out) in sorted_out.items():
+        if not images:
+            instead = f", but {image_files.listed(left_out)}" if left_out else ""
+            kinds = ", ".join(sorted(image_files.SUFFIXES))
+            raise UserError(f"{printable(directory / name)}: holds no {kinds} files{instead}; put some in or drop it.")
+        others += left_out
+    if not sorted_out:
+        raise UserError(f"{shown}: has no folders; images must lie in one folder for each class.")
+    if +others:
+        _say(f"{shown}: left out besides the images: {image_files.listed(+others)}.")
+    return {name: images for name, (images, _) in sorted_out.items()}
+
+
+def _check(found: dict[str, dict[str, list[Path]]], skip_unreadable: bool) -> None:
+    """Reads all files, and removes those that cannot be read where they are to be skipped; UserError otherwise."""
+    lists = [images for classes in found.values() for images in classes.values()]
+    paths = [path for images in lists for path in images]
+    bar = tqdm(image_files.faults(paths), "reading all images once", len(paths), leave=False, disable=None)
+    faults = {path: fault for path, fault in zip(paths, bar, strict=True) if fault is not None}
+    if not faults:
+        return
+    named = [f"{printable(path)} ({fault})" for path, fault in faults.items()]
+    if not skip_unreadable:
+        (path, fault), *more = faults.items()
+        if not more:
+            what, them = f"{printable(path)}: not a readable image ({fault})", "it"
+        else:
+            what = f"{len(faults)} of {len(paths)} image files are not readable: {image_files.first_few(named)}"
+            them = "them"
+        raise UserError(f"{what}; replace or remove {them}, or leave {them} out with --skip-unreadable.")
+    _say(f"--skip-unreadable: leaves out {len(faults)} of {len(paths)} image files: {', '.join(named)}.")
+    for images in lists:
+        folder = images[0].parent
+        images[:] = [path for path in images if path not in faults]
+        if not images:
+            raise UserError(f"{printable(folder)}: holds no readable image; put some in or drop it.")
+
+
+def _say(sentence: str) -> None:
+    """On stderr, once: the processes that train several runs at a time scan the folders again."""
+    if multiprocessing.parent_process() is None:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class Images(Dataset):
@@ -103,14 +165,11 @@ class Images(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image  # here: no other data set needs Pillow
-
         path = self.files.paths[index]
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # Pillow raises almost anything for damaged files
-            raise UserError(f"{path}: not a readable image ({type(error).__name__}); replace or remove it.") from None
+            image = image_files.read(path)
+        except NotReadable as error:  # it was readable when the folders were scanned
+            raise UserError(f"{printable(path)}: not a readable image ({error}); replace or remove it.") from None
         if self.draws is None:
             box, mirrored = centre(image.size), False
         else:

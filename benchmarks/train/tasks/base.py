@@ -26,6 +26,7 @@ class DataOptions:
     holdout: the last ``holdout`` of all training images become the validation set and are not trained on.
     augment: vary the training images at random (what that means is up to the data set).
     loaders: processes that read images, for data sets that do not fit into memory; 0: none.
+    skip_unreadable: image files that cannot be read are left out; otherwise they are an error.
     """
 
     data: str
@@ -34,6 +35,7 @@ class DataOptions:
     holdout: int = 0
     augment: bool = False
     loaders: int = 0
+    skip_unreadable: bool = False
 
 
 class Task(ABC):

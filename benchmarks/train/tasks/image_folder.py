@@ -40,7 +40,7 @@ class ImageFolder(Classifier):
     @classmethod
     def create(cls, options: DataOptions) -> ImageFolder:
         """On the folders train and val in the directory."""
-        return cls(image_folder.scan(options.directory), options)
+        return cls(image_folder.scan(options.directory, options.skip_unreadable), options)
 
     def about(self) -> dict[str, Any]:
         """Numbers and size of the images."""
@@ -67,8 +67,10 @@ class ImageFolder(Classifier):
             for images, labels in loader:
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         except UserError as error:
-            # From another process the message comes with a traceback before it.
-            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+            message = str(error)
+            if message.startswith("Caught UserError in DataLoader worker"):  # a traceback, which ends in the message
+                message = message.strip().splitlines()[-1].partition("UserError: ")[2]
+            raise UserError(message) from None
 
 
 class _Epoch:
