@@ -200,6 +200,16 @@ def test_unreadable_files_are_skipped_counted_and_named(tmp_path, capsys):
     assert create("classification", DataOptions("imagefolder", str(tmp_path))).about() == task.about()
 
 
+def test_the_option_to_skip_is_on_the_command_line(tmp_path, capsys):
+    damage(make_folder(tmp_path) / "val" / "red")
+    arguments = ["run", "--data", "imagefolder", "--data-dir", str(tmp_path), "--model", "small", "--seeds", "0"]
+    arguments += ["--methods", "sgd", "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "7 of 19 image files are not readable" in capsys.readouterr().err
+    assert main([*arguments, "--skip-unreadable"]) == 0
+    assert "leaves out 7 of 19 image files" in capsys.readouterr().err
+
+
 def test_a_class_without_readable_images_is_named(tmp_path):
     for path in (make_folder(tmp_path) / "val" / "red").iterdir():
         path.write_bytes(b"")
