@@ -97,11 +97,11 @@ def _flatten(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def _check_unchanged(module: nn.Module, name: str) -> None:
-    """Raises TypeError for a module that does not compute what its documentation says."""
+    """Raises TypeError for a module that may compute something else than its class in torch.nn."""
     if parametrize.is_parametrized(module):
         tensors = ", ".join(module.parametrizations)  # type: ignore[arg-type]
         raise TypeError(
-            f"{name} has a parametrization of {tensors}, which export_pruned does not know; take it off with "
+            f"{name} has a parametrization of {tensors}, which export_pruned does not support; take it off with "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
     kind = plain_class(module)
@@ -115,14 +115,14 @@ def _check_unchanged(module: nn.Module, name: str) -> None:
     for hooks in _HOOKS:
         if getattr(module, hooks):
             raise TypeError(
-                f"{name} has hooks in {hooks}, and export_pruned does not know what they do; remove them first (those "
-                "of torch.nn.utils.prune with prune.remove, of an older weight_norm with remove_weight_norm)"
+                f"{name} has hooks in {hooks}, which may change what it computes; remove them first (those of "
+                "torch.nn.utils.prune with prune.remove, of an older weight_norm with remove_weight_norm)"
             )
     for key, value in vars(module).items():
         if callable(value) and callable(getattr(type(module), key, None)):
             raise TypeError(
-                f"{name} has a {key} of its own in place of that of {kind.__name__}, and export_pruned does not know "
-                f"what it does; delete it (del module.{key})"
+                f"{name} has a {key} of its own in place of that of {kind.__name__}, which may compute something else; "
+                f"delete it (del module.{key})"
             )
 
 
