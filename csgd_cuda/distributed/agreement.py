@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..kinds import instance_of
+
 
 def described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
@@ -66,6 +68,8 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
         ValueError: on all ranks, naming the first difference and both values: an option of a parameter group, a
             parameter's shape or dtype, its step or Lipschitz bound.
     """
+    instance_of(torch.optim.Optimizer, "a torch.optim.Optimizer").check("optimizer", optimizer)
+    instance_of(dist.ProcessGroup, "a process group").or_none().check("group", group)
     agree(setup_of(optimizer, lambda _: True), [group])
 
 

@@ -5,7 +5,6 @@
 
 import functools
 import math
-import numbers
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,12 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..kinds import FUSED, INTEGER, MODULE, NUMBER, TEXT, Kind, instance_of
 from .agreement import agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
 from .worker_thread import WorkerThread, private_gloo_group
 
+_PROCESS_GROUP = instance_of(dist.ProcessGroup, "a process group").or_none()
+_NAMES = Kind("a list of parameter names", lambda skip: isinstance(skip, Iterable) and not isinstance(skip, str))
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
 _COUNTS = ("step", "bytes_sent", "bytes_plain")
@@ -73,6 +75,9 @@ class CalibratedHookState:
         skip: Sequence[str] = (),
         fused: bool | None = None,
     ) -> None:
+        MODULE.check("module", module)
+        _PROCESS_GROUP.check("process_group", process_group)
+        FUSED.check("fused", fused)
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             process_group = _group_of(module, process_group)
             module = module.module
@@ -234,13 +239,11 @@ def _completed(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
 
 def _checked_integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
     """Raises TypeError or ValueError, naming the option, for what is no integer between these."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    INTEGER.check(name, value)
+    number = operator.index(value)
     if not least <= number < below:
         raise ValueError(f"{name} must be in {least} ... 2^{below.bit_length() - 1}-1, got {value}")
-    return int(number)
+    return number
 
 
 def _checked_options(
@@ -251,10 +254,14 @@ def _checked_options(
     Raises:
         ValueError, TypeError: an option is out of range; the message names it.
     """
-    if clip is not None and not (isinstance(clip, numbers.Real) and 0 < float(clip) < math.inf):
+    NUMBER.described("a finite number > 0").or_none().check("clip", clip)
+    INTEGER.or_none().check("block", block)
+    if clip is not None and not 0 < float(clip) < math.inf:
         raise ValueError(f"clip must be None or a finite number > 0, got {clip!r}")
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
-        raise TypeError(f"skip must be a list of parameter names, got {skip!r}")
+    _NAMES.check("skip", skip)
+    skip = list(skip)
+    for name in skip:
+        TEXT.described("a list of parameter names").check("skip", name)
     skipped = sorted(set(skip))
     unknown = [name for name in skipped if name not in known_names]
     if unknown:

@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from ..kinds import FLAG, MODULE, TEXT
 from .module import GradientCalibration
 
 # The names of the layers in the module whose weight or outputs they get; of their state in a state dict's metadata.
@@ -63,9 +64,15 @@ def calibrate(
         TypeError: a module of these types has no parameter ``weight``, is lazy and has not seen its input yet, or, with
             per_channel, has no output channels.
     """
+    MODULE.check("model", model)
+    TEXT.described("'weight' or 'output'").check("where", where)
+    FLAG.check("per_channel", per_channel)
     if where not in LAYER_NAMES:
         raise ValueError(f"where must be 'weight' or 'output', got {where!r}")
-    kinds: Any = tuple(types) if isinstance(types, Iterable) else (types,)
+    kinds: Any = tuple(types) if isinstance(types, Iterable) and not isinstance(types, str) else (types,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"types must be classes of modules, such as torch.nn.Linear, got {kind!r}")
     found = [(name, module) for name, module in model.named_modules() if _can_have(module, kinds)]
     if not found:
         names = ", ".join(kind.__name__ for kind in kinds)
@@ -89,6 +96,7 @@ def number_layers(model: nn.Module) -> nn.Module:
     For models put together from calibrated parts or copies (nn.TransformerEncoder copies its layer): two layers with
     the same number and seed draw the same, and then gradients are biased. ``calibrate(model)`` does this, too.
     """
+    MODULE.check("model", model)
     for k, layer in enumerate(module for module in model.modules() if isinstance(module, GradientCalibration)):
         layer.number(k)
     return model
@@ -99,6 +107,7 @@ def uncalibrate(model: nn.Module) -> nn.Module:
 
     Layers that stand in the model by themselves (in an nn.Sequential, say) stay.
     """
+    MODULE.check("model", model)
     calibrated = [module for module in model.modules() if _HANDLES in module.__dict__]
     for module in calibrated:
         kind: Any = type(module)

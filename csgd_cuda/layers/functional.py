@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from .. import extension
+from ..kinds import FUSED, INTEGER, TENSOR
 from ..optim.options import CALIBRATION_OPTIONS, check_options, operator_options, signed_seed
 from ..reference.flatten import empty_in_order
 from ..reference.philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
@@ -87,7 +89,14 @@ def calibrate_grad(
     }  # fmt: skip
     check_options(CALIBRATION_OPTIONS, options)
     options = operator_options(CALIBRATION_OPTIONS, options)
-    options |= {"channel_dim": channel_dim, "rank": rank}
+    for name, number in (("channel_dim", channel_dim), ("rank", rank)):
+        INTEGER.check(name, number)
+        options[name] = operator.index(number)
+    FUSED.check("fused", fused)
+    for name, tensor in (("grad", grad), ("index", index), ("step", step)):
+        TENSOR.check(name, tensor)
+    for name, given in (("lipschitz_bound", lipschitz_bound), ("tally", tally)):
+        TENSOR.or_none().check(name, given)
     if not extension.takes_kernel(grad.device, fused):
         reference = _reference_uncompiled if compiles_for_gpu(grad.device) else _reference
         return reference(grad, index, step, lipschitz_bound, tally, **options)

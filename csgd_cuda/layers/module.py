@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.shards import is_dtensor
+from ..kinds import FUSED, INTEGER
 from ..optim.options import CALIBRATION_OPTIONS, check_options
 from .functional import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
 
@@ -83,6 +84,9 @@ class GradientCalibration(nn.Module):
             "seed": seed,
         }  # fmt: skip
         check_options(CALIBRATION_OPTIONS, options)
+        INTEGER.or_none().check("channels", channels)
+        INTEGER.check("channel_dim", channel_dim)
+        FUSED.check("fused", fused)
         _check_channels(channels, lipschitz)
         self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
         self.seed, self.channels, self.channel_dim = operator.index(seed), channels, operator.index(channel_dim)
@@ -102,6 +106,7 @@ class GradientCalibration(nn.Module):
 
     def number(self, index: int) -> None:
         """Sets ``index``, by which this layer's draws differ from those of others with the same seed."""
+        INTEGER.check("index", index)
         if not 0 <= operator.index(index) < MOST_LAYERS:
             raise ValueError(f"index must be in 0 ... {MOST_LAYERS - 1}, got {index}")
         self.index.fill_(index)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from ..kinds import FUSED, TENSOR, integer_list, tensor_list
 from ..tensors import StepTensors
 from .direction import SGD
 from .options import SGD_OPTIONS, check_options, documented, options_of_step, step_options
@@ -65,21 +66,26 @@ def csgd_(
 
     Source: docs/algorithm.md, which derives the rule.
     """
-    tensors = StepTensors(
-        list(params), list(grads), {"momentum_buffer": list(momentum_buffers)}, list(steps), list(lipschitz_bounds),
-        [] if indices is None else list(indices), [],
-    )  # fmt: skip
-    if not tensors.params:
-        return
-    if indices is None:
-        tensors.indices.extend(range(len(tensors.params)))
-    device = tensors.params[0].device
     options: dict[str, Any] = {
         "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "rounding": rounding,
         "seed": seed, "maximize": maximize,
     }  # fmt: skip
     check_options(_OPTIONS, options)
+    FUSED.check("fused", fused)
+    TENSOR.or_none().check("grad_scale", grad_scale)
+    TENSOR.or_none().check("found_inf", found_inf)
+    tensors = StepTensors(
+        tensor_list("params", params), tensor_list("grads", grads),
+        {"momentum_buffer": tensor_list("momentum_buffers", momentum_buffers)}, tensor_list("steps", steps),
+        tensor_list("lipschitz_bounds", lipschitz_bounds),
+        [] if indices is None else integer_list("indices", indices), [],
+    )  # fmt: skip
+    if not tensors.params:
+        return
+    if indices is None:
+        tensors.indices.extend(range(len(tensors.params)))
+    device = tensors.params[0].device
     of_call = {"fresh_momentum": False, "grad_scale": grad_scale, "found_inf": found_inf, "tallies": None}
     kernel = extension.takes_kernel(device, fused)
     SGD.step(tensors, step_options(_OPTIONS, options, device) | of_call, kernel=kernel)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..kinds import FLAG, FUSED, INTEGER, NUMBER, TEXT, Kind, is_number_tensor
 from ..tensors import Group
 
 _T = TypeVar("_T")
@@ -29,12 +30,14 @@ class Option:
 
     Attributes:
         default: where the user gives none.
-        check: of (name, value): raises ValueError, or TypeError for a wrong type, which name the option.
+        kind: what it takes.
+        check: of (name, value), for a value of this kind: raises ValueError, which names the option.
         operator: from the group's value to what the operator takes; None: the operator does not take it.
         doc: for the docstrings of the optimizer and its function.
     """
 
     default: Any
+    kind: Kind
     check: Callable[[str, Any], None]
     operator: Callable[[Any], Any] | None
     doc: str
@@ -44,12 +47,17 @@ def check_any(name: str, value: Any) -> None:
     """Every value is allowed."""
 
 
-def check_flag(name: str, value: bool) -> None:
-    if isinstance(value, str):  # of a configuration file: "False" would count as true
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+def _number(name: str, value: float | Tensor) -> float:
+    """A number, or the one of a tensor with one element."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a number or a tensor with one element, got {value.numel()} elements")
+    return value.item()
 
 
-def check_finite(name: str, value: float) -> None:
+def check_finite(name: str, value: float | Tensor) -> None:
+    value = _number(name, value)
     # Not math.isfinite, at which torch.compile breaks the graph for a changing lr.
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
@@ -61,17 +69,19 @@ def check_lr(name: str, value: float | Tensor) -> None:
         check_finite(name, number)
 
 
-def check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float | Tensor) -> None:
+    value = _number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
 
 
-def check_lipschitz(name: str, value: float | None) -> None:
+def check_lipschitz(name: str, value: float | Tensor | None) -> None:
     if value is not None:
         check_not_negative(name, value)
 
 
-def check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float | Tensor) -> None:
+    value = _number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
 
@@ -82,7 +92,7 @@ def check_rounding(name: str, value: str) -> None:
 
 
 def check_seed(name: str, value: int) -> None:
-    """Raises TypeError for a value that is not an integer, ValueError for one outside 0 ... 2^64-1."""
+    """Raises ValueError for an integer outside 0 ... 2^64-1."""
     if not 0 <= operator.index(value) < 2**64:
         raise ValueError(f"{name} must be in 0 ... 2^64-1, got {value}")
 
@@ -104,44 +114,46 @@ def _float_or_none(value: float | None) -> float | None:
 # The options of the calibration alone: those of a gradient's calibration, too (layers/functional.py).
 CALIBRATION_OPTIONS: dict[str, Option] = {
     "calibration": Option(
-        1.0, check_not_negative, float,
+        1.0, NUMBER, check_not_negative, float,
         "c >= 0, the strength. 0 makes every step that of the plain optimizer; with larger c fewer coordinates move, "
         "with a larger variance.",
     ),
     "lipschitz": Option(
-        None, check_lipschitz, _float_or_none,
+        None, NUMBER.or_none(), check_lipschitz, _float_or_none,
         "the Lipschitz constant, if it is known, in the unit of the gradient; None estimates it from the directions "
         "seen.",
     ),
     "bound_decay": Option(
-        0.99, check_share, float, "beta in [0, 1]: each step the estimate l becomes ``max(beta * l, max |d|)``."
+        0.99, NUMBER, check_share, float, "beta in [0, 1]: each step the estimate l becomes ``max(beta * l, max |d|)``."
     ),
     "rounding": Option(
-        "stochastic", check_rounding, str,
+        "stochastic", TEXT.described("'stochastic' or 'nearest'"), check_rounding, str,
         '"stochastic" (unbiased) or "nearest", of what is stored in bfloat16 and float16.',
     ),
     "seed": Option(
-        0, check_seed, operator.index,
+        0, INTEGER, check_seed, operator.index,
         "0 ... 2^64 - 1. Equal seeds and gradients give equal bits, on any backend and number of threads.",
     ),
 }  # fmt: skip
 
+FIRST_INDEX = INTEGER.or_none()
+
 # What every optimizer of torch has, and the place of the parameters in the random draws.
 _COMMON_OPTIONS: dict[str, Option] = {
-    "maximize": Option(False, check_flag, bool, "whether to ascend instead of descend."),
-    "foreach": Option(None, check_any, None, "accepted for compatibility; there is one implementation."),
-    "differentiable": Option(False, check_differentiable, None, "must be False."),
+    "maximize": Option(False, FLAG, check_any, bool, "whether to ascend instead of descend."),
+    "foreach": Option(None, FUSED, check_any, None, "accepted for compatibility; there is one implementation."),
+    "differentiable": Option(False, FLAG, check_differentiable, None, "must be False."),
     "fused": Option(
-        None, check_any, None,
+        None, FUSED, check_any, None,
         "None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process) where "
         "the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling and "
         "skipping to it, as in torch.optim.SGD; False takes pure PyTorch.",
     ),
     "capturable": Option(
-        False, check_any, None, "accepted for compatibility; the state is always on the parameter's device."
+        False, FLAG, check_any, None, "accepted for compatibility; the state is always on the parameter's device."
     ),
     "first_index": Option(
-        None, check_first_index, None,
+        None, FIRST_INDEX, check_first_index, None,
         "the number of the first parameter in the random draws; those after it count on. In a group: of its first "
         "parameter. None: 0. Set it so that several optimizers draw as one would, or so that optimizers with equal "
         "seeds draw different numbers.",
@@ -150,11 +162,17 @@ _COMMON_OPTIONS: dict[str, Option] = {
 
 SGD_OPTIONS: dict[str, Option] = {
     # lr reaches the operator as a number or as a tensor: step_options().
-    "lr": Option(1e-3, check_lr, None, "the learning rate, a number or a tensor with one element, read on its device."),
-    "momentum": Option(0, check_finite, float, "as in torch.optim.SGD."),
-    "dampening": Option(0, check_finite, float, "as in torch.optim.SGD."),
-    "weight_decay": Option(0, check_finite, float, "as in torch.optim.SGD; a tensor becomes a number."),
-    "nesterov": Option(False, check_flag, bool, "as in torch.optim.SGD; it has no effect without momentum."),
+    "lr": Option(
+        1e-3,
+        NUMBER.described("a number or a tensor with one element"),
+        check_lr,
+        None,
+        "the learning rate, a number or a tensor with one element, read on its device.",
+    ),
+    "momentum": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD."),
+    "dampening": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD."),
+    "weight_decay": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD; a tensor becomes a number."),
+    "nesterov": Option(False, FLAG, check_any, bool, "as in torch.optim.SGD; it has no effect without momentum."),
     **CALIBRATION_OPTIONS,
     **_COMMON_OPTIONS,
 }
@@ -166,31 +184,36 @@ def value_of(lr: float | Tensor) -> float | None:
     Raises:
         ValueError: it is a tensor with more than one element.
     """
-    if not isinstance(lr, torch.Tensor):
-        return lr
-    if lr.numel() != 1:
-        raise ValueError(f"lr must be a number or a tensor with one element, got {lr.numel()} elements")
-    # Compiled code cannot read it, either; the operator does.
-    if lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling():
+    if (
+        isinstance(lr, torch.Tensor)
+        and lr.numel() == 1
+        and (
+            # Compiled code cannot read it, either; the operator does.
+            lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling()
+        )
+    ):
         return None
-    return lr.item()
+    return _number("lr", lr)
 
 
 def check_options(table: Mapping[str, Option], values: Mapping[str, Any]) -> None:
-    """Checks every option of a table; raises what its check raises.
+    """Checks every option of a table: TypeError for a value of another kind, ValueError for one out of range.
 
     What torch.optim.SGD refuses in its constructor alone is not refused here: schedulers take lr a rounding error below
     0, and the momentum to 0 under nesterov.
     """
     for name, option in table.items():
+        option.kind.check(name, values[name])
         option.check(name, values[name])
 
 
 def check_group(table: Mapping[str, Option], group: Group) -> None:
-    """Checks the options of a group; turns a weight decay given as a tensor into a number, as torch allows it."""
-    if isinstance(group["weight_decay"], torch.Tensor):
-        group["weight_decay"] = group["weight_decay"].item()
+    """Checks the options of a group; turns numbers given as tensors into numbers, lr aside. torch allows them for the
+    weight decay."""
     check_options(table, group)
+    for name in table:
+        if name != "lr" and is_number_tensor(group[name]):
+            group[name] = group[name].item()
     if group["fused"] and group["foreach"]:
         raise ValueError("fused and foreach cannot both be True")
 
@@ -258,6 +281,7 @@ def index_ranges(param_groups: list[Group]) -> list[range]:
     ranges, position = [], 0
     for group in param_groups:
         size = len(group["params"])
+        FIRST_INDEX.check("first_index", group["first_index"])
         first = position if group["first_index"] is None else group["first_index"]
         ranges.append(range(first, first + size))
         position += size

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..kinds import MODULE
 from ..layers.convert import plain_class, uncalibrate
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -284,6 +285,7 @@ def to_semi_structured(model: nn.Module) -> list[str]:
         ValueError: no Linear layer has 2:4 weights.
         Nothing was changed.
     """
+    MODULE.check("model", model)
     new = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, nn.Linear) or not is_two_of_four(layer.weight):

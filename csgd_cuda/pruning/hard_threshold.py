@@ -11,9 +11,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from .. import extension
+from ..kinds import FLAG, FUSED, TENSOR, TEXT, integer_list, tensor_list
 from ..tensors import SUPPORTED_DTYPES, Tensors, compiles_for_gpu, separate_elements
 from .options import STRUCTURES
 from .reference import reference
+
+_STRUCTURE = TEXT.described("'element', 'filter' or '2:4'")
 
 
 @torch.no_grad()
@@ -54,13 +57,18 @@ def hard_threshold_(
         ValueError, TypeError: something is wrong with an argument; the message names it, and nothing was changed.
         RuntimeError: ``fused=True`` cannot be had; the message says why.
     """
-    params, momentum_buffers, masks = list(params), list(momentum_buffers), list(masks)
-    keeps = None if keeps is None else list(keeps)
+    params = tensor_list("params", params)
+    momentum_buffers, masks = tensor_list("momentum_buffers", momentum_buffers), tensor_list("masks", masks)
+    keeps = None if keeps is None else integer_list("keeps", keeps)
+    _STRUCTURE.check("structure", structure)
+    FLAG.check("across", across)
+    TENSOR.or_none().check("found_inf", found_inf)
+    FUSED.check("fused", fused)
     if not params:
         return
     if extension.takes_kernel(params[0].device, fused):
         torch.ops.csgd_cuda.hard_threshold_(
-            params, momentum_buffers, masks, keeps, structure=structure, across=across, found_inf=found_inf
+            params, momentum_buffers, masks, keeps, structure=structure, across=bool(across), found_inf=found_inf
         )
     else:
         _check(params, momentum_buffers, masks, keeps, structure, across, found_inf)

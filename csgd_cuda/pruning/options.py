@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, Literal, TypedDict
 
-from ..optim.options import Option, check_options
+from ..kinds import FLAG, INTEGER, NUMBER, TEXT, Kind, instance_of
+from ..optim.options import Option, check_any, check_options
 from ..tensors import Group
 
 STRUCTURES = ("element", "filter", "2:4")
@@ -31,8 +31,6 @@ class PruningOptions(TypedDict, total=False):
 
 
 def _check_share_of_zeros(name: str, value: float) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in [0, 1), got {value!r}")
     if not 0 <= float(value) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
@@ -43,49 +41,62 @@ def _check_schedule(name: str, value: Any) -> None:
 
 
 def _is_ramp(schedule: Any) -> bool:
-    if not isinstance(schedule, (tuple, list)) or len(schedule) != 3 or schedule[0] != "cubic":
+    if len(schedule) != 3 or schedule[0] != "cubic":
         return False
     begin, end = schedule[1:]
-    return isinstance(begin, Real) and isinstance(end, Real) and bool(0 <= begin < end)  # type: ignore[operator]
+    return NUMBER.accepts(begin) and NUMBER.accepts(end) and bool(0 <= begin < end)
 
 
 def _check_period(name: str, value: Any) -> None:
-    try:
-        steps = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number of steps, got {value!r}") from None
-    if steps < 1:
+    if operator.index(value) < 1:
         raise ValueError(f"{name} must be 1 step or more, got {value}")
 
 
-def _one_of(*allowed: Any) -> Callable[[str, Any], None]:
+def _one_of(*allowed: str) -> tuple[Kind, Callable[[str, Any], None]]:
+    """The kind and the check of an option that is one of these texts."""
+    expected = f"one of {', '.join(map(repr, allowed))}"
+
     def check(name: str, value: Any) -> None:
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
 
-    return check
+    return TEXT.described(expected), check
 
+
+def _check_filter_dim(name: str, value: Any) -> None:
+    if value not in (0, 1):
+        raise ValueError(f"{name} must be 0 or 1, got {value!r}")
+
+
+_SCHEDULE = instance_of((tuple, list), "None or ('cubic', begin, end)")
 
 PRUNING_OPTIONS: dict[str, Option] = {
-    "sparsity": Option(0.0, _check_share_of_zeros, None, "the target share of zeros, in [0, 1); 0: off."),
-    "sparsity_schedule": Option(
-        None, _check_schedule, None, 'None: constant; ("cubic", begin, end): a ramp between two steps.'
+    "sparsity": Option(
+        0.0, NUMBER.described("a number in [0, 1)"), _check_share_of_zeros, None,
+        "the target share of zeros, in [0, 1); 0: off.",
     ),
-    "threshold_every": Option(1, _check_period, None, "steps from one thresholding to the next."),
-    "structure": Option("element", _one_of(*STRUCTURES), None, '"element", "filter" or "2:4".'),
+    "sparsity_schedule": Option(
+        None, _SCHEDULE.or_none().described(_SCHEDULE.expected), _check_schedule, None,
+        'None: constant; ("cubic", begin, end): a ramp between two steps.',
+    ),
+    "threshold_every": Option(
+        1, INTEGER.described("a whole number of steps"), _check_period, None,
+        "steps from one thresholding to the next.",
+    ),
+    "structure": Option("element", *_one_of(*STRUCTURES), None, '"element", "filter" or "2:4".'),
     "filter_dim": Option(
-        0, _one_of(0, 1), None,
+        0, INTEGER.described("0 or 1"), _check_filter_dim, None,
         "the dimension that counts the filters: 0 for Linear and Conv weights, 1 for ConvTranspose weights.",
     ),
     "threshold_scope": Option(
-        "layer", _one_of("layer", "group"), None, "the share of each parameter, or of the group's together."
+        "layer", *_one_of("layer", "group"), None, "the share of each parameter, or of the group's together."
     ),
     "regrow": Option(
-        True, _one_of(True, False), None,
+        True, FLAG, check_any, None,
         "False: dropped weights stay zero; their gradients count as 0, and stay as they are in ``.grad``.",
     ),
     "dropped_momentum": Option(
-        "clear", _one_of("keep", "clear"), None, "whether the momentum of dropped weights is kept or becomes 0."
+        "clear", *_one_of("keep", "clear"), None, "whether the momentum of dropped weights is kept or becomes 0."
     ),
 }  # fmt: skip
 

@@ -218,7 +218,7 @@ def test_gradient_that_is_not_finite_is_so_on_all_ranks(value):
     [
         ({"seed": -1}, "seed must be in"),
         ({"block": 0}, "block must be in 1 .*, got 0"),
-        ({"block": 2.5}, "block must be an integer, got 2.5"),
+        ({"block": 2.5}, "block must be None or an integer, got 2.5"),
         ({"block": 2**70}, "block must be in 1"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"clip": "4"}, "clip must be None or a finite number > 0, got '4'"),

@@ -357,7 +357,7 @@ ERRORS = {
     "sparsity None": ({"sparsity": None}, SHAPES, r"sparsity must be a number in \[0, 1\), got None"),
     "schedule 5": ({"sparsity_schedule": 5}, SHAPES, "sparsity_schedule must be None or .*, got 5"),
     "schedule of text": ({"sparsity_schedule": ("cubic", "a", "b")}, SHAPES, "sparsity_schedule must be None or"),
-    "regrow": ({"regrow": "no"}, SHAPES, "regrow must be one of True, False, got 'no'"),
+    "regrow": ({"regrow": "no"}, SHAPES, "regrow must be True or False, got 'no'"),
     "structure": ({"structure": "row"}, SHAPES, "structure must be one of 'element', 'filter', '2:4', got 'row'"),
     "scope": ({"threshold_scope": "model"}, SHAPES, "threshold_scope must be one of 'layer', 'group', got 'model'"),
     "filter dimension": ({"filter_dim": 2}, SHAPES, "filter_dim must be one of 0, 1, got 2"),
