@@ -24,6 +24,7 @@ from .direction import Direction
 from .options import check_group, complete_group, index_ranges
 from .plan import StepPlan
 from .state import restore_state
+from .state_only import only_get_state
 
 _Loss = TypeVar("_Loss")
 
@@ -80,6 +81,7 @@ class CalibratedOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         self._bounds.params_changed()
+        self._plan = None
 
     def _check_params(self, group: Group) -> None:
         first = sum(len(g["params"]) for g in self.param_groups[:-1])
@@ -129,13 +131,16 @@ class CalibratedOptimizer(Optimizer):
 
     def _make_step(self) -> None:
         self._bounds.finish()
+        reads_steps = self._plan is None
         if self._plan is None:
             self._find_bounds()
+        compiles = torch.compiler.is_compiling()
+        idle = set() if compiles else only_get_state(self.param_groups, self.state, reads_steps=reads_steps)
         if self._pruning.is_on(self.param_groups):
-            with self._pruning.around_step(self.param_groups, self.state, self._found_inf):
-                self._run_plan()
+            with self._pruning.around_step(self.param_groups, self.state, self._found_inf, idle):
+                self._run_plan(idle)
         else:
-            self._run_plan()
+            self._run_plan(idle)
             self._pruning.forget_masks(self.param_groups, self.state)
         self._bounds.start(self.state)
 
@@ -143,11 +148,15 @@ class CalibratedOptimizer(Optimizer):
     # steps in Python: each would be compiled anew.
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
-    def _run_plan(self) -> None:
-        """Makes the step by the last step's plan where that still holds, else by a new one."""
+    def _run_plan(self, idle: set[Tensor]) -> None:
+        """Makes the step by the last step's plan where that still holds, else by a new one.
+
+        Args:
+            idle: parameters that only get their state.
+        """
         plan, self._plan = self._plan, None
         if plan is not None:
-            if plan.renew(self.param_groups, self.state):
+            if not idle and plan.renew(self.param_groups, self.state):
                 try:
                     plan.run(self.state, self._shared_arguments)
                     self._plan = plan
@@ -158,7 +167,7 @@ class CalibratedOptimizer(Optimizer):
                     # Nothing was changed. A new plan succeeds (parameters moved to another device) or raises the error
                     # that names the cause.
             self._find_bounds()
-        plan = StepPlan(self.direction, self.param_groups, self.state)
+        plan = StepPlan(self.direction, self.param_groups, self.state, idle)
         plan.run(self.state, self._shared_arguments)
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan

@@ -38,10 +38,17 @@ class StepCall:
     Neither gradients nor state are held between steps, so that callers can free or replace them.
     """
 
-    def __init__(self, direction: Direction, group: Group, device: torch.device, fresh: bool, position: int) -> None:
-        """``fresh``: the parameters have made steps without the buffers; ``position``: of the first over all groups."""
+    def __init__(
+        self, direction: Direction, group: Group, device: torch.device, fresh: bool, idle: bool, position: int
+    ) -> None:
+        """
+        Args:
+            fresh: the parameters have made steps without the buffers.
+            idle: no step is made, the parameters only get their state.
+            position: of the first parameter over all groups.
+        """
         self._direction, self._group, self._device = direction, group, device
-        self._fresh, self._position = fresh, position
+        self._fresh, self._idle, self._position = fresh, idle, position
         self._params: list[Tensor] = []
         self._indices: list[int] = []
         self._shards: list[int] = []  # the numbers of each parameter's ShardLayout
@@ -97,8 +104,8 @@ class StepCall:
             self._new_state.append((param, new))
 
     def makes_state(self) -> bool:
-        """Whether it makes state that its parameters lack."""
-        return bool(self._new_state)
+        """Whether it makes state that its parameters lack, or is only there for that."""
+        return self._idle or bool(self._new_state)
 
     def renew(self, state: State) -> bool:
         """Takes the gradients, state and options of another step, in which the same parameters have gradients.
@@ -157,6 +164,10 @@ class StepCall:
         Returns:
             [(param, what its state now has in addition)]
         """
+        if self._idle:
+            self.check(shared)
+            self._forget()
+            return self._new_state
         options = self._all_options(shared)
         self._direction.step(self._tensors(), options, kernel=self._kernel)
         self._forget()
@@ -172,11 +183,14 @@ class StepCall:
 class StepPlan:
     """One call for each parameter group, more where a group spans devices.
 
+    Args:
+        idle: parameters that only get their state (state_only.py).
+
     Raises:
         ValueError, TypeError: an option is out of range.
     """
 
-    def __init__(self, direction: Direction, param_groups: list[Group], state: State) -> None:
+    def __init__(self, direction: Direction, param_groups: list[Group], state: State, idle: set[Tensor]) -> None:
         self._groups = list(param_groups)
         self._params = [list(group["params"]) for group in param_groups]
         self._without_grad: list[Tensor] = []
@@ -185,14 +199,14 @@ class StepPlan:
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
             needed = direction.buffers_for(group)
-            calls: dict[tuple[torch.device, bool], StepCall] = {}
+            calls: dict[tuple[torch.device, bool, bool], StepCall] = {}
             for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:
                     self._without_grad.append(param)
                 else:
                     own = state.get(param) or {}
                     fresh = bool(own) and any(own.get(name) is None for name in needed)
-                    kind = (param.device, fresh)
+                    kind = (param.device, fresh, param in idle)
                     if kind not in calls:
                         calls[kind] = StepCall(direction, group, *kind, position)
                     calls[kind].add(param, index, own)

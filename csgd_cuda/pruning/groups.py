@@ -37,14 +37,17 @@ class Pruning:
 
     @contextmanager
     def around_step(
-        self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None]
-    ) -> Iterator[None]:
+        self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None],
+        idle: set[Tensor],
+    ) -> Iterator[None]:  # fmt: skip
         """Prunes around the step that is made inside.
 
         Args:
             state: the optimizer's; gets masks with ``regrow=False``.
             found_inf: of a device: None, or a float32 tensor with one element; where it is not 0 no step was made, and
                 nothing is dropped.
+            idle: parameters that only get their state. A group in which all parameters with gradients are idle makes
+                no step.
 
         Raises:
             ValueError, TypeError: an option, or a parameter to which it does not apply; nothing was changed.
@@ -53,7 +56,12 @@ class Pruning:
         with _masked_gradients(param_groups, state):
             yield
         for group in param_groups:
-            if group["sparsity"]:
+            if not group["sparsity"]:
+                continue
+            if idle and _is_idle(group, idle):
+                if not group["regrow"]:
+                    _make_masks(group, state)
+            else:
                 group["threshold_step"] += 1
                 _threshold_group(group, state, found_inf, selects=_is_due(group))
         self.forget_masks(param_groups, state)
@@ -90,6 +98,19 @@ def new_mask(param: Tensor, shape: Sequence[int]) -> Tensor:
 def _has_masks(group: Group) -> bool:
     """Whether dropped weights stay 0."""
     return bool(group["sparsity"]) and not group["regrow"]
+
+
+def _is_idle(group: Group, idle: set[Tensor]) -> bool:
+    """Whether the step only makes state of this group."""
+    with_grad = [param for param in group["params"] if param.grad is not None]
+    return bool(with_grad) and all(param in idle for param in with_grad)
+
+
+def _make_masks(group: Group, state: State) -> None:
+    """Masks exist from the first step on, because a distributed checkpoint loads only into existing state."""
+    for param in _thresholded(group):
+        if state[param].get("mask") is None:
+            state[param]["mask"] = new_mask(param, _mask_shape(param, group))
 
 
 def _clears_momentum(group: Group) -> bool:
@@ -215,10 +236,7 @@ def _threshold_group(
     """H_k of the parameters of a checked group where it ``selects``; otherwise it only applies the masks again."""
     params = _thresholded(group)
     if not group["regrow"]:
-        # Masks exist from the first step on, because a distributed checkpoint loads only into existing state.
-        for param in params:
-            if state[param].get("mask") is None:
-                state[param]["mask"] = new_mask(param, _mask_shape(param, group))
+        _make_masks(group, state)
     elif not selects:
         return
     for device in dict.fromkeys(param.device for param in params):
