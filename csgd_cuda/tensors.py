@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -50,6 +51,11 @@ def compiles_for_gpu(device: torch.device) -> bool:
     Such code rounds a product and a sum once, and divides by estimates: the reference must stay outside of it.
     """
     return torch.compiler.is_compiling() and device.type != "cpu"
+
+
+def lasting_tensors() -> AbstractContextManager[Any]:
+    """A context for what is kept between steps: made inside torch.inference_mode() it could be changed there only."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def divided(values: Tensor, divisor: float) -> Tensor:

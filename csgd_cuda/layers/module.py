@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..distributed.shards import is_dtensor
 from ..kinds import FUSED, INTEGER
 from ..optim.options import CALIBRATION_OPTIONS, check_options
+from ..tensors import lasting_tensors
 from .functional import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
 
 MOST_LAYERS = 2**16
@@ -91,18 +92,23 @@ class GradientCalibration(nn.Module):
         self.calibration, self.lipschitz, self.bound_decay = calibration, lipschitz, bound_decay
         self.seed, self.channels, self.channel_dim = operator.index(seed), channels, operator.index(channel_dim)
         self.rounding, self.fused = rounding, fused
+        with lasting_tensors():
+            self._make_buffers()
+        self.number(next(_next_index) % MOST_LAYERS if index is None else index)
+
+    def _make_buffers(self) -> None:
         # On the CPU, whatever torch.device() the model is made under: on meta they would lose their values.
         self.register_buffer("index", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
-        shape = () if channels is None else (channels,)
-        bound = torch.zeros(shape, dtype=torch.float64, device="cpu") if lipschitz is None else None
+        shape = () if self.channels is None else (self.channels,)
+        bound = torch.zeros(shape, dtype=torch.float64, device="cpu") if self.lipschitz is None else None
         self.register_buffer("lipschitz_bound", bound)
         self.register_buffer("tally", self._new_tally(torch.device("cpu")), persistent=False)
-        self.number(next(_next_index) % MOST_LAYERS if index is None else index)
 
     def _new_tally(self, device: torch.device) -> Tensor:
         words = CALIBRATION_TALLY_WORDS + (self.channels or 1)
-        return torch.zeros(words, dtype=torch.int64, device=device)
+        with lasting_tensors():
+            return torch.zeros(words, dtype=torch.int64, device=device)
 
     def number(self, index: int) -> None:
         """Sets ``index``, by which this layer's draws differ from those of others with the same seed."""
@@ -145,12 +151,13 @@ class GradientCalibration(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientCalibration:
         # model.half() casts, model.to_empty() forgets: the buffers go to the new device, but stay what they are.
         before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new is not old:
-                lost = old.is_meta and not new.is_meta
-                self._buffers[name] = torch.zeros_like(old, device=new.device) if lost else old.to(new.device)
+        with lasting_tensors():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            for name, old in before.items():
+                new = self._buffers[name]
+                if old is not None and new is not None and new is not old:
+                    lost = old.is_meta and not new.is_meta
+                    self._buffers[name] = torch.zeros_like(old, device=new.device) if lost else old.to(new.device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from ..distributed.shards import check_plain, is_dtensor
 from ..pruning import groups
 from ..pruning.options import check_pruning
 from ..reference.checks import check_dtype
-from ..tensors import Group
+from ..tensors import Group, lasting_tensors
 from . import diagnostics
 from .direction import Direction
 from .options import check_group, complete_group, index_ranges
@@ -52,7 +52,7 @@ class CalibratedOptimizer(Optimizer):
 
     def _begin(self) -> None:
         """Makes the attributes that are not part of the state: for a new optimizer, for a copy, and after a checkpoint
-        was loaded. The tallies alone stay the same when one is loaded."""
+        was loaded. The tallies alone stay when one is loaded: they are those of the last step that was made here."""
         self._pruning = groups.Pruning()
         self._bounds = WholeBounds()
         self._plan: StepPlan | None = None  # of the last step
@@ -217,7 +217,8 @@ class CalibratedOptimizer(Optimizer):
             lambda _, final: self.__dict__.__setitem__("_checkpoint", final)
         )
         try:
-            super().load_state_dict(state_dict)
+            with lasting_tensors():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self.__dict__.pop("_checkpoint", None)
@@ -237,8 +238,6 @@ class CalibratedOptimizer(Optimizer):
         if checkpoint is None:  # a copy, to which torch gives no other attributes
             self._step_supports_amp_scaling = bool(self.defaults["fused"])
             self._tallies = diagnostics.Tallies()
-        else:
-            self._tallies.forget()
         self._begin()
         for group in self.param_groups:
             complete_group(group, self.defaults)

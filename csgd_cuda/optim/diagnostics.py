@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..distributed.shards import local_tensor
 from ..reference.checks import TALLY_WORDS
-from ..tensors import Group, State
+from ..tensors import Group, State, lasting_tensors
 
 
 class Tallies:
@@ -29,21 +29,13 @@ class Tallies:
         old = self.rows_on.get(device)
         if old is None or len(old) < count:
             size = count if old is None else max(count, 2 * len(old))
-            self.rows_on[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
+            with lasting_tensors():
+                self.rows_on[device] = torch.zeros((size, TALLY_WORDS), dtype=torch.int64, device=device)
             self.rows_on[device][:, 0] = -1
             if old is not None:
                 self.rows_on[device][: len(old)] = old
                 self._outgrown.append(old)
         return self.rows_on[device]
-
-    def forget(self) -> None:
-        """As before the first step: in the same memory, unless it was made in inference mode and can be changed there
-        only."""
-        for device, rows in [*self.rows_on.items()]:
-            if rows.is_inference():
-                self._outgrown.append(self.rows_on.pop(device))
-            else:
-                rows[:, 0] = -1
 
     def density(self, param_groups: list[Group]) -> list[float]:
         """The share of coordinates that moved in each parameter's last applied step; NaN where there is none."""

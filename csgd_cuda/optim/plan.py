@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..distributed.shards import WHOLE, check_plain, is_dtensor, local_gradient, local_tensor, shard_layout
-from ..tensors import Group, State, StepTensors, opmath_dtype
+from ..distributed.shards import (
+    WHOLE,
+    check_not_pieces,
+    check_plain,
+    is_dtensor,
+    local_gradient,
+    local_tensor,
+    shard_layout,
+)
+from ..tensors import Group, State, StepTensors, lasting_tensors, opmath_dtype
 from .direction import Direction
 from .options import check_group, index_ranges, step_options
 from .state import new_buffer
@@ -85,7 +93,8 @@ class StepCall:
         def get(name: str, make: Callable[[], Tensor]) -> Tensor:
             tensor: Tensor | None = state.get(name)
             if tensor is None:
-                tensor = new[name] = make()
+                with lasting_tensors():
+                    tensor = new[name] = make()
             return tensor
 
         self._params.append(param)

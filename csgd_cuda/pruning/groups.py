@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import extension
 from ..distributed.shards import check_plain, is_dtensor
 from ..reference.checks import check_dtype
-from ..tensors import Group, State
+from ..tensors import Group, State, lasting_tensors
 from .hard_threshold import check_companion, check_structure, hard_threshold_
 from .options import check_pruning, scheduled_sparsity
 
@@ -90,9 +90,10 @@ class Pruning:
 
 def new_mask(param: Tensor, shape: Sequence[int]) -> Tensor:
     """A mask of a parameter in which nothing is dropped, in its memory order where it has its shape."""
-    if tuple(shape) == tuple(param.shape):
-        return torch.ones_like(param, dtype=torch.bool, memory_format=torch.preserve_format, requires_grad=False)
-    return torch.ones(tuple(shape), dtype=torch.bool, device=param.device)
+    with lasting_tensors():
+        if tuple(shape) == tuple(param.shape):
+            return torch.ones_like(param, dtype=torch.bool, memory_format=torch.preserve_format, requires_grad=False)
+        return torch.ones(tuple(shape), dtype=torch.bool, device=param.device)
 
 
 def _has_masks(group: Group) -> bool:

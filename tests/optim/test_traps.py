@@ -207,7 +207,7 @@ def test_a_step_never_waits_for_the_device(scaled, device, fused):
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-        # Without a GPU this looks at the Python code only. It reads a learning rate on the CPU, to check it, and since a
+        # Without a GPU this looks at the Python code only. It reads a learning rate on the CPU, to check it and since a
         # first step at lr 0 may be none.
         assert count.reads <= (3 if device.type == "cpu" else 0)
 
