@@ -6,11 +6,14 @@ torch's DTensor is used where a parameter is one, and imported then only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..tensors import Group
 
 
 class ShardLayout(NamedTuple):
@@ -88,6 +91,32 @@ def check_plain(param: Tensor, index: int) -> None:
         shard_layout(param, index)
     elif is_traceable_wrapper_subclass(param):
         raise TypeError(f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors and DTensors")
+
+
+def check_not_pieces(param_groups: Sequence[Group]) -> None:
+    """Raises TypeError for the pieces that FSDP1 makes of parameters, where a step would need a bound of the whole.
+
+    FullyShardedDataParallel(use_orig_params=True) marks each parameter as flattened, and leaves each rank a flat piece
+    of it, or nothing. Unsharded (NO_SHARD, one rank) the parameters keep their shapes. With use_orig_params=False there
+    are flat parameters, which are marked as such, and whose bounds FSDP1 takes for a rank's own.
+    """
+    pieces = []
+    index = -1
+    for group in param_groups:
+        for param in group["params"]:
+            index += 1
+            if getattr(param, "_fsdp_flattened", False) and not getattr(param, "_is_flat_param", False):
+                if param.dim() != 1:
+                    return
+                if group["lipschitz"] is None:
+                    pieces.append(index)
+    if pieces:
+        raise TypeError(
+            f"parameter {pieces[0]} is a piece of one that FullyShardedDataParallel(use_orig_params=True) has split: "
+            "each rank would have a Lipschitz bound of its own, and FSDP.optim_state_dict would fail. Take fully_shard "
+            "of torch.distributed.fsdp (FSDP2), which has the bits of one process; or use_orig_params=False, or a "
+            "fixed lipschitz"
+        )
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

@@ -196,10 +196,12 @@ class StepPlan:
         idle: parameters that only get their state (state_only.py).
 
     Raises:
-        ValueError, TypeError: an option is out of range.
+        ValueError, TypeError: an option is out of range, or a parameter is a piece of one.
     """
 
     def __init__(self, direction: Direction, param_groups: list[Group], state: State, idle: set[Tensor]) -> None:
+        if not torch.compiler.is_compiling():
+            check_not_pieces(param_groups)
         self._groups = list(param_groups)
         self._params = [list(group["params"]) for group in param_groups]
         self._without_grad: list[Tensor] = []
