@@ -44,11 +44,10 @@ def log(writer, optimizer: CSGD, step: int, loss: float) -> None:
     writer.add_scalar("loss", loss, step)
     writer.add_scalar("lr", optimizer.param_groups[0]["lr"], step)
     if step % READ_EVERY == 0:
-        names = [name for group in optimizer.param_groups for name in group["param_names"]]
-        shares, bounds = optimizer.density(), optimizer.lipschitz_bounds()
-        for name, share, bound in zip(names, shares, bounds, strict=True):
-            writer.add_scalar(f"density/{name}", share, step)
-            writer.add_scalar(f"lipschitz_bound/{name}", bound, step)
+        writer.add_scalar("density", optimizer.overall_density(), step)
+        for kind, figures in (("density", optimizer.density()), ("lipschitz_bound", optimizer.lipschitz_bounds())):
+            for name, figure in figures.items():
+                writer.add_scalar(f"{kind}/{name}", figure, step)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ class NotAvailable(Exception):
 class Peer:
     """One column of the comparison.
 
-    make(params, grads) returns an object with step() and, where it can tell, density(); it raises NotAvailable.
+    make(params, grads) returns an object with step() and, where it can tell, overall_density(); it raises NotAvailable.
     default_on: the device types where it takes part without being asked for. package: the distribution it is from.
     """
 
@@ -122,8 +122,8 @@ class _CompiledReference:
         finally:
             step.block_elements, step._StackStep._step_columns = before
 
-    def density(self) -> list[float]:
-        return self._optimizer.density()
+    def overall_density(self) -> float:
+        return self._optimizer.overall_density()
 
 
 _CPU, _CUDA = ("cpu",), ("cuda",)

@@ -50,10 +50,7 @@ class Entrant:
 
     def density(self) -> float | None:
         """Share of all coordinates that moved in the last step; None where the peer does not tell."""
-        if not hasattr(self.optimizer, "density"):
-            return None
-        moved = sum(share * size for share, size in zip(self.optimizer.density(), self.sizes, strict=True))
-        return moved / sum(self.sizes)
+        return self.optimizer.overall_density() if hasattr(self.optimizer, "overall_density") else None
 
 
 def free_bytes(device: torch.device) -> int | None:

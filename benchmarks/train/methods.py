@@ -74,10 +74,10 @@ class DensitySample:
 
     def share(self) -> float:
         """0 to 1, over all parameters or calibrated gradients."""
-        sizes = [p.numel() for p in self._parameters]
         if self._method.name == "csgd":
-            moved = [share * size for share, size in zip(self._optimizer.density(), sizes, strict=True)]
-        elif self._method.name == "sgd":
+            return self._optimizer.overall_density()
+        sizes = [p.numel() for p in self._parameters]
+        if self._method.name == "sgd":
             pairs = zip(self._parameters, self._before, strict=True)
             moved = [torch.count_nonzero(p.detach() != before).item() for p, before in pairs]
         else:

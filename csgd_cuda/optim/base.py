@@ -253,18 +253,24 @@ class CalibratedOptimizer(Optimizer):
         """
         self._pruning.threshold(self.param_groups, self.state, self._found_inf)
 
-    def density(self) -> list[float]:
+    def density(self) -> dict[str | int, float]:
         """The share of coordinates that moved in each parameter's last applied step.
 
-        Waits for the device, once per device. Not part of the state: NaN until a parameter has been stepped, for empty
-        parameters, and on the device meta. Of a DTensor it is the share of what this process holds.
+        Waits for the device, once per device. Not part of the state: it is of the last step that this optimizer has
+        made. Of a DTensor it is the share of what this process holds.
 
         Returns:
-            Shares in [0, 1], one for each parameter over all groups, in their order.
+            {the parameter's name: a share in [0, 1]}, in the order of the parameters over all groups; with the position
+            in it in place of the name where the optimizer was not made from ``named_parameters()``. Without parameters
+            that have made no step yet, are empty, or are on the device meta.
         """
         return self._tallies.density(self.param_groups)
 
-    def lipschitz_bounds(self) -> list[float]:
+    def overall_density(self) -> float | None:
+        """The share of coordinates that moved over all parameters of ``density()`` together; None before a step."""
+        return self._tallies.overall_density(self.param_groups)
+
+    def lipschitz_bounds(self) -> dict[str | int, float]:
         """The bound l on ``|d|`` that each parameter's next step takes, in the unit of the gradient.
 
         It is the group's ``lipschitz`` where that is given, else the running maximum; 0 where there is none yet, and
@@ -272,7 +278,7 @@ class CalibratedOptimizer(Optimizer):
         Of a DTensor it is the bound of the whole parameter.
 
         Returns:
-            Numbers >= 0, one for each parameter over all groups, in their order.
+            {the parameter's name: a number >= 0}, all parameters, named as in ``density()``.
         """
         self._bounds.finish()
         return diagnostics.lipschitz_bounds(self.param_groups, self.state)

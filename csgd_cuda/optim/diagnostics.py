@@ -37,19 +37,37 @@ class Tallies:
                 self._outgrown.append(old)
         return self.rows_on[device]
 
-    def density(self, param_groups: list[Group]) -> list[float]:
-        """The share of coordinates that moved in each parameter's last applied step; NaN where there is none."""
+    def moved(self, param_groups: list[Group]) -> list[tuple[int, int] | None]:
+        """For each parameter how many coordinates moved in its last applied step, of how many; None where it has made
+        none, is empty, or is on the device meta."""
         counts = {device: rows[:, 0].tolist() for device, rows in self.rows_on.items() if device.type != "meta"}
-        shares = []
+        moved: list[tuple[int, int] | None] = []
         for index, param in enumerate(p for group in param_groups for p in group["params"]):
             of_device = counts.get(param.device, ())
-            moved = of_device[index] if index < len(of_device) else -1
-            numel = local_tensor(param).numel()
-            shares.append(moved / numel if moved >= 0 and numel else float("nan"))
-        return shares
+            count, numel = of_device[index] if index < len(of_device) else -1, local_tensor(param).numel()
+            moved.append((count, numel) if count >= 0 and numel else None)
+        return moved
+
+    def density(self, param_groups: list[Group]) -> dict[str | int, float]:
+        """The share of coordinates that moved in each parameter's last applied step, where there is one."""
+        named = zip(parameter_names(param_groups), self.moved(param_groups), strict=True)
+        return {name: moved[0] / moved[1] for name, moved in named if moved is not None}
+
+    def overall_density(self, param_groups: list[Group]) -> float | None:
+        """The same of all parameters together; None where there is none."""
+        known = [moved for moved in self.moved(param_groups) if moved is not None]
+        return sum(count for count, _ in known) / sum(numel for _, numel in known) if known else None
 
 
-def lipschitz_bounds(param_groups: list[Group], state: State) -> list[float]:
+def parameter_names(param_groups: list[Group]) -> list[str | int]:
+    """The names under which figures of parameters are reported: those of the groups, made from ``named_parameters()``;
+    the positions over all groups where they have none, or where one is that of several parameters."""
+    names = [name for group in param_groups for name in group.get("param_names") or ()]
+    count = sum(len(group["params"]) for group in param_groups)
+    return names if len(set(names)) == len(names) == count else list(range(count))
+
+
+def lipschitz_bounds(param_groups: list[Group], state: State) -> dict[str | int, float]:
     """The bound that each parameter's next step takes; waits once for each device that holds estimates."""
     bounds: list[float] = []
     estimates: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
@@ -63,7 +81,7 @@ def lipschitz_bounds(param_groups: list[Group], state: State) -> list[float]:
         values = _numbers([estimate for _, estimate in on_device])
         for (place, _), value in zip(on_device, values, strict=True):
             bounds[place] = value
-    return bounds
+    return dict(zip(parameter_names(param_groups), bounds, strict=True))
 
 
 def _numbers(scalars: list[Tensor]) -> list[float]:

@@ -144,7 +144,7 @@ class Trainer:
         if compare:  # SGD keeps no count: what moved is what has other bits than before
             pairs = zip(parameters, before, strict=True)
             return ms, [(p.detach() != b).double().mean().item() for p, b in pairs]
-        return ms, self.optimizer.density() if sampled else None
+        return ms, list(self.optimizer.density().values()) if sampled else None
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

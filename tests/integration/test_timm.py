@@ -91,7 +91,7 @@ def test_training_script_lowers_the_loss_with_calibrated_steps(whole_training):
     script, losses = whole_training
     assert type(script.optimizer) is CSGD
     assert loss_went_down(losses)
-    assert 0 < min(script.optimizer.density()) < 0.9
+    assert 0 < min(script.optimizer.density().values()) < 0.9
 
 
 def test_training_script_gives_the_bits_of_a_plain_loop(whole_training):

@@ -24,10 +24,10 @@ def test_bounds_are_those_of_the_state_and_of_the_groups(device, fused):
     params = [make_params([(40,)], dtype, device)[0] for dtype in DTYPES]
     fixed = make_params([(5,), (6,)], torch.float32, device)
     optimizer = CSGD([{"params": params}, {"params": fixed, "lipschitz": 0.3}], lr=0.1, fused=fused)
-    assert optimizer.lipschitz_bounds() == [0.0] * 4 + [0.3] * 2
+    assert list(optimizer.lipschitz_bounds().values()) == [0.0] * 4 + [0.3] * 2
     set_grads(params[:3], seed=0)
     optimizer.step()
-    bounds = optimizer.lipschitz_bounds()
+    bounds = list(optimizer.lipschitz_bounds().values())
     largest = [p.grad.abs().max().item() for p in params[:3]]
     assert bounds == [*largest, 0.0, 0.3, 0.3]
     assert all(largest)
@@ -38,9 +38,56 @@ def test_an_estimate_counts_only_while_no_constant_is_given(device, fused):
     optimizer = run_steps(params, fused=fused)
     estimate = optimizer.state[param]["lipschitz_bound"].item()
     optimizer.param_groups[0]["lipschitz"] = 2
-    assert optimizer.lipschitz_bounds() == [2.0]
+    assert optimizer.lipschitz_bounds() == {0: 2.0}
     optimizer.param_groups[0]["lipschitz"] = None
-    assert optimizer.lipschitz_bounds() == [estimate]
+    assert optimizer.lipschitz_bounds() == {0: estimate}
+
+
+def test_figures_go_by_the_names_of_the_parameters(device, fused):
+    """Those of named_parameters(), over all groups, and of a checkpoint that brings its own."""
+    model = torch.nn.Sequential(torch.nn.Linear(20, 10), torch.nn.Linear(10, 3)).to(device)
+    names = [name for name, _ in model.named_parameters()]
+    named = list(model.named_parameters())
+    optimizer = CSGD([{"params": named[:3]}, {"params": named[3:], "lipschitz": 2.0}], lr=0.1, fused=fused)
+    unnamed = CSGD(copy.deepcopy(model).parameters(), lr=0.1, fused=fused)
+    for each in (optimizer, unnamed):
+        params = [param for group in each.param_groups for param in group["params"]]
+        for step in range(2):
+            set_grads(params, seed=step)
+            each.step()
+    for figures in (optimizer.density(), optimizer.lipschitz_bounds()):
+        assert list(figures) == names
+    assert optimizer.lipschitz_bounds()["1.bias"] == 2.0
+    for figures in (unnamed.density(), unnamed.lipschitz_bounds()):
+        assert list(figures) == [0, 1, 2, 3]
+    assert list(optimizer.density().values())[:3] == list(unnamed.density().values())[:3]
+    sizes = {name: param.numel() for name, param in named}
+    moved = sum(round(share * sizes[name]) for name, share in optimizer.density().items())
+    assert optimizer.overall_density() == moved / sum(sizes.values())
+    checkpoint = optimizer.state_dict()
+    checkpoint["param_groups"][0]["param_names"] = ["a", "b", "c"]
+    optimizer.load_state_dict(checkpoint)
+    assert list(optimizer.density()) == ["a", "b", "c", "1.bias"]
+
+
+def test_names_that_two_parameters_share_tell_none_apart(fused):
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    optimizer = CSGD([{"params": list(model.named_parameters())} for model in models], fused=fused)
+    assert list(optimizer.lipschitz_bounds()) == [0, 1, 2, 3]
+
+
+def test_no_figure_is_nan_after_a_checkpoint_was_loaded(device, fused):
+    """In the optimizer that saved it the density stays; another one has made no step."""
+    params = make_params([(40,), (0,), (3,)], torch.float32, device)
+    optimizer = run_steps(params, fused=fused)
+    density, overall = optimizer.density(), optimizer.overall_density()
+    assert set(density) == {0, 2}
+    other = CSGD(make_params([(40,), (0,), (3,)], torch.float32, device), fused=fused)
+    for each in (optimizer, other):
+        each.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert not any(map(math.isnan, [*each.density().values(), *each.lipschitz_bounds().values()]))
+    assert (optimizer.density(), optimizer.overall_density()) == (density, overall)
+    assert (other.density(), other.overall_density()) == ({}, None)
 
 
 def test_bounds_are_read_at_once(device, fused, monkeypatch):
@@ -57,9 +104,10 @@ def test_bounds_are_read_at_once(device, fused, monkeypatch):
 def test_there_are_no_numbers_on_meta():
     params = make_params([(40,)], torch.float32, "meta") + make_params([(40,)], torch.float32)
     optimizer = run_steps(params)
-    for numbers in (optimizer.density(), optimizer.lipschitz_bounds()):
-        assert math.isnan(numbers[0])
-        assert numbers[1] > 0
+    assert list(optimizer.density()) == [1]
+    bounds = optimizer.lipschitz_bounds()
+    assert math.isnan(bounds[0])
+    assert bounds[1] > 0
 
 
 @pytest.fixture
@@ -160,7 +208,7 @@ def test_counts_of_an_earlier_step_keep_their_memory(stepped):
     rows[0, 0] = 7  # a replay
     assert optimizer.density() == density
     assert len(density) == 2
-    assert all(share > 0 for share in density)
+    assert all(share > 0 for share in density.values())
 
 
 def test_counts_stay_in_their_memory_while_no_parameters_are_added(stepped):
@@ -191,7 +239,7 @@ def test_a_copy_counts_in_memory_of_its_own(stepped):
     add_and_step(optimizer, device)
     density = optimizer.density()
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert all(math.isnan(share) for share in other.density())
+        assert other.density() == {}
         for group in other.param_groups:
             set_grads(group["params"], seed=3)
         other.step()

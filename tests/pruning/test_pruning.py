@@ -220,7 +220,7 @@ def test_gradients_of_what_is_dropped_for_good_do_not_raise_the_bound(device, fu
         optimizer.step()
     assert int(dropped.sum()) == 500
     assert torch.equal(params[0].grad == 1000, dropped)  # gradients are left as they are
-    assert optimizer.lipschitz_bounds() == [0.5]
+    assert optimizer.lipschitz_bounds() == {0: 0.5}
 
 
 @pytest.mark.parametrize("structure", ["element", "filter", "2:4"])

@@ -9,7 +9,7 @@ from .options import with_options
 
 
 def snapshot_and_density(params, optimizer):
-    return snapshot(params, optimizer), str(optimizer.density())  # as text: NaN is equal to NaN
+    return snapshot(params, optimizer), optimizer.density()
 
 
 @with_options(steps_before=[0, 2])
@@ -46,7 +46,7 @@ def test_step_is_noop_for_zero_grads(dtype, options, device, fused):
             assert not state[name].any()
     # Where there is a bound, nothing is picked; without one, everything is, and takes a step of length zero.
     bounded = options.get("lipschitz", 0) * options.get("calibration", 1) > 0
-    assert optimizer.density() == [0.0 if bounded else 1.0] * len(params)
+    assert set(optimizer.density().values()) == {0.0 if bounded else 1.0}
 
 
 def test_zero_grads_do_not_stop_the_momentum(device, fused):

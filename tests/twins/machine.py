@@ -89,7 +89,7 @@ class TwinMachine(RuleBasedStateMachine):
             twin.scaler = scaler
         self.seen["overflows"] += before is not None
         self.seen["steps"] += 1
-        self.seen["steps that moved something"] += any(share > 0 for share in self.twins[0].opt.density())
+        self.seen["steps that moved something"] += any(share > 0 for share in self.twins[0].opt.density().values())
 
     @invariant()
     def twins_are_equal(self):

@@ -134,8 +134,8 @@ class Twin:
         return [(name, tensor.detach().clone()) for name, tensor in self.tensors()], self.density()
 
     def density(self):
-        """As text, in which NaN is NaN; none for the reborn: it is not part of the state."""
-        return "" if self.habit == "reborn" else str(self.opt.density())
+        """None for the reborn: it is not part of the state."""
+        return None if self.habit == "reborn" else self.opt.density()
 
     def __repr__(self):
         return f"{'kernel' if self.fused else 'reference'} ({self.habit})"
@@ -165,4 +165,4 @@ def assert_equal(first, *others):
     tensors, density = first.tensors(), first.density()
     for other in others:
         assert_same_snapshots(tensors, other.tensors())
-        assert other.density() in (density, ""), other
+        assert other.density() in (density, None), other
