@@ -64,7 +64,7 @@ def _is_there() -> bool:
     return importlib.util.find_spec(_NAME) is not None or bool(_built_for_another_python())
 
 
-def _stacklevel_of_user() -> int:
+def stacklevel_of_user() -> int:
     """For a warning by the caller: how far up the first line is that is neither in this package nor in torch."""
     frame, level = inspect.currentframe(), 0
     while frame is not None:
@@ -84,7 +84,7 @@ def _warn_of_reference(sentence: str, reason: str) -> None:
     _warned_of.add(reason)
     warnings.warn(
         f"{sentence}; csgd_cuda.show_config() shows what is built. This is said once per process.",
-        stacklevel=_stacklevel_of_user(),
+        stacklevel=stacklevel_of_user(),
     )
 
 

@@ -45,7 +45,6 @@ class Entrant:
     peer: Peer
     optimizer: object
     step_ms: float
-    sizes: list[int]
     figures: dict = field(default_factory=dict)
 
     def density(self) -> float | None:
@@ -162,7 +161,7 @@ class ListRun:
             step_ms = self.timer.prepare(optimizer.step)
             if step_ms < _SLOW_MS or peer.compiles:  # what is slow at first may have been compiled there
                 step_ms = min(self.timer.prepare(optimizer.step) for _ in range(3))
-        return Entrant(peer, optimizer, step_ms, [grad.numel() for grad in grads])
+        return Entrant(peer, optimizer, step_ms)
 
     def _measure(self, entrants: list[Entrant]) -> None:
         rounds = self._rounds(entrants)

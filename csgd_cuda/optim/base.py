@@ -16,11 +16,12 @@ from .. import extension
 from ..distributed.bounds import WholeBounds
 from ..distributed.shards import check_plain, is_dtensor
 from ..pruning import groups
-from ..pruning.options import check_pruning
+from ..pruning.options import check_pruning, keep_pruning
 from ..reference.checks import check_dtype
 from ..tensors import Group, lasting_tensors
 from . import diagnostics
 from .direction import Direction
+from .draws import note_draws
 from .options import check_group, complete_group, index_ranges
 from .plan import StepPlan
 from .state import restore_state
@@ -41,6 +42,8 @@ class CalibratedOptimizer(Optimizer):
     # Whether torch.amp.GradScaler leaves the unscaling and the skipping to step(). As in torch.optim.SGD only with
     # fused=True: whatever runs between backward and step, a hook that clips for one, expects unscaled gradients.
     _step_supports_amp_scaling = False
+
+    _is_copy = False  # of an optimizer whose draws it is meant to repeat
 
     def __init__(self, params: ParamsT, options: Group) -> None:
         """``options``: the defaults of the parameter groups, all those of the direction's table and of pruning."""
@@ -168,6 +171,8 @@ class CalibratedOptimizer(Optimizer):
                     # that names the cause.
             self._find_bounds()
         plan = StepPlan(self.direction, self.param_groups, self.state, idle)
+        if not (self._is_copy or torch.compiler.is_compiling()):
+            note_draws(self, plan.drawn())
         plan.run(self.state, self._shared_arguments)
         if not plan.makes_state() and not torch.compiler.is_compiling():
             self._plan = plan
@@ -206,8 +211,9 @@ class CalibratedOptimizer(Optimizer):
         """Loads a state_dict of this class, bit for bit in every dtype, or one of torch's optimizer of this direction.
 
         Options that torch's optimizer does not have, and how it runs (fused, foreach, differentiable), stay this
-        optimizer's own. The next step is that of the plain optimizer with the loaded buffers, since the bound starts at
-        0; with a fixed Lipschitz constant it is calibrated at once.
+        optimizer's own. So do the options of pruning where the checkpoint's group is not pruned. The next step is that
+        of the plain optimizer with the loaded buffers, since the bound starts at 0; with a fixed Lipschitz constant it
+        is calibrated at once.
 
         Raises:
             ValueError: the groups or the shapes do not fit this optimizer's parameters; nothing was changed.
@@ -231,6 +237,7 @@ class CalibratedOptimizer(Optimizer):
         checkpoint = self.__dict__.get("_checkpoint")
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
+                keep_pruning(new, own)
                 complete_group(new, own)
             restored = restore_state(checkpoint, state["param_groups"], state["state"], self.direction.buffers)
             state = {**state, "state": restored}
@@ -238,6 +245,7 @@ class CalibratedOptimizer(Optimizer):
         if checkpoint is None:  # a copy, to which torch gives no other attributes
             self._step_supports_amp_scaling = bool(self.defaults["fused"])
             self._tallies = diagnostics.Tallies()
+            self._is_copy = True
         self._begin()
         for group in self.param_groups:
             complete_group(group, self.defaults)

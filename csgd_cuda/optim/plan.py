@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from operator import is_, is_not
 from typing import Any, TypeAlias
@@ -111,6 +111,14 @@ class StepCall:
             self._lipschitz_bounds.append(bound)
         if new:
             self._new_state.append((param, new))
+
+    def drawn(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(seed, index, parameter) of the random numbers that the step draws."""
+        if not self._idle:
+            for param, index in zip(self._params, self._indices, strict=True):
+                rounds = self._group["rounding"] == "stochastic" and opmath_dtype(param.dtype) != param.dtype
+                if self._group["calibration"] != 0 or rounds:
+                    yield self._group["seed"], index, param
 
     def makes_state(self) -> bool:
         """Whether it makes state that its parameters lack, or is only there for that."""
@@ -223,6 +231,11 @@ class StepPlan:
                     calls[kind].add(param, index, own)
                 position += 1
             self._calls.extend(calls.values())
+
+    def drawn(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(seed, index, parameter) of the random numbers that the step draws."""
+        for call in self._calls:
+            yield from call.drawn()
 
     def makes_state(self) -> bool:
         """Whether it makes state that parameters lack: such a plan is good for one step."""

@@ -123,6 +123,14 @@ def check_pruning(group: Group) -> None:
         )
 
 
+def keep_pruning(loaded: Group, own: Group) -> None:
+    """Keeps a group's pruning options where the loaded one is of a training without pruning, which has made no steps of
+    a schedule."""
+    loaded.setdefault("threshold_step", 0)
+    if not loaded.get("sparsity") and own["sparsity"]:
+        loaded.update({name: own[name] for name in PRUNING_OPTIONS})
+
+
 def scheduled_sparsity(group: Group, step: int) -> float:
     """The share of zeros after ``step`` steps.
 

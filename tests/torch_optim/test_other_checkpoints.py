@@ -168,3 +168,50 @@ def test_unfit_state_dict_changes_nothing(case, device, fused):
     assert not calls
     optimizer.load_state_dict(before)
     assert_same_tree(before, optimizer.state_dict())
+
+
+PRUNED = {
+    "sparsity": 0.5, "sparsity_schedule": ("cubic", 0, 4), "threshold_every": 2, "structure": "filter",
+    "threshold_scope": "group", "regrow": False, "dropped_momentum": "keep",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", ["CSGD", "an older CSGD", "SGD"])
+@pytest.mark.parametrize("in_group", [False, True])
+def test_checkpoint_of_a_training_without_pruning_leaves_pruning_as_it_is(in_group, of, device, fused):
+    """It is then pruned from the loaded weights on, by a schedule that begins."""
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = (torch.optim.SGD if of == "SGD" else CSGD)(params, lr=0.1, momentum=0.9)
+    go_on(params, optimizer)
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    if of == "an older CSGD":
+        for name in [*PRUNED, "threshold_step"]:
+            del checkpoint["param_groups"][0][name]
+    twins = copies_of(params)
+    groups = [{"params": twins, **PRUNED}] if in_group else twins
+    pruned = CSGD(groups, fused=fused, **({} if in_group else PRUNED))
+    go_on(twins, pruned, steps=1)
+    pruned.load_state_dict(checkpoint)
+    (group,) = pruned.param_groups
+    assert {name: group[name] for name in PRUNED} == PRUNED
+    assert (group["threshold_step"], group["lr"], group["momentum"]) == (0, 0.1, 0.9)
+    go_on(twins, pruned, steps=4)
+    assert int((twins[0] != 0).any(dim=1).sum()) == 1  # of three filters: round(1.5) are dropped
+
+
+def test_checkpoint_of_a_pruned_training_brings_its_pruning(device, fused):
+    params, optimizer = trained(PRUNED, device, steps=3, fused=fused)
+    for own in ({}, {"sparsity": 0.25, "structure": "element"}):
+        second = CSGD(copies_of(params), fused=fused, **own)
+        second.load_state_dict(optimizer.state_dict())
+        (group,) = second.param_groups
+        assert {name: group[name] for name in PRUNED} == PRUNED
+        assert group["threshold_step"] == 3
+
+
+def test_pruning_that_was_switched_off_stays_off_in_copies(device, fused):
+    _, optimizer = trained(PRUNED, device, fused=fused)
+    optimizer.param_groups[0]["sparsity"] = 0.0
+    assert copy.deepcopy(optimizer).param_groups[0]["sparsity"] == 0.0
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["sparsity"] == 0.0
