@@ -7,8 +7,10 @@ which the entries of dropped weights are 0; after it, H_k sets what is to be dro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -210,12 +212,35 @@ def check_group(group: Group, state: State, first: int) -> None:
         check_dtype(param, index)
         check_structure(param, index, group["structure"])
         _check_own(param, index, state.get(param) or {}, group)
+    if group["structure"] == "filter":
+        _check_no_weight_norm(group, first)
     for device in {param.device for param in params if param.device.type != "meta"}:  # as in the constructor
         extension.takes_kernel(device, group["fused"])
     if group["threshold_scope"] == "group" and len({(p.device, p.dtype is torch.float64) for p in params}) > 1:
         raise ValueError(
             "threshold_scope 'group' needs all parameters of the group on one device, and all of float64 or none"
         )
+
+
+_WEIGHT_NORM = re.compile(r"(^|\.)(parametrizations\.\w+\.original1|\w+_v)$")
+
+
+def _check_no_weight_norm(group: Group, first: int) -> None:
+    """Raises ValueError for the direction v of a weight g * v / |v|: dropped filters of it would make the weight NaN.
+
+    It follows its magnitude g, one number for each filter: known by the name where the group has names, else by the
+    shapes (n, 1, 1, ...) and (n, ...) one after another. Of two dimensions these are as well those of linear layers.
+    """
+    names = group.get("param_names") or [None] * len(group["params"])
+    for k, (g, v) in enumerate(pairwise(group["params"])):
+        fits = g.dim() == v.dim() >= 2 and g.shape[0] == g.numel() == v.shape[0] and v.numel() > g.numel()
+        if fits and (v.dim() > 2 if names[k + 1] is None else _WEIGHT_NORM.search(names[k + 1])):
+            raise ValueError(
+                f"parameters {first + k} and {first + k + 1}, of shapes {list(g.shape)} and {list(v.shape)}, are "
+                "magnitude and direction of weight_norm: with structure 'filter' dropped filters would make the weight "
+                "NaN. Remove weight_norm, or prune the weights of other layers (docs/pruning.md has a recipe); give "
+                "the two groups of their own if they are not"
+            )
 
 
 def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> None:
