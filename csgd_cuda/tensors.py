@@ -55,7 +55,11 @@ def compiles_for_gpu(device: torch.device) -> bool:
 
 def lasting_tensors() -> AbstractContextManager[Any]:
     """A context for what is kept between steps: made inside torch.inference_mode() it could be changed there only."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    if (
+        torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()
+    ):  # torch.compile cannot trace the question
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def divided(values: Tensor, divisor: float) -> Tensor:
