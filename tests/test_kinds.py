@@ -19,7 +19,8 @@ from .helpers import set_grads
 
 NUMBERS = {"lr", "momentum", "dampening", "weight_decay", "calibration", "bound_decay", "sparsity", "clip", "lipschitz"}
 INTEGERS = {
-    "seed", "first_index", "threshold_every", "channels", "channel_dim", "index", "rank", "block", "skip_below",
+    "seed", "first_index", "threshold_every", "filter_dim", "channels", "channel_dim", "index", "rank", "block",
+    "skip_below",
 }  # fmt: skip
 FLAGS = {
     "nesterov", "maximize", "foreach", "differentiable", "fused", "capturable", "regrow", "per_channel", "across",
@@ -164,6 +165,7 @@ GOOD = {
     "sparsity": [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)],
     "sparsity_schedule": [None, ("cubic", 0, 5), ["cubic", np.int64(0), 5.0]],
     "threshold_every": [np.int64(2), torch.tensor(2)],
+    "filter_dim": [np.int64(1), torch.tensor(1)],
     "seed": [np.int64(3), np.uint64(2**64 - 1), torch.tensor(3)],
     "first_index": [np.int32(3), None],
     "nesterov": [np.bool_(False), 0],

@@ -247,6 +247,8 @@ class CalibratedOptimizer(Optimizer):
             self._tallies = diagnostics.Tallies()
             self._is_copy = True
         self._begin()
+        # A pickle of an older version lacks the newer options, in its defaults as well.
+        complete_group(self.defaults, {name: option.default for name, option in self.direction.options.items()})
         for group in self.param_groups:
             complete_group(group, self.defaults)
 

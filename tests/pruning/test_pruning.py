@@ -360,7 +360,7 @@ ERRORS = {
     "regrow": ({"regrow": "no"}, SHAPES, "regrow must be True or False, got 'no'"),
     "structure": ({"structure": "row"}, SHAPES, "structure must be one of 'element', 'filter', '2:4', got 'row'"),
     "scope": ({"threshold_scope": "model"}, SHAPES, "threshold_scope must be one of 'layer', 'group', got 'model'"),
-    "filter dimension": ({"filter_dim": 2}, SHAPES, "filter_dim must be one of 0, 1, got 2"),
+    "filter dimension": ({"filter_dim": 2}, SHAPES, "filter_dim must be 0 or 1, got 2"),
     "momentum": ({"dropped_momentum": "drop"}, SHAPES, "dropped_momentum must be one of"),
     "schedule": ({"sparsity_schedule": ("linear", 0, 5)}, SHAPES, "sparsity_schedule must be None or .'cubic'"),
     "backwards": ({"sparsity_schedule": ("cubic", 5, 5)}, SHAPES, "steps 0 <= begin < end"),
