@@ -28,7 +28,7 @@ def calibrate(
     types: type[nn.Module] | Iterable[type[nn.Module]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
     where: Literal["weight", "output"] = "weight",
     *,
-    calibration: float = 1.0,
+    calibration: float = 0.05,
     lipschitz: float | None = None,
     bound_decay: float = 0.99,
     seed: int = 0,

@@ -41,7 +41,7 @@ def calibrate_grad(
     index: Tensor,
     step: Tensor,
     lipschitz_bound: Tensor | None = None,
-    calibration: float = 1.0,
+    calibration: float = 0.05,
     lipschitz: float | None = None,
     bound_decay: float = 0.99,
     rounding: Literal["stochastic", "nearest"] = "stochastic",

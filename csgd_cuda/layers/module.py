@@ -68,7 +68,7 @@ class GradientCalibration(nn.Module):
 
     def __init__(
         self,
-        calibration: float = 1.0,
+        calibration: float = 0.05,
         lipschitz: float | None = None,
         bound_decay: float = 0.99,
         seed: int = 0,

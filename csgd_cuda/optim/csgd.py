@@ -52,7 +52,7 @@ class CSGD(CalibratedOptimizer):
         weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         *,
-        calibration: float = 1.0,
+        calibration: float = 0.25,
         lipschitz: float | None = None,
         bound_decay: float = 0.99,
         rounding: Literal["stochastic", "nearest"] = "stochastic",

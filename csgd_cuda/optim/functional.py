@@ -32,7 +32,7 @@ def csgd_(
     dampening: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    calibration: float = 1.0,
+    calibration: float = 0.25,
     lipschitz: float | None = None,
     bound_decay: float = 0.99,
     rounding: Literal["stochastic", "nearest"] = "stochastic",

@@ -114,7 +114,7 @@ def _float_or_none(value: float | None) -> float | None:
 # The options of the calibration alone: those of a gradient's calibration, too (layers/functional.py).
 CALIBRATION_OPTIONS: dict[str, Option] = {
     "calibration": Option(
-        1.0, NUMBER, check_not_negative, float,
+        0.25, NUMBER, check_not_negative, float,
         "c >= 0, the strength. 0 makes every step that of the plain optimizer; with larger c fewer coordinates move, "
         "with a larger variance.",
     ),

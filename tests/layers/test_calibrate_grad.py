@@ -141,7 +141,8 @@ def test_mean_over_all_draws_is_the_gradient(dtype, device, monkeypatch):
     for g in directions(dtype):
         grad = torch.full((2**16,), g, dtype=dtype, device=device)
         kept = {**state(device=device), "lipschitz_bound": None}
-        out = calibrate_grad(grad, lipschitz=BOUND, rounding="nearest", fused=False, **kept).double().tolist()
+        out = calibrate_grad(grad, calibration=1.0, lipschitz=BOUND, rounding="nearest", fused=False, **kept)
+        out = out.double().tolist()
         n = expected_draws(g, opmath)
         assert all(value == 0 for value in out[n:])
         assert len(set(out[:n])) == 1
@@ -157,7 +158,8 @@ def test_low_precision_gradient_is_unbiased(dtype, fused, device):
     n, bound = 2**20, 1.1
     g = torch.tensor(0.3, dtype=torch.float64).to(dtype)
     kept = {**state(device=device), "lipschitz_bound": None}
-    out = calibrate_grad(g.expand(n).to(device).contiguous(), lipschitz=bound, seed=5, fused=fused, **kept)
+    grad = g.expand(n).to(device).contiguous()
+    out = calibrate_grad(grad, calibration=1.0, lipschitz=bound, seed=5, fused=fused, **kept)
     deviation = (g.item() * (bound - g.item()) / n) ** 0.5
     assert abs(out.double().mean().item() - g.item()) < 5 * deviation
     assert len(out.unique()) == 3  # 0, and the two neighbours of g / p, which is 1.1
@@ -185,7 +187,7 @@ def test_draws_differ_by_all_that_tells_layers_apart(fused, device):
 
     def passed(rank=0, seed=0, **kept):
         kept = {**state(device=device, **kept), "lipschitz_bound": None}
-        return calibrate_grad(grad, lipschitz=1.0, seed=seed, rank=rank, fused=fused, **kept) != 0
+        return calibrate_grad(grad, calibration=1.0, lipschitz=1.0, seed=seed, rank=rank, fused=fused, **kept) != 0
 
     patterns = [passed(), passed(seed=1), passed(index=4), passed(step=1), passed(rank=1), passed(index=5, rank=1)]
     for i, a in enumerate(patterns):
@@ -193,7 +195,7 @@ def test_draws_differ_by_all_that_tells_layers_apart(fused, device):
             assert (a != b).float().mean() > 0.1
     param = torch.zeros_like(grad)
     step = torch.tensor(0, device=device)
-    csgd_([param], [grad], [], [step], [], lr=1.0, lipschitz=1.0, indices=[3], fused=fused)
+    csgd_([param], [grad], [], [step], [], lr=1.0, calibration=1.0, lipschitz=1.0, indices=[3], fused=fused)
     assert ((param != 0) != patterns[0]).float().mean() > 0.1
 
 

@@ -121,7 +121,7 @@ def test_rounding_reaches_the_gradient():
     """To nearest every passed coordinate of equal gradients is equal; stochastically it is not."""
     values = {}
     for rounding in ("nearest", "stochastic"):
-        layer = GradientCalibration(lipschitz=1.1, rounding=rounding, index=0)
+        layer = GradientCalibration(1.0, lipschitz=1.1, rounding=rounding, index=0)
         x = torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True)
         layer(x).backward(torch.full_like(x, 0.3))
         values[rounding] = len(x.grad.unique())

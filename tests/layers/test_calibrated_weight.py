@@ -123,7 +123,7 @@ def test_the_attribute_is_the_parameter_after_an_error_in_forward():
 
 
 def test_hooks_on_the_weight_see_what_the_parameter_gets():
-    model, seen = calibrate(module(), lipschitz=20.0), []
+    model, seen = calibrate(module(), calibration=1.0, lipschitz=20.0), []
     model.weight.register_hook(seen.append)
     model(data()).square().sum().backward()
     assert_same_bits(seen[0], model.weight.grad)
@@ -167,12 +167,12 @@ def with_layer_on_weight(of, layer, x):
 def test_what_makes_the_weight_anew_gets_the_calibrated_gradient(change, changed_first):
     """The gradient of the weight in use is calibrated, and goes on to what the weight is made of."""
     plain, model = change(module()), module()
-    layer = GradientCalibration(lipschitz=3.0, index=0)
+    layer = GradientCalibration(1.0, lipschitz=3.0, index=0)
     if changed_first:
         with pytest.raises(TypeError, match="no parameter 'weight', or it is parametrized"):
-            calibrate(change(model), lipschitz=3.0)
+            calibrate(change(model))
         return
-    model = change(calibrate(model, lipschitz=3.0))
+    model = change(calibrate(model, calibration=1.0, lipschitz=3.0))
     for _ in range(3):
         x = data()
         out = model(x)

@@ -131,7 +131,7 @@ def test_checkpointing_draws_once(reentrant, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype, device):
     """The gradients arrive in the autocast dtype; the layers' bound is kept in float64."""
-    model = make_network(device)
+    model = make_network(device, calibration=1.0)
     for seed in range(3):
         with torch.autocast(device.type, dtype):
             loss = model(batch(device, seed)).float().square().mean()
@@ -185,7 +185,7 @@ def test_resumes_exactly(copied):
 
 def test_gradient_accumulation_draws_anew_each_time(device):
     """Two forward passes, then two backward passes: two steps of the layer, no complaint of autograd."""
-    layer = GradientCalibration(lipschitz=1.0).to(device)
+    layer = GradientCalibration(calibration=1.0, lipschitz=1.0).to(device)
     x = torch.zeros(1000, device=device, requires_grad=True)
     first, second = layer(x), layer(x)
     grad = torch.full((1000,), 0.5, device=device)

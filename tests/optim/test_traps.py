@@ -149,7 +149,7 @@ def test_random_bits_are_never_shared(device, fused):
 
     def moved_sets(seed):
         params = [torch.zeros(4096, device=device, requires_grad=True) for _ in range(2)]
-        optimizer = CSGD(params, lr=1.0, lipschitz=2.0, seed=seed, fused=fused)
+        optimizer = CSGD(params, lr=1.0, calibration=1.0, lipschitz=2.0, seed=seed, fused=fused)
         out = []
         for _ in range(2):
             before = [p.detach().clone() for p in params]
@@ -173,7 +173,7 @@ def test_rounding_and_calibration_use_different_bits(device, fused):
     # d moves half of the coordinates, to a value half-way between two grid points.
     value = torch.tensor(1.0 + 2.0**-8, dtype=torch.float64).item() / 2
     param.grad = torch.full_like(param, 0.5)
-    CSGD([param], lr=value, lipschitz=1.0, fused=fused).step()
+    CSGD([param], lr=value, calibration=1.0, lipschitz=1.0, fused=fused).step()
     moved = param[param != 0].double()
     rounded_up = (moved.abs() > value).double().mean()
     assert abs(len(moved) / n - 0.5) < 0.02

@@ -71,7 +71,7 @@ def test_reference_is_unbiased(opmath, device, monkeypatch):
     for d in directions(opmath):
         param = torch.zeros(2**16, dtype=opmath, device=device, requires_grad=True)
         param.grad = torch.full_like(param, d)
-        CSGD([param], lr=1.0, lipschitz=BOUND, fused=False).step()
+        CSGD([param], lr=1.0, calibration=1.0, lipschitz=BOUND, fused=False).step()
         assert_theorem(d, param.tolist(), opmath)
 
 
@@ -100,7 +100,7 @@ def test_kernel_moves_the_expected_share(dtype, fused, device):
     d = torch.linspace(-1, 1, n).to(dtype)
     param = torch.zeros(n, dtype=dtype, device=device, requires_grad=True)
     param.grad = d.to(device)
-    optimizer = CSGD([param], lr=1.0, lipschitz=1.0, fused=fused, seed=3)
+    optimizer = CSGD([param], lr=1.0, calibration=1.0, lipschitz=1.0, fused=fused, seed=3)
     optimizer.step()
     (density,) = optimizer.density().values()
     assert abs(density - d.double().abs().mean()) < 5 * 0.5 / n**0.5
