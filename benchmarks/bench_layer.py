@@ -56,7 +56,7 @@ def training_step(args: argparse.Namespace, place: dict | None) -> tuple[Callabl
     shape = models.Shape(3, (args.size, args.size), _CLASSES)
     model = models.build(args.model, 0, shape).to(args.device, memory_format=layout)
     if place is not None:
-        calibrate(model, **place)
+        calibrate(model, calibration=1.0, **place)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator)

@@ -67,7 +67,7 @@ def calls_of(args: argparse.Namespace, size: int) -> dict[str, Callable[[], None
     def step(sparsity: float, **options: object) -> Callable[[], None]:
         param = fresh.clone().requires_grad_()
         param.grad = fresh.roll(1, 0) * 1e-3
-        optimizer = CSGD([param], lr=0.01, momentum=0.9, sparsity=sparsity, **options)
+        optimizer = CSGD([param], lr=0.01, momentum=0.9, calibration=1.0, sparsity=sparsity, **options)
         optimizer.step()
         return optimizer.step
 

@@ -113,7 +113,7 @@ def _training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--calibration",
         type=_number(float, 0),
-        default=1.0,
+        default=0.25,
         help="strength c of CSGD; 0 is plain SGD (default: %(default)s)",
     )
     p.add_argument(

@@ -34,7 +34,8 @@ def run_steps():
         param = torch.ones(NUMEL, dtype=getattr(torch, name), device="cuda")
         param.grad = torch.full_like(param, 0.5)
         # Without decay or dampening and with a momentum of 2^-10, d stays near the gradient: density = d / T.
-        optimizer = CSGD([param], lr=0.5, momentum=2.0**-10, lipschitz=0.5 / density if density < 1 else 0.0)
+        bound = 0.5 / density if density < 1 else 0.0
+        optimizer = CSGD([param], lr=0.5, momentum=2.0**-10, calibration=1.0, lipschitz=bound)
         optimizer.step()  # makes the momentum, which the next one reads
         before = param.clone()
         torch.cuda.synchronize()

@@ -71,7 +71,7 @@ def zero(rank, seeds):
     """Which elements of two equal parameters moved, one stepped on each rank."""
     params = [torch.nn.Parameter(torch.zeros(1000)) for _ in range(2)]
     options = {"seed": rank} if seeds else {}
-    optimizer = ZeroRedundancyOptimizer(params, optimizer_class=CSGD, lr=1.0, lipschitz=2.0, **options)
+    optimizer = ZeroRedundancyOptimizer(params, optimizer_class=CSGD, lr=1.0, calibration=1.0, lipschitz=2.0, **options)
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()

@@ -19,7 +19,7 @@ STEPS = 10
 def make_training(dtype, seed=0):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 33), torch.nn.Tanh(), torch.nn.Linear(33, 3)).to(dtype)
-    return model, CSGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, seed=seed)
+    return model, CSGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, calibration=1.0, seed=seed)
 
 
 def checksum(model, optimizer):

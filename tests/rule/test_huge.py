@@ -25,7 +25,7 @@ def test_more_than_two_to_the_31_elements(device):
         pytest.skip(f"needs {NEEDED / 2**30:.0f} GiB of free memory")
     param = torch.zeros(NUMEL, dtype=torch.bfloat16, device=device, requires_grad=True)
     param.grad = torch.full_like(param, 0.25)
-    optimizer = CSGD([param], lr=1.0, lipschitz=1.0, rounding="nearest", seed=5)
+    optimizer = CSGD([param], lr=1.0, calibration=1.0, lipschitz=1.0, rounding="nearest", seed=5)
     optimizer.step()
     for begin in (0, 2**31 - 4096, NUMEL // 8 * 8 - 4096):
         end = min(begin + 8192, NUMEL)

@@ -20,7 +20,7 @@ def test_contradicting_resume_is_refused(arguments, saved, stripes, capsys):
         (["--lr-step", 2], "--lr-step 10 there and 2 here"),
         (["--momentum", 0], "--momentum 0.9 there and 0.0 here"),
         (["--weight-decay", 0.01], "--weight-decay 0.0 there and 0.01 here"),
-        (["--calibration", 2], "--calibration 1.0 there and 2.0 here"),
+        (["--calibration", 2], "--calibration 0.25 there and 2.0 here"),
         (["--seeds", 3], "--seeds 2 there and 3 here"),
         (["--batch-size", 8], "--batch-size 16 there and 8 here"),
         (["--width", 4], "--width 3 there and 4 here"),
