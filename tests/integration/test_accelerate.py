@@ -126,5 +126,5 @@ def test_optimizer_made_from_groups_is_prepared():
     model = make_model()
     groups = [{"params": model[0].parameters(), "calibration": 0.0}, {"params": model[2].parameters(), "lr": 0.01}]
     model, optimizer = accelerator.prepare(model, CSGD(groups, **OPTIONS))
-    assert [group["calibration"] for group in optimizer.param_groups] == [0.0, 1.0]
+    assert [group["calibration"] for group in optimizer.param_groups] == [0.0, 0.25]
     assert [group["lr"] for group in optimizer.param_groups] == [OPTIONS["lr"], 0.01]
