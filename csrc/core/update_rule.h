@@ -194,10 +194,16 @@ CSGD_HOST_DEVICE Value least_product(Value d) {
   return lesser(magnitude(d), Value(LaneOf<Value>(0x1p-100)));
 }
 
+// x, whatever the scale.
+template <class Value, class Scale>
+CSGD_HOST_DEVICE Value guarded_product(Value d, Scale scale) {
+  return larger(limited_product(d, scale), least_product(d));
+}
+
 // n, the number of draws out of 2^16 that move the coordinate: an integer in the type Value.
 template <class Value, class Scale>
 CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
-  return round_up(larger(limited_product(d, scale), least_product(d)));
+  return round_up(guarded_product(d, scale));
 }
 
 // A draw as T or as a vector of T.

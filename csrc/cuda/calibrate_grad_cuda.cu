@@ -48,8 +48,8 @@ struct Channels {
 
   __device__ __forceinline__ void note(Bits bits) { largest_bits = bits > largest_bits ? bits : largest_bits; }
 
-  // Raises the channel's maximum to that of the run. Few runs need an atomic, since most maxima stay below the bound.
-  // In the first call all bounds are 0; there, reading the present maximum first saves most of the atomics.
+  // Raises the maximum of the channel to the maximum of the run. Few runs need an atomic: most maxima are below the
+  // bound. In the first call all bounds are 0; there, reading the present maximum first saves most of the atomics.
   __device__ __forceinline__ void end_run() const {
     if (call.channels == 1 || largest_bits <= least_bits) return;
     const auto bits = static_cast<unsigned long long>(largest_bits);
@@ -75,8 +75,8 @@ __device__ __forceinline__ void calibrate8(const CalibrateGradCall& call, uint32
   for (int k = 0; k < kPerThread; ++k) {
     if (k > 0) channels.next();
     const T d = grad[k];
-    channels.note(finite_magnitude_bits(d));  // the zeros beyond the end change no maximum
-    const T above = larger(round_up_above(limited_product(d, channels.scale)), round_up_above(least_product(d)));
+    channels.note(finite_magnitude_bits(d));                             // the zeros beyond the end change no maximum
+    const T above = round_up_above(guarded_product(d, channels.scale));  // integers() + n
     const bool move = draws.template above<T>(k) < above;
     out[k] = select(move, d * inverse_probability_above(above), T(0));
     moved += move && k < count ? 1u : 0u;  // a d of 0 moves when T = 0

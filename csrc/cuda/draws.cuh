@@ -34,6 +34,8 @@ struct VectorDraws {
     return half_of(k) == kLow ? word[k % kWords] & 0xFFFFu : word[k % kWords] >> 16;
   }
 
+  // 0xFFFF less the draw of element k, as BFloat16Format::stochastic_addend() has it. Of a word that is inverted first,
+  // a GPU adds either half by one instruction.
   __device__ __forceinline__ uint32_t complement(int k) const {
     return k < 4 ? ~word[k % 4] & 0xFFFFu : ~word[k % 4] >> 16;
   }
