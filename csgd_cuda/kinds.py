@@ -85,6 +85,7 @@ INTEGER = Kind("an integer", _is_integer)
 FLAG = Kind("True or False", _is_flag)
 TEXT = instance_of(str, "a text")
 TENSOR = instance_of(torch.Tensor, "a tensor")
+OPTIONAL_TENSOR = TENSOR.or_none()
 MODULE = instance_of(torch.nn.Module, "a torch.nn.Module")
 FUSED = FLAG.or_none()
 

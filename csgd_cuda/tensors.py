@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 Tensors: TypeAlias = Sequence[Tensor]
 Group: TypeAlias = dict[str, Any]  # a parameter group: its options and, under "params", its parameters
@@ -45,19 +49,20 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def compiles_for_gpu(device: torch.device) -> bool:
-    """Whether torch.compile is making code for another device than a CPU.
+def outside_gpu_code(function: Callable[_P, _T]) -> Callable[[torch.device], Callable[_P, _T]]:
+    """For a part of the reference: what to call in its place for tensors on a device.
 
-    Such code rounds a product and a sum once, and divides by estimates: the reference must stay outside of it.
+    That is the function itself, but where torch.compile makes code for another device than a CPU, one that stays
+    outside of it: such code rounds a product and a sum once, and divides by estimates.
     """
-    return torch.compiler.is_compiling() and device.type != "cpu"
+    uncompiled = _disable_dynamo(function)
+    return lambda device: uncompiled if torch.compiler.is_compiling() and device.type != "cpu" else function
 
 
 def lasting_tensors() -> AbstractContextManager[Any]:
     """A context for what is kept between steps: made inside torch.inference_mode() it could be changed there only."""
-    if (
-        torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()
-    ):  # torch.compile cannot trace the question
+    # torch.compile cannot trace whether that mode is on.
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return nullcontext()
     return torch.inference_mode(False)
 

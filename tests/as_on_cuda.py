@@ -57,7 +57,7 @@ def _divided_by_number(func, tensor, number, **kwargs):
 
 
 def _check_conversion(source, out):
-    """Beyond the range of integers a conversion's result is that of the processor."""
+    """Each kind of processor has its own result for a number beyond the range of the integer type."""
     if source.is_floating_point() and not out.is_floating_point() and out.dtype is not torch.bool:
         info = torch.iinfo(out.dtype)
         inside = (source.double() > info.min - 1.0) & (source.double() < info.max + 1.0)

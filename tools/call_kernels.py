@@ -34,17 +34,22 @@ def values(shapes, dtype, device, seed):
     return [*tensors[:-1], base[3:].view(last.shape).copy_(last)]
 
 
+def stepped(shapes, device, dtype, count, **options):
+    """Makes so many steps; all that they change, beside the counts of coordinates; and the optimizer."""
+    params = [param.requires_grad_() for param in values(shapes, dtype, device, 0)]
+    optimizer = CSGD(params, **{"lr": 0.1, "momentum": 0.9, **options}, fused=True)
+    for step in range(count):
+        for param, grad in zip(params, values(shapes, dtype, device, step + 1), strict=True):
+            param.grad = grad
+        optimizer.step()
+    return [*params, *(tensor for param in params for tensor in optimizer.state[param].values())], optimizer
+
+
 def steps(device, dtype):
     shapes = [(n,) for n in (0, 1, 9, 2049, 70000, 4997)]
     for options in ({}, {"weight_decay": 0.1, "nesterov": True}, {"momentum": 0.0, "lipschitz": 1.0}):
-        params = values(shapes, dtype, device, 0)
-        optimizer = CSGD(params, **{"lr": 0.1, "momentum": 0.9, **options}, fused=True)
-        for step in range(2):
-            for param, grad in zip(params, values(shapes, dtype, device, step + 1), strict=True):
-                param.grad = grad
-            optimizer.step()
-        yield from params
-        yield from (tensor for param in params for tensor in optimizer.state[param].values())
+        changed, optimizer = stepped(shapes, device, dtype, 2, **options)
+        yield from changed
         yield torch.tensor(list(optimizer.density().values()))
 
 
@@ -83,14 +88,9 @@ def prunings(device, dtype):
         {}, {"regrow": False}, {"threshold_scope": "group"}, {"threshold_scope": "group", "regrow": False},
         {"structure": "filter"}, {"structure": "filter", "regrow": False}, {"structure": "2:4", "regrow": False},
     ):  # fmt: skip
-        params = [param.requires_grad_() for param in values(shapes, dtype, device, 0)]
-        optimizer = CSGD(params, lr=0.1, momentum=0.9, sparsity=0.5, threshold_every=2, **options, fused=True)
-        for step in range(4):
-            for param, grad in zip(params, values(shapes, dtype, device, step + 1), strict=True):
-                param.grad = grad
-            optimizer.step()
-        yield from params
-        yield from (tensor for param in params for tensor in optimizer.state[param].values())
+        changed, _ = stepped(shapes, device, dtype, 4, sparsity=0.5, threshold_every=2, **options)
+        yield from changed
+    params = changed[: len(shapes)]
     masks = [(param > 0)[1:] for param in params]  # at any address
     parts = [param.detach()[1:] for param in params]
     hard_threshold_(parts, [1000], masks=masks, across=True, fused=True)

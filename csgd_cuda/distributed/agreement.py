@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..kinds import instance_of
 
+PROCESS_GROUP = instance_of(dist.ProcessGroup, "a process group").or_none()
+
 
 def described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
@@ -69,7 +71,7 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
             parameter's shape or dtype, its step or Lipschitz bound.
     """
     instance_of(torch.optim.Optimizer, "a torch.optim.Optimizer").check("optimizer", optimizer)
-    instance_of(dist.ProcessGroup, "a process group").or_none().check("group", group)
+    PROCESS_GROUP.check("group", group)
     agree(setup_of(optimizer, lambda _: True), [group])
 
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..kinds import FUSED, INTEGER, MODULE, NUMBER, TEXT, Kind, instance_of
-from .agreement import agree, described, parameter_list
+from ..kinds import FUSED, INTEGER, MODULE, NUMBER, TEXT, Kind
+from .agreement import PROCESS_GROUP, agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
 from .worker_thread import WorkerThread, private_gloo_group
 
-_PROCESS_GROUP = instance_of(dist.ProcessGroup, "a process group").or_none()
 _NAMES = Kind("a list of parameter names", lambda skip: isinstance(skip, Iterable) and not isinstance(skip, str))
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
 _OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
@@ -76,7 +75,7 @@ class CalibratedHookState:
         fused: bool | None = None,
     ) -> None:
         MODULE.check("module", module)
-        _PROCESS_GROUP.check("process_group", process_group)
+        PROCESS_GROUP.check("process_group", process_group)
         FUSED.check("fused", fused)
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             process_group = _group_of(module, process_group)

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import extension
-from ..kinds import FUSED, INTEGER, TENSOR
+from ..kinds import FUSED, INTEGER, OPTIONAL_TENSOR, TENSOR
 from ..optim.options import CALIBRATION_OPTIONS, check_options, operator_options, signed_seed
 from ..reference.flatten import empty_in_order
 from ..reference.philox import GRAD_ROUNDING_STREAM, GRAD_STREAM, draws
@@ -26,7 +25,7 @@ from ..reference.rule import (
     ordered_bits,
     round_stochastic,
 )
-from ..tensors import SUPPORTED_DTYPES, compiles_for_gpu, opmath_dtype
+from ..tensors import SUPPORTED_DTYPES, opmath_dtype, outside_gpu_code
 
 # Entries of ``tally`` before those of the channels (csrc/core/params.h).
 CALIBRATION_TALLY_WORDS = 4
@@ -96,10 +95,9 @@ def calibrate_grad(
     for name, tensor in (("grad", grad), ("index", index), ("step", step)):
         TENSOR.check(name, tensor)
     for name, given in (("lipschitz_bound", lipschitz_bound), ("tally", tally)):
-        TENSOR.or_none().check(name, given)
+        OPTIONAL_TENSOR.check(name, given)
     if not extension.takes_kernel(grad.device, fused):
-        reference = _reference_uncompiled if compiles_for_gpu(grad.device) else _reference
-        return reference(grad, index, step, lipschitz_bound, tally, **options)
+        return _reference_on(grad.device)(grad, index, step, lipschitz_bound, tally, **options)
     options["seed"] = signed_seed(options["seed"])
     out: Tensor = torch.ops.csgd_cuda.calibrate_grad(grad, index, step, lipschitz_bound, tally, **options)
     return out
@@ -223,7 +221,7 @@ def _reference(
     return out
 
 
-_reference_uncompiled = _disable_dynamo(_reference)
+_reference_on = outside_gpu_code(_reference)
 
 
 def _largest(size: Tensor, dims: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ from .. import extension
 from ..pruning.options import PRUNING_OPTIONS
 from ..reference import checks, step
 from ..reference.sgd import SgdDirection
-from ..tensors import Group, StepTensors, Tensors, compiles_for_gpu
+from ..tensors import Group, StepTensors, Tensors
 from .options import SGD_OPTIONS, Option, check_new_sgd_group, check_options, options_of_step, signed_seed
 
 
@@ -57,9 +57,8 @@ class Direction:
             self._call(tensors, options, check_only=False)
         else:
             self._check_reference(tensors, options)
-            gpu_code = bool(tensors.params) and compiles_for_gpu(tensors.params[0].device)
-            make_step = step.make_step_uncompiled if gpu_code else step.make_step
-            make_step(self.reference, tensors, options)
+            device = tensors.params[0].device if tensors.params else torch.device("cpu")
+            step.make_step_on(device)(self.reference, tensors, options)
 
     def check(self, tensors: StepTensors, options: dict[str, Any], *, kernel: bool) -> None:
         """Raises what ``step`` would raise; changes nothing."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..kinds import FUSED, TENSOR, integer_list, tensor_list
+from ..kinds import FUSED, OPTIONAL_TENSOR, integer_list, tensor_list
 from ..tensors import StepTensors
 from .direction import SGD
 from .options import SGD_OPTIONS, check_options, documented, options_of_step, step_options
@@ -73,8 +73,8 @@ def csgd_(
     }  # fmt: skip
     check_options(_OPTIONS, options)
     FUSED.check("fused", fused)
-    TENSOR.or_none().check("grad_scale", grad_scale)
-    TENSOR.or_none().check("found_inf", found_inf)
+    OPTIONAL_TENSOR.check("grad_scale", grad_scale)
+    OPTIONAL_TENSOR.check("found_inf", found_inf)
     tensors = StepTensors(
         tensor_list("params", params), tensor_list("grads", grads),
         {"momentum_buffer": tensor_list("momentum_buffers", momentum_buffers)}, tensor_list("steps", steps),

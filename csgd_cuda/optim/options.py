@@ -178,20 +178,18 @@ SGD_OPTIONS: dict[str, Option] = {
 }
 
 
+def _is_readable(lr: Tensor) -> bool:
+    return lr.device.type == "cpu" and lr.layout is torch.strided and not torch.compiler.is_compiling()
+
+
 def value_of(lr: float | Tensor) -> float | None:
     """A learning rate as a number; None for a tensor whose value cannot be read without waiting for a GPU.
 
     Raises:
         ValueError: it is a tensor with more than one element.
     """
-    if (
-        isinstance(lr, torch.Tensor)
-        and lr.numel() == 1
-        and (
-            # Compiled code cannot read it, either; the operator does.
-            lr.device.type != "cpu" or lr.layout is not torch.strided or torch.compiler.is_compiling()
-        )
-    ):
+    # Compiled code cannot read a tensor, either; the operator does.
+    if isinstance(lr, torch.Tensor) and lr.numel() == 1 and not _is_readable(lr):
         return None
     return _number("lr", lr)
 

@@ -43,7 +43,8 @@ def only_get_state(param_groups: list[Group], state: State, *, reads_steps: bool
     ]
     whole = [param for param in fresh if not is_dtensor(param)]
     shards = [param for param in fresh if is_dtensor(param)]
-    return {param for params, any_of in ((whole, _any), (shards, _any_on_mesh)) for param in _zeros(params, any_of)}
+    differs = [*_any(whole), *_any_on_mesh(shards)]
+    return {param for param, nonzero in zip([*whole, *shards], differs, strict=True) if not nonzero}
 
 
 def _is_fresh(own: dict[str, Any], reads_steps: bool) -> bool:
@@ -59,26 +60,22 @@ def _has_readable_gradient(param: Tensor) -> bool:
     if grad.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     if is_dtensor(param):
-        return is_dtensor(grad) and param.device_mesh == grad.device_mesh and _is_on_mesh(param)  # type: ignore[attr-defined]
+        return is_dtensor(grad) and _share_this_mesh(param, grad)
     return not is_traceable_wrapper_subclass(param) and not is_traceable_wrapper_subclass(grad)
 
 
-def _is_on_mesh(param: Any) -> bool:
-    return param.device_mesh.get_coordinate() is not None
+def _share_this_mesh(param: Any, grad: Any) -> bool:
+    """Whether both are on one mesh, of which this process is a part."""
+    return param.device_mesh == grad.device_mesh and param.device_mesh.get_coordinate() is not None
 
 
-def _zeros(params: Sequence[Tensor], any_of: Any) -> list[Tensor]:
-    return [param for param, differs in zip(params, any_of(params), strict=True) if not differs]
-
-
-def _any(params: Sequence[Tensor]) -> list[bool]:
+def _any(params: Sequence[Any]) -> list[bool]:
     """Whether there is an element that is not 0 in each gradient."""
-    answers: dict[torch.device, list[Any]] = defaultdict(list)
+    answers: dict[torch.device, list[Tensor]] = defaultdict(list)
     for param in params:
-        assert param.grad is not None
         answers[param.grad.device].append(param.grad.any())
     read = {device: iter(torch.stack(of_device).tolist()) for device, of_device in answers.items()}
-    return [next(read[param.grad.device]) for param in params if param.grad is not None]
+    return [next(read[param.grad.device]) for param in params]
 
 
 def _any_on_mesh(params: Sequence[Any]) -> list[bool]:

@@ -8,11 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import extension
-from ..kinds import FLAG, FUSED, TENSOR, TEXT, integer_list, tensor_list
-from ..tensors import SUPPORTED_DTYPES, Tensors, compiles_for_gpu, separate_elements
+from ..kinds import FLAG, FUSED, OPTIONAL_TENSOR, TEXT, integer_list, tensor_list
+from ..tensors import SUPPORTED_DTYPES, Tensors, outside_gpu_code, separate_elements
 from .options import STRUCTURES
 from .reference import reference
 
@@ -62,7 +61,7 @@ def hard_threshold_(
     keeps = None if keeps is None else integer_list("keeps", keeps)
     _STRUCTURE.check("structure", structure)
     FLAG.check("across", across)
-    TENSOR.or_none().check("found_inf", found_inf)
+    OPTIONAL_TENSOR.check("found_inf", found_inf)
     FUSED.check("fused", fused)
     if not params:
         return
@@ -72,11 +71,10 @@ def hard_threshold_(
         )
     else:
         _check(params, momentum_buffers, masks, keeps, structure, across, found_inf)
-        select = _reference_uncompiled if compiles_for_gpu(params[0].device) else reference
-        select(params, momentum_buffers, masks, keeps, structure, across, found_inf)
+        _reference_on(params[0].device)(params, momentum_buffers, masks, keeps, structure, across, found_inf)
 
 
-_reference_uncompiled = _disable_dynamo(reference)
+_reference_on = outside_gpu_code(reference)
 
 
 def check_companion(

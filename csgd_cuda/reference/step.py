@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from ..distributed.shards import WHOLE, ShardLayout
-from ..tensors import StepTensors, Tensors, opmath_dtype
+from ..tensors import StepTensors, Tensors, opmath_dtype, outside_gpu_code
 from .flatten import Flattened, memory_order
 from .philox import CALIBRATION_STREAM, PARAM_STREAM, draws, draws_at
 from .rule import (
@@ -71,7 +70,7 @@ def make_step(direction: type[SgdDirection], tensors: StepTensors, options: dict
         _StackStep(direction, of_stack, layouts[stack[0]], apply, tallies, options).run()
 
 
-make_step_uncompiled = _disable_dynamo(make_step)
+make_step_on = outside_gpu_code(make_step)
 
 
 def _stacks(params: Tensors, layouts: list[ShardLayout]) -> Iterator[list[int]]:

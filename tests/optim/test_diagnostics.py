@@ -196,7 +196,7 @@ def add_and_step(optimizer, device):
 
 
 def test_counts_of_an_earlier_step_keep_their_memory(stepped):
-    """A CUDA graph of it still writes there. The density is that of the new rows."""
+    """A CUDA graph of the earlier step still writes to the old rows. The density is read from the new ones."""
     optimizer, device = stepped
     earlier = Replayed(optimizer, device)
     add_and_step(optimizer, device)
@@ -212,7 +212,7 @@ def test_counts_of_an_earlier_step_keep_their_memory(stepped):
 
 
 def test_counts_stay_in_their_memory_while_no_parameters_are_added(stepped):
-    """In further steps, and when a checkpoint is loaded: the density stays that of the last step made here."""
+    """Neither steps nor a loaded checkpoint replace the rows: the density is that of the last step made here."""
     optimizer, device = stepped
     earlier = Replayed(optimizer, device)
     set_grads(optimizer.param_groups[0]["params"], seed=1)

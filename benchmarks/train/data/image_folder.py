@@ -102,11 +102,11 @@ def _classes(directory: Path) -> dict[str, list[Path]]:
     """The image files by class; UserError where there are none."""
     shown = printable(directory)
     try:
-        folders = [path for path in directory.iterdir() if path.is_dir()]
+        entries = list(directory.iterdir())
+        folders = [path for path in entries if path.is_dir()]
         hidden = [path for path in folders if path.name.startswith(".")]  # such as .ipynb_checkpoints
         sorted_out = {path.name: image_files.sort_out(path) for path in folders if path not in hidden}
-        beside = len(list(directory.iterdir())) - len(folders)
-        others = Counter({"hidden folder(s)": len(hidden), "beside the classes": beside})
+        others = Counter({"hidden folder(s)": len(hidden), "beside the classes": len(entries) - len(folders)})
     except FileNotFoundError:
         raise UserError(f"{shown}: no such directory; images must lie in train/CLASS and val/CLASS.") from None
     except OSError as error:

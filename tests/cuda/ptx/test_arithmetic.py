@@ -223,7 +223,7 @@ def field(position, length, bits):
 
 
 def extracted(x, position, length, bits):
-    """bfe: the field, extended by its highest bit, or by that of the word where the field reaches beyond it."""
+    """bfe extends a signed field by its highest bit, or by the highest bit of the word, where it reaches further."""
     position, length = position & 255, length & 255
     if length == 0:
         return 0
