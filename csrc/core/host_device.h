@@ -21,6 +21,15 @@
 #define CSGD_HOST_DEVICE inline
 #endif
 
+// Before a loop over an array of vectors: unrolled, so that the array is held in registers.
+#if defined(__clang__)
+#define CSGD_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define CSGD_UNROLL _Pragma("GCC unroll 8")
+#else
+#define CSGD_UNROLL
+#endif
+
 namespace csgd {
 
 // The bits of a value seen as another type of the same size (std::bit_cast is C++20).

@@ -103,7 +103,8 @@ template <>
 struct FloatBits<float> {
   using Type = int32_t;
   static constexpr Type kInfinity = 0x7F800000;
-  static constexpr Type kMagnitude = 0x7FFFFFFF;  // all but the sign
+  static constexpr Type kMagnitude = 0x7FFFFFFF;      // all but the sign
+  static constexpr Type kAboveInfinity = 0x00800000;  // 2^31 - kInfinity
   // The bits of 2^23, whose last place is worth 1: for 0 <= k < 2^23 the bits of 2^23 + k are kIntegers + k.
   static constexpr Type kIntegers = 0x4B000000;
 };
@@ -113,7 +114,8 @@ struct FloatBits<double> {
   using Type = int64_t;
   static constexpr Type kInfinity = 0x7FF0000000000000;
   static constexpr Type kMagnitude = 0x7FFFFFFFFFFFFFFF;
-  static constexpr Type kIntegers = 0x4330000000000000;  // likewise of 2^52
+  static constexpr Type kAboveInfinity = 0x0010000000000000;  // 2^63 - kInfinity
+  static constexpr Type kIntegers = 0x4330000000000000;       // likewise of 2^52
 };
 
 // The number whose last place is worth 1 (2^23 in float32). Adding it to x rounds x to an integer, which the low bits
@@ -130,6 +132,13 @@ CSGD_HOST_DEVICE Value round_up(Value x) {
   using T = LaneOf<Value>;
   const Value rounded = (x + integers<T>()) - integers<T>();
   return rounded + select(rounded < x, Value(T(1)), Value(T(0)));
+}
+
+// The smallest integer >= x, for 0 <= x < 2^31, as an integer.
+template <class Value>
+CSGD_HOST_DEVICE auto integer_above(Value x) {
+  const auto below = convert<int32_t>(x);
+  return below + select(convert<float>(below) < x, decltype(below)(1), decltype(below)(0));
 }
 
 // integers() + round_up(x).

@@ -43,6 +43,8 @@ CSGD_HOST_DEVICE void multiply(uint32_t factor, uint32_t word, uint32_t* high, u
 #endif
 }
 
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
+
 // One of the two key words of a round: the low or high half of the seed, to which each round adds a Weyl constant.
 CSGD_HOST_DEVICE uint32_t round_key(uint64_t seed, int round, int half) {
   constexpr uint32_t kGoldenRatio = 0x9E3779B9u, kSquareRootOf3Less1 = 0xBB67AE85u;
@@ -65,17 +67,17 @@ inline PhiloxRoundKeys philox_round_keys(uint64_t seed) {
   return keys;
 }
 
-// Key: a seed, or the round keys of a seed.
+// The rounds from `first` on. Key: a seed, or the round keys of a seed.
 template <class Word, class Key>
-CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, const Key& key) {
+CSGD_HOST_DEVICE PhiloxWords<Word> philox_rounds_from(int first, PhiloxWords<Word> counter, const Key& key) {
   Word c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int round = 0; round < 10; ++round) {
+  for (int round = first; round < 10; ++round) {
     Word high0, low0, high1, low1;
-    multiply(0xD2511F53u, c0, &high0, &low0);
-    multiply(0xCD9E8D57u, c2, &high1, &low1);
+    multiply(kPhiloxFactor0, c0, &high0, &low0);
+    multiply(kPhiloxFactor1, c2, &high1, &low1);
     c0 = high1 ^ c1 ^ round_key(key, round, 0);
     c1 = low1;
     c2 = high0 ^ c3 ^ round_key(key, round, 1);
@@ -84,22 +86,46 @@ CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, cons
   return {{c0, c1, c2, c3}};
 }
 
-// The Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter. With vectors of words these are
-// several blocks side by side, whose upper halves are equal. The counter is made from
+template <class Word, class Key>
+CSGD_HOST_DEVICE PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, const Key& key) {
+  return philox_rounds_from(0, counter, key);
+}
+
+// For counters that differ in their first word only: what of the first three rounds is the same for all of them, for
+// after_three_rounds().
+inline Philox4x32 philox_series(uint32_t second, uint32_t third, uint32_t fourth, uint64_t seed) {
+  uint32_t high0, low0, high1, low1;
+  multiply(kPhiloxFactor1, third, &high1, &low1);
+  multiply(kPhiloxFactor0, high1 ^ second ^ round_key(seed, 0, 0), &high0, &low0);
+  return {{fourth ^ round_key(seed, 0, 1), low1 ^ round_key(seed, 1, 0), high0 ^ round_key(seed, 1, 1),
+           low0 ^ round_key(seed, 2, 1)}};
+}
+
+// The counter of a series with this first word, after three rounds.
+template <class Word, class Key>
+CSGD_HOST_DEVICE PhiloxWords<Word> after_three_rounds(const PhiloxWords<Word>& series, Word first, const Key& key) {
+  Word high0, low0, high1, low1;
+  multiply(kPhiloxFactor0, first, &high0, &low0);
+  multiply(kPhiloxFactor1, high0 ^ series.word[0], &high1, &low1);
+  const Word c0 = high1 ^ series.word[1], c1 = low1, c2 = low0 ^ series.word[2];
+  multiply(kPhiloxFactor0, c0, &high0, &low0);
+  multiply(kPhiloxFactor1, c2, &high1, &low1);
+  return {{high1 ^ c1 ^ round_key(key, 2, 0), low1, high0 ^ series.word[3], low0}};
+}
+
+// The second word of a draw's counter, from the number of its block, which is below 2^60.
+CSGD_HOST_DEVICE uint32_t second_word(Stream stream, uint64_t block) {
+  return static_cast<uint32_t>(block >> 32) | (static_cast<uint32_t>(stream) << 28);
+}
+
+// The Philox call that serves the elements 8 * block ... 8 * block + 7 of a parameter. The counter is made from
 //   block  element position in memory order, divided by 8 (below 2^60): low and high 32 bits
 //   index  position of the parameter over all param groups
 //   step   low 32 bits of the number of steps applied to the parameter before this one
-template <class Word, class Key>
-CSGD_HOST_DEVICE PhiloxWords<Word> draw_words(const Key& key, Stream stream, Word block_low, uint32_t block_high,
-                                              uint32_t index, uint32_t step) {
-  const Word second = Word(block_high | (static_cast<uint32_t>(stream) << 28));
-  const PhiloxWords<Word> counter = {{block_low, second, Word(index), Word(step)}};
-  return philox4x32_10(counter, key);
-}
-
 template <class Key>
 CSGD_HOST_DEVICE Philox4x32 draw_block(const Key& key, Stream stream, uint64_t block, uint32_t index, uint32_t step) {
-  return draw_words(key, stream, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index, step);
+  const Philox4x32 counter = {{static_cast<uint32_t>(block), second_word(stream, block), index, step}};
+  return philox4x32_10(counter, key);
 }
 
 // The draw of the element at 8 * block + lane: lanes 0 ... 3 have the low halves of words 0 ... 3, lanes 4 ... 7 the

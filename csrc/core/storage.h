@@ -44,6 +44,18 @@ struct Storage<float> : ExactStorage<float> {};
 template <>
 struct Storage<double> : ExactStorage<double> {};
 
+// Whether |value| is above the largest finite number of a 16-bit format, or value is NaN.
+template <class Format, class Value>
+CSGD_HOST_DEVICE auto beyond_finite(Value value) {
+  return cast_bits<int32_t>(cast_bits<uint32_t>(value) & 0x7FFFFFFFu) > Format::kLargest;
+}
+
+template <class Format, class Value, class Words>
+CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
+  return select(beyond_finite<Format>(value), Format::round_nearest(value),
+                Format::round_stochastic_finite(value, draw));
+}
+
 // The two 16-bit formats, whose arithmetic is in float32: one number at a time, by the functions of Format.
 template <class S, class FormatOfS>
 struct RoundedStorage {
@@ -54,7 +66,7 @@ struct RoundedStorage {
   static CSGD_HOST_DEVICE float load(S value) { return Format::widen(uint32_t{value.bits}); }
   static CSGD_HOST_DEVICE S store_nearest(float value) { return {static_cast<uint16_t>(Format::round_nearest(value))}; }
   static CSGD_HOST_DEVICE S store_stochastic(float value, uint32_t draw) {
-    return {static_cast<uint16_t>(Format::round_stochastic(value, draw))};
+    return {static_cast<uint16_t>(round_stochastic<Format>(value, draw))};
   }
 };
 
@@ -84,13 +96,10 @@ struct BFloat16Format {
     return 0xFFFFu - draw;
   }
 
+  // For |value| up to the largest finite number.
   template <class Value, class Words>
-  static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
-    const auto bits = cast_bits<uint32_t>(value);
-    // Beyond the largest finite number add half of a step, which rounds to nearest.
-    const auto beyond = cast_bits<int32_t>(bits & 0x7FFFFFFFu) > kLargest;
-    const auto rounded = (bits + select(beyond, 0x8000u, stochastic_addend(draw))) >> 16;
-    return select(value == value, rounded, 0x7FC0u);
+  static CSGD_HOST_DEVICE auto round_stochastic_finite(Value value, Words draw) {
+    return (cast_bits<uint32_t>(value) + stochastic_addend(draw)) >> 16;
   }
 };
 
@@ -135,9 +144,10 @@ struct Float16Format {
   }
 
   // 2^-16 times the distance between two neighbouring float16 numbers around |value|.
-  static CSGD_HOST_DEVICE float draw_unit(float value) {
-    const int32_t exponent = cast_bits<int32_t>(value) & 0x7F800000;
-    return cast_bits<float>((exponent > kSmallestNormal ? exponent : kSmallestNormal) - (26 << 23));
+  template <class Value>
+  static CSGD_HOST_DEVICE auto draw_unit(Value value) {
+    const auto exponent = cast_bits<int32_t>(value) & 0x7F800000;
+    return cast_bits<float>(greater(exponent, decltype(exponent)(kSmallestNormal)) - (26 << 23));
   }
 
   template <class Value>
@@ -155,25 +165,20 @@ struct Float16Format {
     return select(value == value, in_range | ((bits >> 16) & 0x8000u), 0x7E00u);
   }
 
+  // For |value| up to the largest finite number.
   template <class Value, class Words>
-  static CSGD_HOST_DEVICE auto round_stochastic(Value value, Words draw) {
+  static CSGD_HOST_DEVICE auto round_stochastic_finite(Value value, Words draw) {
     const auto bits = cast_bits<uint32_t>(value);
     const auto magnitude = bits & 0x7FFFFFFFu;
     const auto is_subnormal = cast_bits<int32_t>(magnitude) < kSmallestNormal;
-    // Magnitudes from 65536 on become Inf.
-    const auto limited = select(cast_bits<int32_t>(magnitude) < 0x47800000, magnitude, 0x47800000u);
-    const auto normal = (limited - kBiasDifference) << 3;  // the lower half holds the discarded fraction
+    const auto normal = (magnitude - kBiasDifference) << 3;  // the lower half holds the discarded fraction
     // Below 2^-14 the grid is 2^-24; here, too, the lower half becomes the fraction. It is rounded up, which changes no
     // comparison with a draw.
     const auto scaled = cast_bits<float>(select(is_subnormal, magnitude, 0u)) * 0x1p40f;
-    const auto whole = convert<int32_t>(scaled);
-    const auto below = cast_bits<uint32_t>(whole);
-    const auto subnormal = select(convert<float>(whole) < scaled, below + 1u, below);
-    // As in bfloat16, the sum carries exactly where the draw is below the fraction; beyond the largest finite number it
-    // rounds to nearest.
-    const auto addend = select(cast_bits<int32_t>(magnitude) > kLargest, 0x8000u, 0xFFFFu - draw);
-    const auto rounded = (select(is_subnormal, subnormal, normal) + addend) >> 16;
-    return select(value == value, rounded | ((bits >> 16) & 0x8000u), 0x7E00u);
+    const auto subnormal = cast_bits<uint32_t>(integer_above(scaled));
+    // As in bfloat16, the sum carries exactly where the draw is below the fraction.
+    const auto rounded = (select(is_subnormal, subnormal, normal) + (0xFFFFu - draw)) >> 16;
+    return rounded | ((bits >> 16) & 0x8000u);
   }
 };
 

@@ -136,14 +136,15 @@ CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Va
 template <class Parts>
 class SgdDirection {
  public:
+  constexpr SgdDirection() = default;
   CSGD_HOST_DEVICE explicit SgdDirection(const Parts& parts) : parts_(parts) {}
   // Whether a buffer of the state is read and written; without one its values are undefined.
-  CSGD_HOST_DEVICE bool has_buffer() const { return parts_.momentum; }
+  constexpr CSGD_HOST_DEVICE bool has_buffer() const { return parts_.momentum; }
   // Whether the parameter is needed.
-  CSGD_HOST_DEVICE bool reads_param() const { return parts_.weight_decay; }
+  constexpr CSGD_HOST_DEVICE bool reads_param() const { return parts_.weight_decay; }
 
-  template <class T>
-  CSGD_HOST_DEVICE T operator()(const StepScalars<T>& s, T grad, T param, T& momentum_buffer) const {
+  template <class T, class Value>
+  CSGD_HOST_DEVICE Value operator()(const StepScalars<T>& s, Value grad, Value param, Value& momentum_buffer) const {
     return direction(parts_, s, grad, param, momentum_buffer);
   }
 
@@ -173,6 +174,14 @@ CSGD_HOST_DEVICE auto finite_magnitude_bits(Value d) {
   using Bits = FloatBits<LaneOf<Value>>;
   const auto bits = magnitude_bits(d);
   return select(bits < Bits::kInfinity, bits, typename Bits::Type(0));
+}
+
+// The bits of |d| plus kAboveInfinity as an integer: in the order of |d|, but negative for NaN and Inf.
+template <class Value>
+CSGD_HOST_DEVICE auto ordered_bits(Value d) {
+  using Bits = FloatBits<LaneOf<Value>>;
+  using Unsigned = typename BitsOfSize<sizeof(LaneOf<Value>)>::Type;
+  return cast_bits<typename Bits::Type>(cast_bits<Unsigned>(magnitude_bits(d)) + Unsigned(Bits::kAboveInfinity));
 }
 
 // x = |d| * 2^16 / T, at most 2^16; n is the smallest integer >= x. A product that is not below 2^16, NaN included,
@@ -206,6 +215,12 @@ CSGD_HOST_DEVICE Value moving_draws(Value d, Scale scale) {
   return round_up(guarded_product(d, scale));
 }
 
+// The same for a caller that has x already, unlimited.
+template <class Value>
+CSGD_HOST_DEVICE Value moving_draws_of(Value x) {
+  return round_up(lesser(x, Value(LaneOf<Value>(kDrawRange))));
+}
+
 // A draw as T or as a vector of T.
 template <class T, class Draw>
 CSGD_HOST_DEVICE auto draw_value(Draw draw) {
@@ -217,6 +232,13 @@ CSGD_HOST_DEVICE auto draw_value(Draw draw) {
 template <class Value, class Draw>
 CSGD_HOST_DEVICE auto moves(Draw draw, Value n) {
   return draw_value<LaneOf<Value>>(draw) < n;
+}
+
+// Whether the draw is not below n, for x = |d| * 2^16 / T of which n = min(ceil(x), 2^16). A draw is an integer below
+// 2^16, so it need not be rounded up nor limited. If x is NaN, all draws are below n.
+template <class Value, class Draw>
+CSGD_HOST_DEVICE auto stays(Draw draw, Value x) {
+  return x <= convert<LaneOf<Value>>(cast_bits<int32_t>(draw));
 }
 
 // 1 / x, correctly rounded, from an estimate that is within 2 units in the last place, for x = n or n / 2^16 with n = 1
@@ -254,10 +276,10 @@ CSGD_HOST_DEVICE uint32_t layer_index(const CalibrateGradCall& call) {
   return static_cast<uint32_t>(*call.index) + (call.rank << 16);
 }
 
-// The new value of a coordinate that moves, by d * 2^16 / n in place of d. `inverse` is inverse_probability().
+// The new value of a coordinate that moves. `estimate` is d * 2^16 / n, of which d is the mean over all draws.
 template <class T, class Value>
-CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value d, Value inverse) {
-  return param - lr * (d * inverse);
+CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value estimate) {
+  return param - lr * estimate;
 }
 
 // The bound for the next step. `largest` is the largest finite |d|.

@@ -54,19 +54,20 @@ static inline void collect_largest(const CalibrateGradCall& call, int64_t positi
 // Calibrates one tile, all of which can be read and written. An element of scale 0 and d = 0, as in the padding, is not
 // counted as passed on.
 template <class S, bool kStochastic, bool kChannels>
-static inline void calibrate_tile(const CalibrateGradCall& call, bool draw, uint32_t step, int64_t position,
-                                  const typename Storage<S>::Opmath* scale, const S* grad, S* out,
-                                  LaneOf<Mask<S>>* bits, Totals<S>* totals) {
+static inline void calibrate_tile(const StreamDraws& moving, const StreamDraws& of_rounding, bool draw,
+                                  int64_t position, int64_t count, const typename Storage<S>::Opmath* scale,
+                                  const S* grad, S* out, LaneOf<Mask<S>>* bits, Totals<S>* totals) {
   using T = typename Storage<S>::Opmath;
   alignas(64) uint16_t draws[kTile], rounding[kTile];
-  for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) {
-    prefetch(grad + i + kAhead);
-    prefetch(out + i + kAhead);
+  if (count == kTile) {
+    for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) {
+      prefetch_ahead(grad + i);
+      prefetch_ahead(out + i);
+    }
   }
   if (draw) {
-    const uint32_t index = layer_index(call);
-    draw_tile(call.seed, kGradStream, index, step, position, draws);
-    if (kStochastic) draw_tile(call.seed, kGradRoundingStream, index, step, position, rounding);
+    moving.draw(position, static_cast<int>(count), draws);
+    if (kStochastic) of_rounding.draw(position, static_cast<int>(count), rounding);
   } else {  // every draw is below n = 2^16, and rounding does not change a stored number
     memset(draws, 0, sizeof(draws));
     if (kStochastic) memset(rounding, 0, sizeof(rounding));
@@ -82,7 +83,8 @@ static inline void calibrate_tile(const CalibrateGradCall& call, bool draw, uint
     const Values<S> n = moving_draws(d, Values<S>::load(scale + i));
     const Mask<S> move = moves(load_patterns<S>(draws + i), n);
     totals->moved = totals->moved + move;
-    store<S, kStochastic, false>(out + i, select(move, d * inverse_probability(n), Values<S>(T(0))), rounding + i, {});
+    const Values<S> passed_on[] = {select(move, d * inverse_probability(n), Values<S>(T(0)))};
+    store<S, kStochastic, false>(out + i, passed_on, rounding + i, nullptr, nullptr);
   }
 }
 
@@ -93,7 +95,10 @@ static int64_t calibrate_range(const CalibrateGradCall& call, const void* scales
   const T* of_channel = static_cast<const T*>(scales);
   const S* grad = static_cast<const S*>(call.grad);
   S* out = static_cast<S*>(call.out);
-  const uint32_t step = static_cast<uint32_t>(*call.step);
+  const RoundKeys keys(call.seed);
+  const uint32_t index = layer_index(call), step = static_cast<uint32_t>(*call.step);
+  const StreamDraws moving(keys, call.seed, kGradStream, index, step, begin);
+  const StreamDraws of_rounding(keys, call.seed, kGradRoundingStream, index, step, begin);
   bool draw = false;
   for (int64_t c = 0; c < call.channels; ++c) draw |= of_channel[c] < bit_cast<T>(FloatBits<T>::kInfinity);
   alignas(64) T scale[kTile];
@@ -107,12 +112,14 @@ static int64_t calibrate_range(const CalibrateGradCall& call, const void* scales
     const int64_t count = end - i < kTile ? end - i : kTile;
     if (kChannels) spread_scales(call, i, count, of_channel, scale);
     if (count == kTile) {
-      calibrate_tile<S, kStochastic, kChannels>(call, draw, step, i, scale, grad + i, out + i, bits, &totals);
+      calibrate_tile<S, kStochastic, kChannels>(moving, of_rounding, draw, i, count, scale, grad + i, out + i, bits,
+                                                &totals);
     } else {  // in padded copies
       S padded_grad[kTile] = {}, padded_out[kTile];
       memcpy(padded_grad, grad + i, static_cast<size_t>(count) * sizeof(S));
       for (int64_t k = count; k < kTile; ++k) scale[k] = 0;
-      calibrate_tile<S, kStochastic, kChannels>(call, draw, step, i, scale, padded_grad, padded_out, bits, &totals);
+      calibrate_tile<S, kStochastic, kChannels>(moving, of_rounding, draw, i, count, scale, padded_grad, padded_out,
+                                                bits, &totals);
       memcpy(out + i, padded_out, static_cast<size_t>(count) * sizeof(S));
     }
     if (kChannels) collect_largest(call, i, count, bits, largest_bits);

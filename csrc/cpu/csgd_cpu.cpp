@@ -38,7 +38,7 @@ const Isa kIsas[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
     {"avx2", avx2::chunk_function, avx2::calibrate_grad_function,
-     [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
 #endif
     {"baseline", baseline::chunk_function, baseline::calibrate_grad_function, [] { return true; }},
 };

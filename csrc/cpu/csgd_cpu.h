@@ -10,7 +10,7 @@
 namespace csgd {
 
 // Elements of a chunk: few enough to divide the work evenly, enough to make the cost of a call negligible. A multiple
-// of kTile.
+// of kStepTile.
 constexpr int64_t kCpuChunk = 16384;
 
 // What one chunk contributes to the result of its tensor: a maximum and a sum of integers, so chunks can be combined in

@@ -13,7 +13,7 @@
 #include "isa.h"
 
 #if CSGD_X86_DISPATCH
-CSGD_PUSH_TARGET("avx2")
+CSGD_PUSH_TARGET("avx2,f16c")
 #define CSGD_ISA avx2
 #define CSGD_VECTOR_BYTES 32
 #include "words_avx2.h"

@@ -20,9 +20,9 @@
 
 #if CSGD_X86_DISPATCH
 #if defined(__clang__)
-CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+CSGD_PUSH_TARGET("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #else
-CSGD_PUSH_TARGET("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+CSGD_PUSH_TARGET("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 #define CSGD_ISA avx512
 #define CSGD_VECTOR_BYTES 64

@@ -39,11 +39,11 @@ static inline Vector<T, kDoubleLanes> integers_of(Doubles values) {
 
 // Encodes one tile, all of which can be read and written.
 template <class S>
-static inline void encode_tile(const EncodeCall& call, double bound, const CodeUnits& units, int64_t position,
-                               const S* grad, uint8_t* codes) {
+static inline void encode_tile(const EncodeCall& call, const StreamDraws& stream, double bound, const CodeUnits& units,
+                               int64_t position, const S* grad, uint8_t* codes) {
   alignas(64) uint16_t draws[kTile];
-  for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) prefetch(grad + i + kAhead);
-  draw_tile(call.seed, kExchangeStream, call.index, call.step, position, draws);
+  for (int i = 0; i < kTile; i += kLine / static_cast<int>(sizeof(S))) prefetch_ahead(grad + i);
+  stream.draw(position, kTile, draws);
   Mask<S> undecided(0);
   for (int i = 0; i < kTile; i += kLanes<S>) {
     const Values<S> g = load(grad + i);
@@ -65,16 +65,18 @@ static void encode_range(const EncodeCall& call, int64_t begin, int64_t end) {
     return;
   }
   const CodeUnits units = code_units(bound);
+  const RoundKeys keys(call.seed);
+  const StreamDraws stream(keys, call.seed, kExchangeStream, call.index, call.step, begin);
   const S* grad = static_cast<const S*>(call.grad);
   for (int64_t i = begin; i < end; i += kTile) {
     const int64_t count = end - i < kTile ? end - i : kTile;
     if (count == kTile) {
-      encode_tile(call, bound, units, i, grad + i, call.codes + i);
+      encode_tile(call, stream, bound, units, i, grad + i, call.codes + i);
     } else {  // in padded copies
       S padded_grad[kTile] = {};
       uint8_t padded_codes[kTile];
       memcpy(padded_grad, grad + i, static_cast<size_t>(count) * sizeof(S));
-      encode_tile(call, bound, units, i, padded_grad, padded_codes);
+      encode_tile(call, stream, bound, units, i, padded_grad, padded_codes);
       memcpy(call.codes + i, padded_codes, static_cast<size_t>(count));
     }
   }
@@ -146,7 +148,8 @@ static inline void decode_tile(const DecodeCall& call, double unit, double inver
     convert<float>(value).store(values + i);
   }
   for (int i = 0; i < kTile; i += kLanes<S>) {
-    store<S, false, false>(grad + i, Values<S>::load(values + i), nullptr, {});
+    const Values<S> decoded[] = {Values<S>::load(values + i)};
+    store<S, false, false>(grad + i, decoded, nullptr, nullptr, nullptr);
   }
 }
 

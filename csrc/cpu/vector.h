@@ -5,7 +5,7 @@
 #error "define CSGD_ISA, the namespace of the instruction set, and CSGD_VECTOR_BYTES before including vector.h"
 #endif
 
-#include "../core/lanes.h"
+#include "../core/storage.h"
 
 namespace csgd {
 namespace CSGD_ISA {
@@ -62,6 +62,7 @@ struct Vector {
   friend CSGD_HOST_DEVICE Vector operator>>(Vector a, int places) { return of(a.raw >> places); }
   friend CSGD_HOST_DEVICE Mask operator<(Vector a, Vector b) { return Mask::of(a.raw < b.raw); }
   friend CSGD_HOST_DEVICE Mask operator>(Vector a, Vector b) { return Mask::of(a.raw > b.raw); }
+  friend CSGD_HOST_DEVICE Mask operator<=(Vector a, Vector b) { return Mask::of(a.raw <= b.raw); }
   friend CSGD_HOST_DEVICE Mask operator==(Vector a, Vector b) { return Mask::of(a.raw == b.raw); }
   friend CSGD_HOST_DEVICE Mask operator!=(Vector a, Vector b) { return Mask::of(a.raw != b.raw); }
   friend CSGD_HOST_DEVICE Vector select(Mask condition, Vector yes, Vector no) {
@@ -98,11 +99,34 @@ CSGD_HOST_DEVICE Vector<uint32_t, kLanes> zero_extend(Vector<uint16_t, kLanes> f
   return convert<uint32_t>(from);
 }
 
+// Words below 2^16 as half as wide ones.
+template <int kLanes>
+CSGD_HOST_DEVICE Vector<uint16_t, kLanes> narrow(Vector<uint32_t, kLanes> from) {
+  return convert<uint16_t>(from);
+}
+
+// Numbers of a 16-bit format as floats.
+template <class Format, int kLanes>
+CSGD_HOST_DEVICE Vector<float, kLanes> widen(Vector<uint16_t, kLanes> stored) {
+  return Format::widen(zero_extend(stored));
+}
+
+// Format::round_stochastic_finite(), in halves of words.
+template <class Format, int kLanes>
+CSGD_HOST_DEVICE Vector<uint16_t, kLanes> round_finite(Vector<float, kLanes> value, Vector<uint16_t, kLanes> draws) {
+  return narrow(Format::round_stochastic_finite(value, zero_extend(draws)));
+}
+
 template <class T, int kLanes>
 CSGD_HOST_DEVICE bool any(Vector<T, kLanes> mask) {
   T bits = 0;
   for (int k = 0; k < kLanes; ++k) bits |= mask.raw[k];
   return bits != 0;
+}
+
+template <class T, int kLanes>
+CSGD_HOST_DEVICE bool all(Vector<T, kLanes> mask) {
+  return !any(mask == Vector<T, kLanes>(0));
 }
 
 }  // namespace CSGD_ISA

@@ -36,6 +36,11 @@ struct Words {
   }
 };
 
+// Instructions take a number from memory for all lanes.
+struct RoundKeys : PhiloxRoundKeys {
+  explicit RoundKeys(uint64_t seed) : PhiloxRoundKeys(philox_round_keys(seed)) {}
+};
+
 static inline Words operator^(Words a, Words b) {
   return Words(_mm512_xor_si512(a.word[0], b.word[0]), _mm512_xor_si512(a.word[1], b.word[1]));
 }
@@ -83,9 +88,16 @@ CSGD_HOST_DEVICE Vector<float, 16> round_up(Vector<float, 16> x) {
 CSGD_HOST_DEVICE Vector<double, 8> round_up(Vector<double, 8> x) {
   return Vector<double, 8>::of(_mm512_roundscale_pd(x.raw, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
+CSGD_HOST_DEVICE Vector<int32_t, 16> integer_above(Vector<float, 16> x) { return convert<int32_t>(round_up(x)); }
 CSGD_HOST_DEVICE Vector<uint32_t, 16> zero_extend(Vector<uint16_t, 16> from) {
   return Vector<uint32_t, 16>::of((Vector<uint32_t, 16>::Raw)_mm512_cvtepu16_epi32((__m256i)from.raw));
 }
+template <>
+CSGD_HOST_DEVICE Vector<float, 16> widen<Float16Format>(Vector<uint16_t, 16> stored) {
+  return Vector<float, 16>::of(_mm512_cvtph_ps((__m256i)stored.raw));
+}
+CSGD_HOST_DEVICE bool all(Vector<int32_t, 16> mask) { return _mm512_movepi32_mask((__m512i)mask.raw) == 0xFFFF; }
+CSGD_HOST_DEVICE bool all(Vector<int64_t, 8> mask) { return _mm512_movepi64_mask((__m512i)mask.raw) == 0xFF; }
 CSGD_HOST_DEVICE bool any(Vector<int32_t, 16> mask) {
   return _mm512_test_epi32_mask((__m512i)mask.raw, (__m512i)mask.raw) != 0;
 }

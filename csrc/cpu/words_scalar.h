@@ -18,6 +18,10 @@ struct Words {
   static Words blocks_at(const uint32_t* blocks) { return Words(*blocks); }
 };
 
+struct RoundKeys : PhiloxRoundKeys {
+  explicit RoundKeys(uint64_t seed) : PhiloxRoundKeys(philox_round_keys(seed)) {}
+};
+
 static inline Words operator^(Words a, Words b) { return Words(a.word ^ b.word); }
 static inline Words operator^(Words a, uint32_t b) { return Words(a.word ^ b); }
 static inline void multiply(uint32_t factor, Words a, Words* high, Words* low) {

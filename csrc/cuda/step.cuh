@@ -99,7 +99,7 @@ __device__ __forceinline__ void step_vector(const Header& header, const Directio
   widen(stored_param, param);
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
-    const T moved = moved_value(param[k], scalars.lr, d[k], inverse_probability_above(above[k]));
+    const T moved = moved_value(param[k], scalars.lr, d[k] * inverse_probability_above(above[k]));
     param[k] = select((move >> k & 1u) != 0, moved, param[k]);
   }
   narrow<S>(stochastic, [&] { return draws_of(kParamStream); }, param, move, stored_param);

@@ -135,7 +135,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
     const T d = direction(runtime_parts(options), s, in_memory(grad), theta, m);
     const T n = moving_draws(d, s.scale);
     const S stored_m = rounded<S>(m, momentum_draw);
-    const S stored_theta = rounded<S>(moved_value(theta, s.lr, d, inverse_probability(n)), param_draw);
+    const S stored_theta = rounded<S>(moved_value(theta, s.lr, d * inverse_probability(n)), param_draw);
     const double moved = static_cast<double>(Storage<S>::load(stored_theta));
     ElementResult result{static_cast<double>(n), static_cast<double>(Storage<S>::load(stored_m)), {}};
     for (const uint32_t r : draws) result.params.push_back(moves(r, n) ? moved : static_cast<double>(theta));
