@@ -14,4 +14,12 @@ def set_cpu_isa(name: str) -> bool:
 # Its arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp.
 
 def csgd_(*lists: list[Tensor] | list[int], **options: Any) -> None:
-    """The step of csgd_cuda.csgd_, without defaults; the seed is the signed integer of the same bits."""
+    """The step of csgd_cuda.csgd_, without defaults."""
+
+# Of csgd_cuda/optim/plan.py, which has them in Python.
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    """Whether two lists hold the very same objects."""
+
+def gather(params: list[Tensor], states: Any, names: tuple[str, ...]) -> list[list[Any]] | None:
+    """The gradients of parameters, and the entries of these names in their states, as lists; None where one lacks."""

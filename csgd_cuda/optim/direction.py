@@ -68,12 +68,14 @@ class Direction:
             self._check_reference(tensors, options)
 
     def _call(self, tensors: StepTensors, options: dict[str, Any], *, check_only: bool) -> None:
-        # Both call the same operator; torch.compile can trace the one, the other takes less of the host's time.
-        operators = torch.ops.csgd_cuda if torch.compiler.is_compiling() else extension._C
-        call = getattr(operators, self.operator)
         params, grads, buffers, *others = tensors
-        options = {**options, "seed": signed_seed(options["seed"]), "check_only": check_only}
-        call(params, grads, *buffers.values(), *others, **options)
+        # Both are the same operator: one that torch.compile can trace, and one that takes less of the host's time.
+        if torch.compiler.is_compiling():
+            call = getattr(torch.ops.csgd_cuda, self.operator)
+            options = {**options, "seed": signed_seed(options["seed"])}
+        else:
+            call = getattr(extension._C, self.operator)
+        call(params, grads, *buffers.values(), *others, check_only=check_only, **options)
 
     def _check_reference(self, tensors: StepTensors, options: dict[str, Any]) -> None:
         lr = options["lr"] if options["lr_tensor"] is None else options["lr_tensor"]

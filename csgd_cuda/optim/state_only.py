@@ -34,13 +34,13 @@ def only_get_state(param_groups: list[Group], state: State, *, reads_steps: bool
         state: the optimizer's.
         reads_steps: whether the count of a parameter that has a state is read, too, and not taken for more than 0.
     """
-    fresh = [
-        param
-        for group in param_groups
-        if value_of(group["lr"]) == 0
-        for param in group["params"]
-        if _has_readable_gradient(param) and _is_fresh(state.get(param) or {}, reads_steps)
-    ]
+    fresh: list[Tensor] = []
+    for group in param_groups:
+        if value_of(group["lr"]) == 0:
+            with_grad = filter(_has_readable_gradient, group["params"])
+            fresh += [param for param in with_grad if _is_fresh(state.get(param) or {}, reads_steps)]
+    if not fresh:
+        return set()
     whole = [param for param in fresh if not is_dtensor(param)]
     shards = [param for param in fresh if is_dtensor(param)]
     differs = [*_any(whole), *_any_on_mesh(shards)]

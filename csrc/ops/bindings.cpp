@@ -5,6 +5,7 @@
 
 #include "../cpu/csgd_cpu.h"
 #include "csgd.h"
+#include "plan.h"
 
 #if CSGD_WITH_CUDA
 #include "../cuda/csgd_cuda.h"
@@ -43,4 +44,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
         "Use another instruction set on the CPU; False where this machine or build does not have it.");
   csgd::add_csgd(m);
+  csgd::add_plan(m);
 }

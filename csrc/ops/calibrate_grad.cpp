@@ -148,7 +148,7 @@ at::Tensor calibrate_grad(const CalibrateGradArgs& a) {
   const at::NoGradGuard no_grad;  // for the copy of a gradient that is not dense
   const at::DimVector order = memory_order(a.grad);
   OrderedCopies copies;
-  const at::Tensor grad = copies.in_order(a.grad, order, false);
+  const at::Tensor& grad = copies.in_order(a.grad, order, false);
   at::Tensor out = a.grad.new_empty_strided(a.grad.sizes(), order);
   const int64_t channel_dim = channel_dim_of(a);
   CalibrateGradCall call{};

@@ -229,8 +229,8 @@ void check_all(const CsgdArgs& args) {
 
 // One parameter ready to step. All its tensors lie in the parameter's memory order.
 struct PackedTensor {
-  CsgdShard tensor;
-  DType dtype;
+  CsgdShard tensor{};
+  DType dtype{};
 };
 
 // The packed arguments. Tensors that cannot be stepped in place (a parameter that is not dense, a gradient or momentum
@@ -297,7 +297,9 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
   for (size_t i = 0; i < args.params.size(); ++i) {
     const at::Tensor& param = args.params[i];
     const at::DimVector order = memory_order(param);
-    CsgdShard t{};
+    PackedTensor& packed = tensors_.emplace_back();
+    packed.dtype = dtype_of(param);
+    CsgdShard& t = packed.tensor;
     t.param = copies_.in_order(param, order, true).data_ptr();
     t.grad = copies_.in_order(args.grads[i], order, false).const_data_ptr();
     if (!args.momentum_buffers.empty()) {
@@ -309,7 +311,6 @@ PackedStep::PackedStep(const CsgdArgs& args) : args_(args), options_(options_of(
     if (args.tallies) t.tally = tally_rows(*args.tallies) + (args.indices[i] - args.indices[0]);
     t.numel = param.numel();
     t.layout = layout_of(args, i);
-    tensors_.push_back({t, dtype_of(param)});
   }
 }
 
@@ -450,6 +451,9 @@ TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
   m.def(schema<CsgdArgs>("csgd_", "()").c_str(), {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
 }
 
+// It has no gradient, and torch's own kernel for such operators would box the lists.
+TORCH_LIBRARY_IMPL(csgd_cuda, Autograd, m) { m.impl("csgd_", torch::CppFunction::makeFallthrough()); }
+
 TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_<run_cpu>>); }
 
 #if CSGD_WITH_CUDA
@@ -458,6 +462,6 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_
 
 TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) { m.impl("csgd_", unboxed<CsgdArgs, csgd_nowhere>); }
 
-void add_csgd(pybind11::module_& m) { add_function<CsgdArgs>(m, "csgd_"); }
+void add_csgd(pybind11::module_& m) { PythonFunction<CsgdArgs, void>::add(m, "csgd_"); }
 
 }  // namespace csgd

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tensors.h"
 
-#include <c10/core/InferenceMode.h>
 #include <c10/util/strides.h>
 
 #include <algorithm>
@@ -55,8 +54,6 @@ void check_calibration(double calibration, std::optional<double> lipschitz, doub
                     "rounding must be 'stochastic' or 'nearest', got '", rounding, "'");
 }
 
-bool is_changeable(const at::Tensor& t) { return !t.is_inference() || c10::InferenceMode::is_enabled(); }
-
 void check_changeable(const at::Tensor& t, int64_t index, const char* name) {
   TORCH_CHECK_VALUE(is_changeable(t), "parameter ", index, ": ", name,
                     " is an inference tensor, which can be changed inside torch.inference_mode() only: clone() it");
@@ -102,19 +99,16 @@ at::DimVector memory_order(const at::Tensor& t) {
   return c10::contiguous_strides(t.sizes());
 }
 
-at::Tensor OrderedCopies::in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed) {
+const at::Tensor& OrderedCopies::in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed) {
   if (lies_in_order(tensor, order) || tensor.numel() == 0) return tensor;
   at::Tensor copy = tensor.new_empty_strided(tensor.sizes(), order).copy_(tensor);
-  if (changed) {
-    changed_.emplace_back(tensor, copy);
-  } else {
-    unchanged_.push_back(copy);
-  }
-  return copy;
+  return copies_.emplace_back(Copy{changed ? tensor : at::Tensor(), std::move(copy)}).copy;
 }
 
 void OrderedCopies::bring_back() {
-  for (const auto& [tensor, copy] : changed_) tensor.copy_(copy);
+  for (const auto& [changed, copy] : copies_) {
+    if (changed.defined()) changed.copy_(copy);
+  }
 }
 
 }  // namespace csgd

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/DimVector.h>
 
+#include <deque>
 #include <initializer_list>
 #include <optional>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include "../core/params.h"
 
@@ -28,7 +28,7 @@ void check_calibration(double calibration, std::optional<double> lipschitz, doub
                        std::string_view rounding);
 
 // Whether a tensor can be changed: an inference tensor only inside torch.inference_mode().
-bool is_changeable(const at::Tensor& t);
+inline bool is_changeable(const at::Tensor& t) { return !t.is_inference() || c10::InferenceMode::is_enabled(); }
 
 // Raises ValueError where it cannot be changed. The message names the parameter, and says what this tensor is of it.
 void check_changeable(const at::Tensor& t, int64_t index, const char* name);
@@ -52,15 +52,18 @@ at::DimVector memory_order(const at::Tensor& t);
 // Copies of the tensors whose elements do not lie in memory in the order in which they count.
 class OrderedCopies {
  public:
-  // Returns `tensor` itself where it lies in memory in this order, else a copy that does. With `changed`, bring_back()
-  // writes the copy to the tensor.
-  at::Tensor in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed);
+  // Returns `tensor` itself where it lies in memory in this order, else a copy that does, which this object owns. With
+  // `changed`, bring_back() writes the copy to the tensor.
+  const at::Tensor& in_order(const at::Tensor& tensor, at::IntArrayRef order, bool changed);
 
   void bring_back();
 
  private:
-  std::vector<at::Tensor> unchanged_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> changed_;  // tensor, copy
+  struct Copy {
+    at::Tensor changed;  // undefined where the copy was only read
+    at::Tensor copy;
+  };
+  std::deque<Copy> copies_;  // references to its elements stay valid as it grows
 };
 
 }  // namespace csgd
