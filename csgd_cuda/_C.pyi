@@ -11,10 +11,14 @@ def build_info() -> dict[str, str | None]:
 def set_cpu_isa(name: str) -> bool:
     """Uses another instruction set on the CPU; False where this machine or build does not have it."""
 
-# Its arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp.
+# The operators. Their arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp, CSGD_CALIBRATE_GRAD_ARGUMENTS in
+# calibrate_grad.cpp.
 
 def csgd_(*lists: list[Tensor] | list[int], **options: Any) -> None:
     """The step of csgd_cuda.csgd_, without defaults."""
+
+def calibrate_grad(*tensors: Tensor | None, **options: Any) -> Tensor:
+    """csgd_cuda.calibrate_grad, without defaults."""
 
 # Of csgd_cuda/optim/plan.py, which has them in Python.
 

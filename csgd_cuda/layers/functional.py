@@ -98,8 +98,13 @@ def calibrate_grad(
         OPTIONAL_TENSOR.check(name, given)
     if not extension.takes_kernel(grad.device, fused):
         return _reference_on(grad.device)(grad, index, step, lipschitz_bound, tally, **options)
-    options["seed"] = signed_seed(options["seed"])
-    out: Tensor = torch.ops.csgd_cuda.calibrate_grad(grad, index, step, lipschitz_bound, tally, **options)
+    # As for a step (optim/direction.py): the same operator, for torch.compile or at less expense.
+    if torch.compiler.is_compiling():
+        call = torch.ops.csgd_cuda.calibrate_grad
+        options["seed"] = signed_seed(options["seed"])
+    else:
+        call = extension._C.calibrate_grad  # type: ignore[union-attr]
+    out: Tensor = call(grad, index, step, lipschitz_bound, tally, **options)
     return out
 
 

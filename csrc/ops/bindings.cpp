@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include "../cpu/csgd_cpu.h"
+#include "calibrate_grad.h"
 #include "csgd.h"
 #include "plan.h"
 
@@ -44,5 +45,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
         "Use another instruction set on the CPU; False where this machine or build does not have it.");
   csgd::add_csgd(m);
+  csgd::add_calibrate_grad(m);
   csgd::add_plan(m);
 }

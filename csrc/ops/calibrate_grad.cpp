@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operator csgd_cuda::calibrate_grad: a gradient in, its calibration out. csgd_cuda.calibrate_grad documents it.
+#include "calibrate_grad.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -14,6 +16,7 @@
 #include "../core/params.h"
 #include "../cpu/calibrate_grad_cpu.h"
 #include "arguments.h"
+#include "python_function.h"
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
@@ -179,6 +182,9 @@ TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
         {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides});
 }
 
+// It has no gradient: csgd_cuda/layers/module.py raises an error where one would be needed.
+TORCH_LIBRARY_IMPL(csgd_cuda, Autograd, m) { m.impl("calibrate_grad", torch::CppFunction::makeFallthrough()); }
+
 TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { m.impl("calibrate_grad", unboxed<CalibrateGradArgs, calibrate_grad<run_cpu>>); }
 
 #if CSGD_WITH_CUDA
@@ -189,6 +195,10 @@ TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) {
 
 TORCH_LIBRARY_IMPL(csgd_cuda, CompositeExplicitAutograd, m) {
   m.impl("calibrate_grad", unboxed<CalibrateGradArgs, calibrate_grad<run_nowhere>>);
+}
+
+void add_calibrate_grad(pybind11::module_& m) {
+  PythonFunction<CalibrateGradArgs, at::Tensor>::add(m, "calibrate_grad");
 }
 
 }  // namespace csgd
