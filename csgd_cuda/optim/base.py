@@ -136,16 +136,12 @@ class CalibratedOptimizer(Optimizer):
         torch._C._set_grad_enabled(False)  # torch.no_grad() takes five times as long, a tenth of a small tensor's step
         try:
             self._bounds.finish()
-            reads_steps = self._plan is None
-            if self._plan is None:
-                self._find_bounds()
-            compiles = torch.compiler.is_compiling()
-            idle = set() if compiles else only_get_state(self.param_groups, self.state, reads_steps=reads_steps)
             if self._pruning.is_on(self.param_groups):
+                idle = self._find_idle(self._plan)
                 with self._pruning.around_step(self.param_groups, self.state, self._found_inf, idle):
                     self._run_plan(idle)
             else:
-                self._run_plan(idle)
+                self._run_plan()
                 self._pruning.forget_masks(self.param_groups, self.state)
             self._bounds.start(self.state)
         finally:
@@ -155,24 +151,33 @@ class CalibratedOptimizer(Optimizer):
     # steps in Python: each would be compiled anew.
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
-    def _run_plan(self, idle: set[Tensor]) -> None:
+    def _find_idle(self, plan: StepPlan | None) -> set[Tensor]:
+        """The parameters that the step only gives their state; none where ``plan``, that of the last step, holds."""
+        if torch.compiler.is_compiling():
+            return set()
+        if plan is None:
+            self._find_bounds()
+        return only_get_state(self.param_groups, self.state, reads_steps=plan is None)
+
+    def _run_plan(self, idle: set[Tensor] | None = None) -> None:
         """Makes the step by the last step's plan where that still holds, else by a new one.
 
         Args:
-            idle: parameters that only get their state.
+            idle: the parameters that only get their state, where that is already known.
         """
         plan, self._plan = self._plan, None
+        if plan is not None and plan.renew(self.param_groups, self.state):
+            try:
+                plan.run(self.state, self._scaler_arguments)
+                self._plan = plan
+                return
+            except (ValueError, TypeError):
+                if self._has_dtensors():  # the gradients may have been exchanged; other ranks do not repeat that
+                    raise
+                # Nothing was changed. A new plan succeeds (parameters moved to another device) or raises the error
+                # that names the cause.
+        idle = self._find_idle(plan) if idle is None else idle
         if plan is not None:
-            if not idle and plan.renew(self.param_groups, self.state):
-                try:
-                    plan.run(self.state, self._scaler_arguments)
-                    self._plan = plan
-                    return
-                except (ValueError, TypeError):
-                    if self._has_dtensors():  # the gradients may have been exchanged; other ranks do not repeat that
-                        raise
-                    # Nothing was changed. A new plan succeeds (parameters moved to another device) or raises the error
-                    # that names the cause.
             self._find_bounds()
         plan = StepPlan(self.direction, self.param_groups, self.state, idle, self._tally_rows)
         if not (self._is_copy or torch.compiler.is_compiling()):

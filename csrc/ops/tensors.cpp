@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <functional>
 #include <optional>
 
 namespace csgd {
@@ -60,12 +62,18 @@ void check_changeable(const at::Tensor& t, int64_t index, const char* name) {
 }
 
 void check_unshared(const at::TensorList& tensors, const char* name) {
-  std::vector<const void*> seen;
-  seen.reserve(tensors.size());
-  for (const at::Tensor& t : tensors) seen.push_back(t.unsafeGetTensorImpl());
-  std::sort(seen.begin(), seen.end());
-  TORCH_CHECK_VALUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), name,
-                    " must be a tensor of its own for each parameter; one is given twice");
+  // A hash table with open addressing, since all tensors of each step are looked up here.
+  size_t size = 16;
+  while (size < 2 * tensors.size()) size *= 2;
+  std::vector<const void*> seen(size, nullptr);
+  for (const at::Tensor& t : tensors) {
+    const void* tensor = t.unsafeGetTensorImpl();
+    size_t place = std::hash<const void*>()(tensor) / alignof(std::max_align_t) % size;
+    while (seen[place] != nullptr && seen[place] != tensor) place = (place + 1) % size;
+    TORCH_CHECK_VALUE(seen[place] == nullptr, name,
+                      " must be a tensor of its own for each parameter; one is given twice");
+    seen[place] = tensor;
+  }
 }
 
 // Elements are separate if each dimension, sorted by stride, steps over all smaller ones.
