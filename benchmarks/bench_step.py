@@ -108,7 +108,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
     )
     for entry in lists:
         shapes = scaled(entry.shapes(args.device), args.scale)
-        results["lists"][entry.name] = {"label": entry.label, **ListRun(entry.label, shapes, peers, settings).run()}
+        measured = ListRun(entry.label, shapes, peers, settings, entry.one_each).run()
+        results["lists"][entry.name] = {"label": entry.label, **measured}
         report.write(results, args.out)
     return results
 

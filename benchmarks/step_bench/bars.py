@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step on a GPU has to reach, and whether a run has: a short table ahead of the others."""
+"""What a step has to reach, and whether a run has: a short table ahead of the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Bar(NamedTuple):
     at_least: bool
     bound: float
     form: str = "{:.1%}"
+    device: str = "cuda"
 
     def met(self, value: float) -> bool:
         """Whether ``value`` reaches the bound."""
@@ -35,6 +36,12 @@ def _calibration_adds(rows: dict) -> float:
     return rows["csgd_dense"]["ratio"] / rows["csgd_off"]["ratio"] - 1
 
 
+def _small(list_name: str, bound: float) -> Bar:
+    """On a CPU the step of small tensors is nearly all fixed cost."""
+    text = "time of a step, share of that of torch SGD fused"
+    return Bar("float32", list_name, text, lambda rows: rows["csgd"]["ratio"], False, bound, "{:.2f}", "cpu")
+
+
 BARS = (
     Bar("float32", "flat", "dense: share of the copy's GB/s, at 20 bytes per parameter", _copy_share, True, 0.90),
     Bar("float32", "flat", "5 % of the coordinates move: times as fast as torch SGD fused",
@@ -45,12 +52,13 @@ BARS = (
     Bar("float32", "resnet50", "host time of a step, share of that of torch SGD fused",
         lambda rows: rows["csgd"]["host_us"] / rows[BASELINE]["host_us"], False, 0.50),
     Bar("bfloat16", "flat", "dense: share of the copy's GB/s, at 10 bytes per parameter", _copy_share, True, 0.80),
+    _small("tiny1", 1.0), _small("tiny10", 0.8), _small("tiny161", 0.4), _small("each161", 1.0),
 )  # fmt: skip
 
 
 def table(results: dict) -> list[str]:
-    """Lines of Markdown; none for a CPU. Lists that were scaled count as not measured."""
-    bars = [bar for bar in BARS if bar.dtype == results["dtype"]] if results["device"] == "cuda" else []
+    """Lines of Markdown; none without a bar. Lists that were scaled count as not measured."""
+    bars = [bar for bar in BARS if (bar.dtype, bar.device) == (results["dtype"], results["device"])]
     if not bars:
         return []
     lines = ["| list | bar | needed | measured | outcome |", "| --- | --- | ---: | ---: | --- |"]
@@ -68,7 +76,7 @@ def _outcome(bar: Bar, value: float) -> str:
 
 def _value(bar: Bar, lists: dict) -> float | None:
     entry = lists.get(bar.list_name)
-    if entry is None or entry["elements"] != numel(LISTS[bar.list_name].shapes("cuda")):
+    if entry is None or entry["elements"] != numel(LISTS[bar.list_name].shapes(bar.device)):
         return None
     try:
         return bar.measured(entry["rows"])

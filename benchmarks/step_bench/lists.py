@@ -18,6 +18,7 @@ class TensorList:
     label: str
     shapes: Callable[[str], list[Shape]]
     default_on: tuple[str, ...]  # device types
+    one_each: bool = False  # an optimizer for each tensor, as where gradients are released in the backward pass
 
 
 def resnet50() -> list[Shape]:
@@ -54,7 +55,7 @@ def _flat(device_type: str) -> list[Shape]:
     return [(2**28 if device_type == "cuda" else 2**25,)]
 
 
-_BOTH, _GPU = ("cpu", "cuda"), ("cuda",)
+_BOTH, _GPU, _CPU = ("cpu", "cuda"), ("cuda",), ("cpu",)
 LISTS = {
     entry.name: entry
     for entry in (
@@ -64,6 +65,9 @@ LISTS = {
         TensorList("decoder_1b", "decoder, 1.1 B parameters", lambda _: decoder_1b(), _GPU),
         TensorList("thousand", "1000 tensors of 1000 elements", lambda _: 1000 * [(1000,)], _GPU),
         TensorList("tiny161", "161 tensors of 64 elements", lambda _: 161 * [(64,)], _BOTH),
+        TensorList("tiny10", "10 tensors of 64 elements", lambda _: 10 * [(64,)], _CPU),
+        TensorList("tiny1", "a tensor of 64 elements", lambda _: [(64,)], _CPU),
+        TensorList("each161", "161 optimizers of 64 elements", lambda _: 161 * [(64,)], _CPU, one_each=True),
     )
 }
 

@@ -83,11 +83,24 @@ def batches(peers: list[Peer], nbytes: int, free: int | None, fixed: int) -> lis
     return [[PEERS[BASELINE], other] for other in others]
 
 
+class _OneEach:
+    """An optimizer for each tensor, as one."""
+
+    def __init__(self, peer: Peer, params: list[Tensor], grads: list[Tensor]):
+        self._optimizers = [peer.make([param], [grad]) for param, grad in zip(params, grads, strict=True)]
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
 class ListRun:
     """Measures one list; ``rows`` maps a peer's name to its figures or to {"left_out": why}."""
 
-    def __init__(self, label: str, shapes: list[Shape], peers: list[Peer], settings: Settings):
+    def __init__(self, label: str, shapes: list[Shape], peers: list[Peer], settings: Settings, one_each: bool = False):
+        """``one_each``: an optimizer for each tensor."""
         self.label, self.shapes, self.peers, self.settings = label, shapes, peers, settings
+        self.one_each = one_each
         self.rows: dict[str, dict] = {}
         self.notes: list[str] = []
         self.timer = make_timer(settings.device)
@@ -151,7 +164,7 @@ class ListRun:
             params[-1].grad = grad
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other packages, about precision
-            optimizer = peer.make(params, grads)
+            optimizer = _OneEach(peer, params, grads) if self.one_each else peer.make(params, grads)
             # The first step makes the gradient the momentum buffer.
             torch._foreach_mul_(grads, 1 / (1 - MOMENTUM))
             try:

@@ -30,6 +30,7 @@ PROGRAM = Path(bench_step.__file__).resolve()
         ("decoder_1b", "cuda", 147, 1_104_218_112),
         ("thousand", "cuda", 1000, 1_000_000),
         ("tiny161", "cpu", 161, 161 * 64),
+        ("each161", "cpu", 161, 161 * 64),
         ("flat", "cpu", 1, 2**25),
         ("flat", "cuda", 1, 2**28),
     ],
@@ -92,13 +93,22 @@ def test_memory_decides_who_is_measured_with_whom():
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_tiny_run_writes_figures_and_a_table(tmp_path, capsys):
-    command = ["--lists", "flat,tiny161", "--scale", "0.001", "--repeat", "2", "--out", str(tmp_path / "results")]
+    command = [
+        "--lists",
+        "flat,tiny161,each161",
+        "--scale",
+        "0.001",
+        "--repeat",
+        "2",
+        "--out",
+        str(tmp_path / "results"),
+    ]
     assert bench_step.main([*command, "--peers", "sgd_foreach,csgd,csgd_5,csgd_dense,csgd_off,reference,apex"]) == 0
     table = (tmp_path / "results" / "step-cpu-float32.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
     assert str(tmp_path) not in table
     results = json.loads((tmp_path / "results" / "step-cpu-float32.json").read_text(encoding="utf-8"))
-    assert set(results["lists"]) == {"flat", "tiny161"}
+    assert set(results["lists"]) == {"flat", "tiny161", "each161"}
     assert {"date", "CPU", "torch", "python", "threads", "csgd_cuda", "command"} <= set(results["machine"])
     kernel = extension.why_no_kernel(torch.device("cpu")) is None
     for entry in results["lists"].values():
@@ -168,7 +178,18 @@ def test_bars_without_their_figures_are_not_measured():
     outcomes = [outcome for _, outcome in reached("float32", flat, model)]
     assert outcomes == ["met", *["not measured"] * 4]
     assert reached("bfloat16", dense, {}, elements=2**20) == [["-", "not measured"]]
-    assert bars.table({"device": "cpu", "dtype": "float32", "lists": {}}) == []
+    assert bars.table({"device": "cpu", "dtype": "bfloat16", "lists": {}}) == []
+
+
+def test_bars_of_small_tensors_on_a_cpu():
+    bounds = {"tiny1": 1.0, "tiny10": 0.8, "tiny161": 0.4, "each161": 1.0}
+    for factor, outcome in ((0.99, "met"), (1.01, "MISSED")):
+        lists = {
+            name: {"elements": numel(LISTS[name].shapes("cpu")), "rows": {"csgd": {"ratio": factor * bound}}}
+            for name, bound in bounds.items()
+        }
+        lines = bars.table({"device": "cpu", "dtype": "float32", "lists": lists})[2:]
+        assert [line.strip("| ").split(" | ")[-1] for line in lines] == [outcome] * len(bounds)
 
 
 @pytest.mark.parametrize("options", [["--lists", "nonsense"], ["--repeat", "0"], ["--scale", "-1"], ["--peers", "x"]])

@@ -274,3 +274,82 @@ def test_plan_keeps_no_gradient_and_no_state_alive():
     opt.state.clear()
     gc.collect()
     assert [ref() for ref in alive] == [None] * len(alive)
+
+
+def states_missing_one(states, params):
+    states.pop(params[1])
+
+
+def states_in_another_order(states, params):
+    states[params[0]] = states.pop(params[0])
+
+
+def states_of_others_between(states, params):
+    own = dict(states)
+    states.clear()
+    for param in params:
+        states[torch.zeros(1)] = {"step": None}
+        states[param] = own[param]
+
+
+def entry_missing(states, params):
+    del states[params[2]]["step"]
+
+
+def entry_none(states, params):
+    states[params[2]]["step"] = None
+
+
+def gradient_missing(states, params):
+    params[2].grad = None
+
+
+GATHERED = [
+    None, states_missing_one, states_in_another_order, states_of_others_between, entry_missing, entry_none,
+    gradient_missing,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", GATHERED, ids=lambda change: getattr(change, "__name__", "all there"))
+def test_gathering_in_python_and_compiled_is_the_same(compiled, change):
+    params = make_params(SHAPES, torch.float32)
+    set_grads(params, seed=0)
+    names = ("step", "momentum_buffer")
+    states = {param: {name: torch.zeros(()) for name in (*names, "more")} for param in params}
+    if change is not None:
+        change(states, params)
+    lists, others = plan.gather(params, states, names), compiled.gather(params, states, names)
+    if lists is None or others is None:
+        assert lists is others
+    else:
+        assert [plan.same(*pair) for pair in zip(lists, others, strict=True)] == [True] * 3
+    assert (lists is None) == (change in (states_missing_one, entry_missing, entry_none, gradient_missing))
+
+
+@pytest.mark.parametrize("function", ["python", "compiled"])
+def test_lists_are_the_same_only_with_the_very_same_objects(request, function):
+    same = plan.same if function == "python" else request.getfixturevalue("compiled").same
+    one, equal = [1.5, torch.ones(3)], [float("1.5"), torch.ones(3)]
+    assert same(one, list(one))
+    assert same([], [])
+    for other in (equal, one[:1], [*one, None], one[::-1]):
+        assert not same(one, other)
+
+
+@pytest.mark.parametrize("name", ["momentum", "rounding", "nesterov", "seed", "tallies", "params", "indices"])
+def test_function_of_the_operator_names_an_argument_of_another_type(compiled, name):
+    lists = {name: [] for name in ("params", "grads", "momentum_buffers", "steps", "lipschitz_bounds", "indices")}
+    options = {
+        "lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "calibration": 0.25,
+        "lipschitz": None, "bound_decay": 0.99, "rounding": "nearest", "seed": 2**64 - 1, "maximize": False,
+        "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None, "tallies": None,
+        "check_only": False,
+    }  # fmt: skip
+    compiled.csgd_(*lists.values(), [], **options)
+    (lists if name in lists else options)[name] = object()
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        compiled.csgd_(*lists.values(), [], **options)
+    with pytest.raises(TypeError, match="17 keyword arguments"):
+        compiled.csgd_(*lists.values(), [])
+    with pytest.raises(TypeError, match="no keyword argument other"):
+        compiled.csgd_(*lists.values(), [], **{**dict(list(options.items())[1:]), "other": 1})
