@@ -193,7 +193,8 @@ class CalibratedOptimizer(Optimizer):
 
     def _tally_rows(self, device: torch.device, position: int) -> Tensor:
         count = sum(len(group["params"]) for group in self.param_groups)
-        return self._tallies.rows(device, count)[position:]
+        rows = self._tallies.rows(device, count)
+        return rows[position:] if position else rows
 
     def _scaler_arguments(self, device: torch.device) -> dict[str, Tensor | None]:
         return {"grad_scale": self._on_device("grad_scale", device), "found_inf": self._found_inf(device)}

@@ -85,7 +85,7 @@ class StepCall:
         check_group(table, self._group)  # schedulers, users and checkpoints change the options after the constructor
         self._kernel = extension.takes_kernel(self._device, self._group["fused"])
         self._options = step_options(table, self._group, self._device)
-        self._options |= {"fresh_momentum": self._fresh, "tallies": self._tallies()}
+        self._options["fresh_momentum"] = self._fresh
         self._option_values = self._values()
         self._buffer_names = self._direction.buffers_for(self._group)
         self._has_bound = self._group["lipschitz"] is None
@@ -174,7 +174,7 @@ class StepCall:
 
     def check(self, scaler: ScalerArguments) -> None:
         """Raises what run() would raise; changes nothing."""
-        options = {**self._options, **scaler(self._device)}
+        options = {**self._options, **scaler(self._device), "tallies": self._tallies()}
         self._direction.check(self._tensors(), options, kernel=self._kernel)
 
     def run(self, scaler: ScalerArguments) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -187,7 +187,7 @@ class StepCall:
             self.check(scaler)
             self._forget()
             return self._new_state
-        options = {**self._options, **scaler(self._device)}
+        options = {**self._options, **scaler(self._device), "tallies": self._tallies()}
         self._direction.step(self._tensors(), options, kernel=self._kernel)
         self._forget()
         # A buffer made after the parameter's first step starts at its first applied step, and only found_inf holds
