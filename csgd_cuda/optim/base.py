@@ -179,7 +179,7 @@ class CalibratedOptimizer(Optimizer):
         idle = self._find_idle(plan) if idle is None else idle
         if plan is not None:
             self._find_bounds()
-        plan = StepPlan(self.direction, self.param_groups, self.state, idle, self._tally_rows)
+        plan = StepPlan(self.direction, self.param_groups, self.state, idle, self._tallies)
         if not (self._is_copy or torch.compiler.is_compiling()):
             note_draws(self, plan.drawn())
         plan.run(self.state, self._scaler_arguments)
@@ -190,11 +190,6 @@ class CalibratedOptimizer(Optimizer):
         """Before a new plan checks anything: if one rank alone raised an error, the others would wait for it."""
         if not torch.compiler.is_compiling():
             self._bounds.find(self)
-
-    def _tally_rows(self, device: torch.device, position: int) -> Tensor:
-        count = sum(len(group["params"]) for group in self.param_groups)
-        rows = self._tallies.rows(device, count)
-        return rows[position:] if position else rows
 
     def _scaler_arguments(self, device: torch.device) -> dict[str, Tensor | None]:
         return {"grad_scale": self._on_device("grad_scale", device), "found_inf": self._found_inf(device)}

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import repeat
 from operator import is_, is_not, itemgetter
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from ..distributed.shards import (
     shard_layout,
 )
 from ..tensors import Group, State, StepTensors, lasting_tensors, opmath_dtype
+from .diagnostics import Tallies
 from .direction import Direction
 from .options import check_group, index_ranges, step_options
 from .state import new_buffer
@@ -54,18 +54,21 @@ class StepCall:
     """
 
     def __init__(
-        self, direction: Direction, group: Group, device: torch.device, fresh: bool, idle: bool,
-        tallies: Callable[[], Tensor],
+        self, direction: Direction, group: Group, device: torch.device, fresh: bool, idle: bool, tallies: Tallies,
+        position: int, count: int,
     ) -> None:  # fmt: skip
         """
         Args:
             fresh: the parameters have made steps without the buffers.
             idle: no step is made, the parameters only get their state.
-            tallies: those of the first parameter and all after it, over all groups, once it is known that there is a
-                backend for this device.
+            tallies: those of the optimizer.
+            position: of the first parameter over all groups.
+            count: of the parameters of all groups.
         """
         self._direction, self._group, self._device = direction, group, device
-        self._fresh, self._idle, self._tallies = fresh, idle, tallies
+        self._fresh, self._idle = fresh, idle
+        self._tallies, self._position, self._count = tallies, position, count
+        self._all_rows: Tensor | None = None  # the tallies that _own_rows is a slice of
         self._params: list[Tensor] = []
         self._indices: list[int] = []
         self._shards: list[int] = []  # the numbers of each parameter's ShardLayout
@@ -169,12 +172,21 @@ class StepCall:
             )
         return self._local
 
+    def _rows(self) -> Tensor:
+        """The tallies from those of the first parameter on. To look them up and slice them takes two microseconds, so
+        they are kept for as long as the optimizer has its tallies in the same tensor."""
+        rows = self._tallies.rows_on.get(self._device)
+        if rows is None or rows is not self._all_rows:
+            self._all_rows = self._tallies.rows(self._device, self._count)
+            self._own_rows = self._all_rows[self._position :]
+        return self._own_rows
+
     def _forget(self) -> None:
         self._lists, self._local = [], None
 
     def check(self, scaler: ScalerArguments) -> None:
         """Raises what run() would raise; changes nothing."""
-        options = {**self._options, **scaler(self._device), "tallies": self._tallies()}
+        options = {**self._options, **scaler(self._device), "tallies": self._rows()}
         self._direction.check(self._tensors(), options, kernel=self._kernel)
 
     def run(self, scaler: ScalerArguments) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -187,7 +199,7 @@ class StepCall:
             self.check(scaler)
             self._forget()
             return self._new_state
-        options = {**self._options, **scaler(self._device), "tallies": self._tallies()}
+        options = {**self._options, **scaler(self._device), "tallies": self._rows()}
         self._direction.step(self._tensors(), options, kernel=self._kernel)
         self._forget()
         # A buffer made after the parameter's first step starts at its first applied step, and only found_inf holds
@@ -213,7 +225,7 @@ class StepPlan:
 
     Args:
         idle: parameters that only get their state (state_only.py).
-        tallies: for a device and the place of a parameter over all groups, the tallies of that one and all after it.
+        tallies: those of the optimizer.
 
     Raises:
         ValueError, TypeError: an option is out of range, or a parameter is a piece of one.
@@ -221,13 +233,14 @@ class StepPlan:
 
     def __init__(
         self, direction: Direction, param_groups: list[Group], state: State, idle: set[Tensor],
-        tallies: Callable[[torch.device, int], Tensor],
+        tallies: Tallies,
     ) -> None:  # fmt: skip
         if not torch.compiler.is_compiling():
             check_not_pieces(param_groups)
         self._relied_on = _relied_on(param_groups)
         self._without_grad: list[Tensor] = []
         self._calls: list[StepCall] = []
+        count = sum(len(group["params"]) for group in param_groups)
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
             needed = direction.buffers_for(group)
@@ -240,7 +253,7 @@ class StepPlan:
                     fresh = bool(own) and any(own.get(name) is None for name in needed)
                     kind = (param.device, fresh, param in idle)
                     if kind not in calls:
-                        calls[kind] = StepCall(direction, group, *kind, partial(tallies, param.device, position))
+                        calls[kind] = StepCall(direction, group, *kind, tallies, position, count)
                     calls[kind].add(param, index, own)
                 position += 1
             self._calls.extend(calls.values())

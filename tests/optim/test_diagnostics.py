@@ -227,6 +227,24 @@ def test_counts_stay_in_their_memory_while_no_parameters_are_added(stepped):
     assert optimizer._tallies.rows(device, 1).data_ptr() == earlier.address
 
 
+def test_a_kept_plan_counts_in_the_memory_in_use_now(stepped):
+    """Of a copy, whose first step makes no state, the plan of the first step is kept already."""
+    optimizer, device = stepped
+    add_and_step(optimizer, device)
+    other = copy.deepcopy(optimizer)
+    for group in other.param_groups:
+        set_grads(group["params"], seed=3)
+    other.step()
+    plan = other._plan
+    assert plan is not None
+    rows = other._tallies.rows_on
+    rows[device] = torch.full_like(rows[device], -1)
+    assert other.density() == {}
+    other.step()
+    assert other._plan is plan
+    assert len(other.density()) == 2
+
+
 def test_outgrown_counts_are_never_more_than_those_in_use(stepped):
     optimizer, device = stepped
     for k in range(40):
