@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrated Stochastic Gradient Descent for PyTorch, fused in C++ and CUDA.
 
-``CSGD`` is the optimizer, ``csgd_`` the same step as a function. ``GradientCalibration`` is the layer,
-``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into a model, ``uncalibrate(model)`` takes
-it out. ``hard_threshold_`` keeps the k largest elements or filters of tensors,
+``CSGD`` and ``CalibratedAdamW`` are the optimizers, ``csgd_`` and ``calibrated_adamw_`` their steps as functions.
+``GradientCalibration`` is the layer, ``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into
+a model, ``uncalibrate(model)`` takes it out. ``hard_threshold_`` keeps the k largest elements or filters of tensors,
 ``export_pruned`` makes a smaller model of what is left.
 ``show_config()`` says what was built.
 """
@@ -13,18 +13,21 @@ from .extension import show_config
 from .layers.convert import calibrate, number_layers, uncalibrate
 from .layers.functional import calibrate_grad
 from .layers.module import GradientCalibration
+from .optim.adamw import CalibratedAdamW
 from .optim.csgd import CSGD
-from .optim.functional import csgd_
+from .optim.functional import calibrated_adamw_, csgd_
 from .pruning.export import export_pruned, to_semi_structured
 from .pruning.hard_threshold import hard_threshold_
 from .pruning.options import PruningOptions
 
 __all__ = [
     "CSGD",
+    "CalibratedAdamW",
     "GradientCalibration",
     "PruningOptions",
     "calibrate",
     "calibrate_grad",
+    "calibrated_adamw_",
     "csgd_",
     "export_pruned",
     "hard_threshold_",

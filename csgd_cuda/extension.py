@@ -156,7 +156,7 @@ def backend_name(device: torch.device, fused: bool | None) -> str:
 
 
 def show_config() -> str:
-    """Prints what was built, this machine, and which backend CSGD takes on which device, or why not a kernel.
+    """Prints what was built, this machine, and which backend a step takes on which device, or why not a kernel.
 
     Returns:
         The same text.

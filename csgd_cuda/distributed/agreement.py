@@ -63,7 +63,7 @@ def check_ranks_agree(optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
     Python objects and waits for the device; steps need no communication.
 
     Args:
-        optimizer: a ``CSGD``, or another optimizer.
+        optimizer: a ``CSGD``, a ``CalibratedAdamW``, or another optimizer.
         group: None is the default group.
 
     Raises:

@@ -90,7 +90,7 @@ def check_plain(param: Tensor, index: int) -> None:
     if is_dtensor(param):
         shard_layout(param, index)
     elif is_traceable_wrapper_subclass(param):
-        raise TypeError(f"parameter {index} is a {type(param).__name__}; CSGD supports plain tensors and DTensors")
+        raise TypeError(f"parameter {index} is a {type(param).__name__}; csgd_cuda supports plain tensors and DTensors")
 
 
 def check_not_pieces(param_groups: Sequence[Group]) -> None:
@@ -186,6 +186,6 @@ def shard_layout(param: Any, index: int) -> ShardLayout:
     if layout is None:
         raise TypeError(
             f"parameter {index} is a DTensor placed {param.placements}: it is split along three dimensions after the "
-            "first, CSGD can draw for two"
+            "first, csgd_cuda can draw for two"
         )
     return layout

@@ -56,7 +56,7 @@ class CalibratedOptimizer(Optimizer):
     def _begin(self) -> None:
         """Makes the attributes that are not part of the state: for a new optimizer, for a copy, and after a checkpoint
         was loaded. The tallies alone stay when one is loaded: they are those of the last step that was made here."""
-        self._pruning = groups.Pruning()
+        self._pruning = groups.Pruning(self.direction.buffers_for)
         self._bounds = WholeBounds()
         self._plan: StepPlan | None = None  # of the last step
 
@@ -211,7 +211,8 @@ class CalibratedOptimizer(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of this class, bit for bit in every dtype, or one of torch's optimizer of this direction.
+        """Loads a state_dict of this class, bit for bit in every dtype, or one of torch's optimizer of this direction,
+        whose buffers are rounded to nearest where they are of another dtype than ours.
 
         Options that torch's optimizer does not have, and how it runs (fused, foreach, differentiable), stay this
         optimizer's own. So do the options of pruning where the checkpoint's group is not pruned. The next step is that
@@ -219,7 +220,8 @@ class CalibratedOptimizer(Optimizer):
         is calibrated at once.
 
         Raises:
-            ValueError: the groups or the shapes do not fit this optimizer's parameters; nothing was changed.
+            ValueError: the groups or the shapes do not fit this optimizer's parameters, or the checkpoint is one of
+                another optimizer; nothing was changed.
         """
         # The last of the pre-hooks gets the dict as it is loaded, before torch casts its tensors.
         handle = self.register_load_state_dict_pre_hook(
@@ -240,9 +242,10 @@ class CalibratedOptimizer(Optimizer):
         checkpoint = self.__dict__.get("_checkpoint")
         if checkpoint is not None:  # called by load_state_dict, which has cast what must not be cast
             for new, own in zip(state["param_groups"], self.param_groups, strict=True):
+                self.direction.check_loaded_group(new)
                 keep_pruning(new, own)
                 complete_group(new, own)
-            restored = restore_state(checkpoint, state["param_groups"], state["state"], self.direction.buffers)
+            restored = restore_state(checkpoint, state["param_groups"], state["state"], self.direction)
             state = {**state, "state": restored}
         super().__setstate__(state)
         if checkpoint is None:  # a copy, to which torch gives no other attributes

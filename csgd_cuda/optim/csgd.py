@@ -67,4 +67,4 @@ class CSGD(CalibratedOptimizer):
     ) -> None:
         given = locals()
         options = {name: given[name] for name in SGD_OPTIONS}
-        super().__init__(params, {**options, **pruning_defaults(pruning)})
+        super().__init__(params, {**options, **pruning_defaults(pruning, type(self).__name__)})

@@ -36,7 +36,7 @@ def note_draws(optimizer: torch.optim.Optimizer, drawn: Iterable[tuple[int, int,
             # The other one may be left over from an earlier training, in a cycle of references.
             gc.collect()
             if _is_drawn_for_another(optimizer, seed, index, param):
-                _warn(seed, index)
+                _warn(type(optimizer).__name__, seed, index)
                 return
         _drawing[seed, index] = optimizer
 
@@ -51,13 +51,13 @@ def _is_drawn_for_another(optimizer: torch.optim.Optimizer, seed: int, index: in
     return False  # the other one has been changed since
 
 
-def _warn(seed: int, index: int) -> None:
+def _warn(name: str, seed: int, index: int) -> None:
     global _warned
     _warned = True
     warnings.warn(
         f"several optimizers of this process draw the same random numbers, those of seed {seed} and parameter index "
         f"{index}: equal tensors move in the same coordinates, and noise adds up that should average out. Give each "
-        "optimizer a first_index of its own, CSGD([p], first_index=k) for parameter k, or a seed of its own. This is "
-        "said once per process.",
+        f"optimizer a first_index of its own, {name}([p], first_index=k) for parameter k, or a seed of its own. This "
+        "is said once per process.",
         stacklevel=stacklevel_of_user(),
     )

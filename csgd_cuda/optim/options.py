@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -86,6 +86,12 @@ def check_share(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
+def check_betas(name: str, value: Sequence[float | Tensor]) -> None:
+    for number in (_number(name, beta) for beta in value):
+        if not 0 <= number < 1:
+            raise ValueError(f"{name} must be two numbers in [0, 1), got {number} among them")
+
+
 def check_rounding(name: str, value: str) -> None:
     if value not in ("stochastic", "nearest"):
         raise ValueError(f"{name} must be 'stochastic' or 'nearest', got {value!r}")
@@ -102,9 +108,22 @@ def check_first_index(name: str, value: int | None) -> None:
         raise ValueError(f"{name} must be None or in 0 ... 2^32-1, got {value}")
 
 
+def check_amsgrad(name: str, value: bool) -> None:
+    if value:
+        raise ValueError(f"{name}=True is not supported: the maximum of exp_avg_sq over all steps is not kept")
+
+
 def check_differentiable(name: str, value: bool) -> None:
     if value:
         raise ValueError(f"{name}=True is not supported: the step is made in place, outside autograd")
+
+
+def _is_pair_of_numbers(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(NUMBER.accepts, value))
+
+
+def _floats(values: Sequence[float]) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _float_or_none(value: float | None) -> float | None:
@@ -147,7 +166,7 @@ _COMMON_OPTIONS: dict[str, Option] = {
         None, FUSED, check_any, None,
         "None takes the C++/CUDA kernel where there is one, else pure PyTorch, with a warning (once per process) where "
         "the parameters are on a GPU; True demands the kernel, and lets torch.amp.GradScaler leave unscaling and "
-        "skipping to it, as in torch.optim.SGD; False takes pure PyTorch.",
+        "skipping to it, as torch's fused optimizers do; False takes pure PyTorch.",
     ),
     "capturable": Option(
         False, FLAG, check_any, None, "accepted for compatibility; the state is always on the parameter's device."
@@ -160,15 +179,14 @@ _COMMON_OPTIONS: dict[str, Option] = {
     ),
 }  # fmt: skip
 
+# It reaches the operator as a number or as a tensor: step_options().
+_LR = Option(
+    1e-3, NUMBER.described("a number or a tensor with one element"), check_lr, None,
+    "the learning rate, a number or a tensor with one element, read on its device.",
+)  # fmt: skip
+
 SGD_OPTIONS: dict[str, Option] = {
-    # lr reaches the operator as a number or as a tensor: step_options().
-    "lr": Option(
-        1e-3,
-        NUMBER.described("a number or a tensor with one element"),
-        check_lr,
-        None,
-        "the learning rate, a number or a tensor with one element, read on its device.",
-    ),
+    "lr": _LR,
     "momentum": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD."),
     "dampening": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD."),
     "weight_decay": Option(0, NUMBER, check_finite, float, "as in torch.optim.SGD; a tensor becomes a number."),
@@ -176,6 +194,23 @@ SGD_OPTIONS: dict[str, Option] = {
     **CALIBRATION_OPTIONS,
     **_COMMON_OPTIONS,
 }
+
+ADAMW_OPTIONS: dict[str, Option] = {
+    "lr": _LR,
+    "betas": Option(
+        (0.9, 0.999), Kind("two numbers", _is_pair_of_numbers), check_betas, _floats,
+        "two numbers in [0, 1): what each step keeps of the means of the gradients and of their squares; tensors "
+        "become numbers.",
+    ),
+    "eps": Option(1e-8, NUMBER, check_not_negative, float, "what is added to the root of the mean square."),
+    "weight_decay": Option(
+        1e-2, NUMBER, check_finite, float, "decoupled from the gradient, as in torch.optim.AdamW; a tensor becomes a "
+        "number.",
+    ),
+    "amsgrad": Option(False, FLAG, check_amsgrad, None, "must be False."),
+    **CALIBRATION_OPTIONS,
+    **_COMMON_OPTIONS,
+}  # fmt: skip
 
 
 def _is_readable(lr: Tensor) -> bool:
@@ -210,20 +245,65 @@ def check_group(table: Mapping[str, Option], group: Group) -> None:
     weight decay."""
     check_options(table, group)
     for name in table:
-        if name != "lr" and is_number_tensor(group[name]):
-            group[name] = group[name].item()
+        value = group[name]
+        if name != "lr" and is_number_tensor(value):
+            group[name] = value.item()
+        # A list could change in place, which would not be seen.
+        elif isinstance(value, list) or (isinstance(value, tuple) and any(map(is_number_tensor, value))):
+            group[name] = tuple(_number(name, entry) for entry in value)
     if group["fused"] and group["foreach"]:
         raise ValueError("fused and foreach cannot both be True")
 
 
-def check_new_sgd_group(group: Group) -> None:
-    """What torch.optim.SGD refuses of a user, but not of a scheduler."""
-    lr = value_of(group["lr"])
-    for name, value in (("lr", lr), ("momentum", group["momentum"]), ("weight_decay", group["weight_decay"])):
+def _refuse_negative(group: Group, *names: str) -> None:
+    for name in names:
+        value = value_of(group[name]) if name == "lr" else group[name]
         if value is not None and value < 0:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+
+
+def check_new_sgd_group(group: Group) -> None:
+    """What torch.optim.SGD refuses of a user, but not of a scheduler."""
+    _refuse_negative(group, "lr", "momentum", "weight_decay")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+
+def check_new_adamw_group(group: Group) -> None:
+    """What torch.optim.AdamW refuses of a user, but not of a scheduler."""
+    _refuse_negative(group, "lr", "weight_decay")
+    _check_decoupled(group)
+
+
+def check_loaded_sgd_group(group: Group) -> None:
+    """Raises ValueError for a checkpoint's group that is not of torch.optim.SGD, nor of CSGD."""
+    _check_of_this_direction(group, ("momentum",), "torch.optim.SGD or CSGD")
+
+
+def check_loaded_adamw_group(group: Group) -> None:
+    """Raises ValueError for a checkpoint's group with which torch.optim.AdamW would go on otherwise.
+
+    torch.optim.Adam without weight decay makes the same steps.
+    """
+    _check_of_this_direction(group, ("betas", "amsgrad"), "torch.optim.AdamW or CalibratedAdamW")
+    check_amsgrad("amsgrad", group.get("amsgrad", False))
+    _check_decoupled(group)
+    group.pop("decoupled_weight_decay", None)
+
+
+def _check_of_this_direction(group: Group, names: tuple[str, ...], expected: str) -> None:
+    for name in names:
+        if name not in group:
+            raise ValueError(f"the checkpoint is not one of {expected}: a parameter group of it has no {name}")
+
+
+def _check_decoupled(group: Group) -> None:
+    """torch.optim.Adam and AdamW say with an entry of their groups where the weight decay goes."""
+    if not group.get("decoupled_weight_decay", True) and group["weight_decay"] != 0:
+        raise ValueError(
+            f"decoupled_weight_decay=False with weight_decay={group['weight_decay']} is the decay of torch.optim.Adam, "
+            "which goes through the means of the gradient, and is not supported: set weight_decay to 0 in the group"
+        )
 
 
 def complete_group(group: Group, own: Group) -> None:

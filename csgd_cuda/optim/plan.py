@@ -88,7 +88,7 @@ class StepCall:
         check_group(table, self._group)  # schedulers, users and checkpoints change the options after the constructor
         self._kernel = extension.takes_kernel(self._device, self._group["fused"])
         self._options = step_options(table, self._group, self._device)
-        self._options["fresh_momentum"] = self._fresh
+        self._options |= self._direction.fresh_argument(self._fresh)
         self._option_values = self._values()
         self._buffer_names = self._direction.buffers_for(self._group)
         self._has_bound = self._group["lipschitz"] is None
@@ -243,14 +243,13 @@ class StepPlan:
         count = sum(len(group["params"]) for group in param_groups)
         position = 0
         for group, indices in zip(param_groups, index_ranges(param_groups), strict=True):
-            needed = direction.buffers_for(group)
             calls: dict[tuple[torch.device, bool, bool], StepCall] = {}
             for param, index in zip(group["params"], indices, strict=True):
                 if param.grad is None:
                     self._without_grad.append(param)
                 else:
                     own = state.get(param) or {}
-                    fresh = bool(own) and any(own.get(name) is None for name in needed)
+                    fresh = direction.is_fresh(group, own, index)
                     kind = (param.device, fresh, param in idle)
                     if kind not in calls:
                         calls[kind] = StepCall(direction, group, *kind, tallies, position, count)

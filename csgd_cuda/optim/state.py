@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..distributed.shards import is_dtensor
 from ..pruning.groups import new_mask
 from ..tensors import Group, State, opmath_dtype
+from .direction import Direction
 
 
 def new_buffer(param: Tensor) -> Tensor:
@@ -40,13 +40,15 @@ def _copy_of(value: Any) -> Any:
 
 
 def _restore_one(
-    param: Tensor, index: int, saved: dict[str, Any], as_torch_casts: dict[str, Any], buffers: Sequence[str]
+    param: Tensor, index: int, saved: dict[str, Any], as_torch_casts: dict[str, Any], direction: Direction
 ) -> dict[str, Any]:
     """The state of one parameter from a checkpoint's dict of it; entries of others (a subclass's) as torch loads them.
 
     torch.optim.Optimizer.load_state_dict casts ``lipschitz_bound`` to the parameter's dtype and ``step`` to
     float32 (when fused), and shares tensors with the checkpoint; this takes the saved bits.
     """
+    direction.check_state(saved, index)
+    buffers = direction.buffers
     own = ("step", *buffers, "lipschitz_bound", "mask")
     state = {key: _copy_of(value) for key, value in as_torch_casts.items() if key not in own}
     for name in buffers:
@@ -84,16 +86,16 @@ def _restored_buffer(param: Tensor, index: int, name: str, saved: Tensor) -> Ten
 
 
 def restore_state(
-    checkpoint: dict[str, Any], param_groups: list[Group], as_torch_casts: State, buffers: Sequence[str]
+    checkpoint: dict[str, Any], param_groups: list[Group], as_torch_casts: State, direction: Direction
 ) -> State:
     """The ``state`` of an optimizer with these groups, from the state_dict ``checkpoint``.
 
     Args:
         as_torch_casts: the ``state`` that torch.optim.Optimizer.load_state_dict has made of the same checkpoint.
-        buffers: the names of the direction's buffers.
+        direction: the optimizer's.
 
     Raises:
-        ValueError: a buffer or a mask does not fit its parameter's shape.
+        ValueError: a buffer or a mask does not fit its parameter's shape, or is missing.
     """
     params = [param for group in param_groups for param in group["params"]]
     saved_ids = [saved_id for group in checkpoint["param_groups"] for saved_id in group["params"]]
@@ -105,7 +107,7 @@ def restore_state(
             if index is None:
                 state[key] = saved  # not of a parameter: kept as it is, as torch does
                 continue
-            restored = _restore_one(params[index], index, saved, as_torch_casts[params[index]], buffers)
+            restored = _restore_one(params[index], index, saved, as_torch_casts[params[index]], direction)
             if restored:
                 state[params[index]] = restored
     return state

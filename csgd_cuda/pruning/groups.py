@@ -29,7 +29,9 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in
 class Pruning:
     """The pruning of one optimizer. Its state is in the groups (threshold_step) and the optimizer's state (mask)."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers_for: Callable[[Group], Sequence[str]]) -> None:
+        """``buffers_for``: the names of the state tensors of a parameter's shape that a group needs."""
+        self._buffers_for = buffers_for
         self._had_masks: list[bool] | None = None  # of the groups, when masks were forgotten last
 
     @staticmethod
@@ -54,7 +56,7 @@ class Pruning:
         Raises:
             ValueError, TypeError: an option, or a parameter to which it does not apply; nothing was changed.
         """
-        _check_groups(param_groups, state)
+        self._check_groups(param_groups, state)
         with _masked_gradients(param_groups, state):
             yield
         for group in param_groups:
@@ -65,7 +67,7 @@ class Pruning:
                     _make_masks(group, state)
             else:
                 group["threshold_step"] += 1
-                _threshold_group(group, state, found_inf, selects=_is_due(group))
+                self._threshold_group(group, state, found_inf, selects=_is_due(group))
         self.forget_masks(param_groups, state)
 
     def forget_masks(self, param_groups: list[Group], state: State) -> None:
@@ -82,12 +84,35 @@ class Pruning:
         self, param_groups: list[Group], state: State, found_inf: Callable[[torch.device], Tensor | None]
     ) -> None:
         """Drops what the groups' sparsity now drops, as a step that is due; raises as ``around_step``."""
-        _check_groups(param_groups, state)
+        self._check_groups(param_groups, state)
         self._had_masks = None  # masks may be made here, between the steps
         for group in param_groups:
             if group["sparsity"]:
                 selects = scheduled_sparsity(group, group["threshold_step"]) > 0
-                _threshold_group(group, state, found_inf, selects=selects)
+                self._threshold_group(group, state, found_inf, selects=selects)
+
+    def _cleared(self, group: Group) -> Sequence[str]:
+        """The names of the state tensors in which dropped entries become 0."""
+        return self._buffers_for(group) if group["dropped_momentum"] == "clear" else ()
+
+    def _check_groups(self, param_groups: list[Group], state: State) -> None:
+        position = 0
+        for group in param_groups:
+            check_group(group, state, position, self._cleared(group))
+            position += len(group["params"])
+
+    def _threshold_group(
+        self, group: Group, state: State, found_inf: Callable[[torch.device], Tensor | None], *, selects: bool
+    ) -> None:
+        """H_k of the parameters of a checked group where it ``selects``; otherwise it only applies the masks again."""
+        params = _thresholded(group)
+        if not group["regrow"]:
+            _make_masks(group, state)
+        elif not selects:
+            return
+        for device in dict.fromkeys(param.device for param in params):
+            here = [param for param in params if param.device == device]
+            _threshold(here, state, group, self._cleared(group), found_inf(device), selects=selects)
 
 
 def new_mask(param: Tensor, shape: Sequence[int]) -> Tensor:
@@ -114,10 +139,6 @@ def _make_masks(group: Group, state: State) -> None:
     for param in _thresholded(group):
         if state[param].get("mask") is None:
             state[param]["mask"] = new_mask(param, _mask_shape(param, group))
-
-
-def _clears_momentum(group: Group) -> bool:
-    return bool(group["dropped_momentum"] == "clear" and group["momentum"] != 0)
 
 
 def _is_due(group: Group) -> bool:
@@ -178,18 +199,12 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return bits.bitwise_and_(values.view(integer)).view(values.dtype)
 
 
-def _check_groups(param_groups: list[Group], state: State) -> None:
-    position = 0
-    for group in param_groups:
-        check_group(group, state, position)
-        position += len(group["params"])
-
-
-def check_group(group: Group, state: State, first: int) -> None:
+def check_group(group: Group, state: State, first: int, cleared: Sequence[str] = ()) -> None:
     """Checks that the parameters of a group can be thresholded.
 
     Args:
         first: the position of its first parameter over all groups.
+        cleared: the names of the state tensors in which dropped entries are cleared.
 
     Raises:
         ValueError, TypeError: an option, or a parameter to which it does not apply.
@@ -211,7 +226,7 @@ def check_group(group: Group, state: State, first: int) -> None:
         check_plain(param, index)
         check_dtype(param, index)
         check_structure(param, index, group["structure"])
-        _check_own(param, index, state.get(param) or {}, group)
+        _check_own(param, index, state.get(param) or {}, group, cleared)
     if group["structure"] == "filter":
         _check_no_weight_norm(group, first)
     for device in {param.device for param in params if param.device.type != "meta"}:  # as in the constructor
@@ -243,11 +258,10 @@ def _check_no_weight_norm(group: Group, first: int) -> None:
             )
 
 
-def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> None:
+def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group, cleared: Sequence[str]) -> None:
     """The state that is thresholded with a parameter: the step checks that of parameters with a gradient only."""
-    expected: dict[str, tuple[torch.Size, torch.dtype, str]] = {}  # with what to do where it is otherwise
-    if _clears_momentum(group):
-        expected["momentum_buffer"] = (param.shape, param.dtype, "")
+    # With what to do where it is otherwise.
+    expected: dict[str, tuple[torch.Size, torch.dtype, str]] = dict.fromkeys(cleared, (param.shape, param.dtype, ""))
     if not group["regrow"]:
         anew = f" for structure {group['structure']!r}; remove it from the state to begin anew"
         expected["mask"] = (_mask_shape(param, group), torch.bool, anew)
@@ -256,34 +270,31 @@ def _check_own(param: Tensor, index: int, own: dict[str, Any], group: Group) -> 
             check_companion(own[name], name, index, shape, dtype, param.device, remedy=remedy)
 
 
-def _threshold_group(
-    group: Group, state: State, found_inf: Callable[[torch.device], Tensor | None], *, selects: bool
+def _threshold(
+    params: list[Tensor], state: State, group: Group, cleared: Sequence[str], found_inf: Tensor | None, *, selects: bool
 ) -> None:
-    """H_k of the parameters of a checked group where it ``selects``; otherwise it only applies the masks again."""
-    params = _thresholded(group)
-    if not group["regrow"]:
-        _make_masks(group, state)
-    elif not selects:
-        return
-    for device in dict.fromkeys(param.device for param in params):
-        here = [param for param in params if param.device == device]
-        hard_threshold_(
-            [_filters_first(param, group) for param in here],
-            _keeps(here, scheduled_sparsity(group, group["threshold_step"]), group) if selects else None,
-            momentum_buffers=[_filters_first(m, group) for m in _momentum_buffers(here, state, group)],
-            masks=[] if group["regrow"] else [state[param]["mask"] for param in here],
-            structure=group["structure"],
-            across=group["threshold_scope"] == "group" and group["structure"] != "2:4",
-            found_inf=found_inf(device),
-            fused=group["fused"],
-        )
+    """H_k of parameters on one device, and +0 in the entries of their buffers ``cleared`` that it drops."""
+    first, *others = [_buffers(params, state, name) for name in cleared] or [[]]
+    if group["regrow"]:  # the masks hold what was dropped, for the other buffers
+        masks = [new_mask(param, _mask_shape(param, group)) for param in params] if others else []
+    else:
+        masks = [state[param]["mask"] for param in params]
+    shared: dict[str, Any] = {
+        "masks": masks, "structure": group["structure"], "found_inf": found_inf, "fused": group["fused"]
+    }  # fmt: skip
+    hard_threshold_(
+        [_filters_first(param, group) for param in params],
+        _keeps(params, scheduled_sparsity(group, group["threshold_step"]), group) if selects else None,
+        momentum_buffers=[_filters_first(buffer, group) for buffer in first],
+        across=group["threshold_scope"] == "group" and group["structure"] != "2:4",
+        **shared,
+    )
+    for buffers in others:
+        hard_threshold_([_filters_first(buffer, group) for buffer in buffers], None, **shared)
 
 
-def _momentum_buffers(params: list[Tensor], state: State, group: Group) -> list[Tensor]:
-    """Those in which the dropped entries are to be cleared."""
-    if not _clears_momentum(group):
-        return []
-    buffers = [(state.get(param) or {}).get("momentum_buffer") for param in params]
+def _buffers(params: list[Tensor], state: State, name: str) -> list[Tensor]:
+    buffers = [(state.get(param) or {}).get(name) for param in params]
     return [torch.zeros_like(p) if b is None else b for p, b in zip(params, buffers, strict=True)]
 
 

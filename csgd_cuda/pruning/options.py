@@ -15,7 +15,7 @@ STRUCTURES = ("element", "filter", "2:4")
 
 
 class PruningOptions(TypedDict, total=False):
-    """Options of CSGD, each for a parameter group: x becomes H_k(x - lr * step), docs/pruning.md.
+    """Options of the optimizers, each for a parameter group: x becomes H_k(x - lr * step), docs/pruning.md.
 
     Parameters with fewer than two dimensions (biases, norms) are never thresholded, nor are frozen ones.
     """
@@ -96,20 +96,21 @@ PRUNING_OPTIONS: dict[str, Option] = {
         "False: dropped weights stay zero; their gradients count as 0, and stay as they are in ``.grad``.",
     ),
     "dropped_momentum": Option(
-        "clear", *_one_of("keep", "clear"), None, "whether the momentum of dropped weights is kept or becomes 0."
+        "clear", *_one_of("keep", "clear"), None,
+        "whether the momentum of dropped weights (of AdamW both means) stays or becomes 0.",
     ),
 }  # fmt: skip
 
 
-def pruning_defaults(options: PruningOptions) -> dict[str, Any]:
-    """All pruning options of an optimizer, and the count of its steps with pruning, from the given ones.
+def pruning_defaults(options: PruningOptions, optimizer: str) -> dict[str, Any]:
+    """All pruning options of an optimizer of this class, and the count of its steps with pruning, from the given ones.
 
     Raises:
         TypeError: there is no such option.
     """
     for name in options:
         if name not in PRUNING_OPTIONS:
-            raise TypeError(f"CSGD got an unexpected keyword argument {name!r}")
+            raise TypeError(f"{optimizer} got an unexpected keyword argument {name!r}")
     return {**{name: option.default for name, option in PRUNING_OPTIONS.items()}, **options, "threshold_step": 0}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks of a step's tensors for the reference; csrc/ops/csgd.cpp says the same for the kernels.
+"""The checks of a step's tensors for the reference; csrc/ops/ says the same for the kernels.
 
 They run before anything is changed, and say which parameter is wrong, how, and what was expected.
 """
@@ -41,12 +41,12 @@ def check_dtype(param: Tensor, index: int) -> None:
     """Raises TypeError for a parameter that no backend can step."""
     if param.is_complex():
         raise TypeError(
-            f"parameter {index} is complex ({param.dtype}); CSGD does not support complex parameters: "
+            f"parameter {index} is complex ({param.dtype}); csgd_cuda does not support complex parameters: "
             "pass torch.view_as_real(parameter) instead"
         )
     if param.dtype not in SUPPORTED_DTYPES:
         raise TypeError(
-            f"parameter {index} has dtype {param.dtype}; CSGD supports float32, float64, bfloat16 and float16"
+            f"parameter {index} has dtype {param.dtype}; csgd_cuda supports float32, float64, bfloat16 and float16"
         )
 
 
@@ -54,7 +54,7 @@ def _check_param(param: Tensor, index: int) -> None:
     if not 0 <= index < 2**32:
         raise ValueError(f"indices: {index} is not a parameter index (0 ... 2^32-1)")
     if param.layout is not torch.strided:
-        raise ValueError(f"parameter {index} has layout {param.layout}; CSGD needs dense (strided) parameters")
+        raise ValueError(f"parameter {index} has layout {param.layout}; csgd_cuda needs dense (strided) parameters")
     check_dtype(param, index)
     if param.numel() and not separate_elements(param):
         raise ValueError(
@@ -86,10 +86,10 @@ _HOW_TO_CONVERT_GRADIENT = " (a param.grad_dtype of another dtype is not support
 
 
 def _check_companion(tensor: Tensor, param: Tensor, index: int, name: str, advice: str) -> None:
-    """A tensor of the parameter's own shape and dtype: its gradient or its momentum buffer."""
+    """A tensor of the parameter's own shape and dtype: its gradient or a buffer."""
     if tensor.layout is not torch.strided:
         raise TypeError(
-            f"parameter {index}: {name} is sparse ({tensor.layout}), CSGD needs a dense one: "
+            f"parameter {index}: {name} is sparse ({tensor.layout}), csgd_cuda needs a dense one: "
             f"use sparse=False in the layer, or {name}.to_dense()"
         )
     for what, got, expected in (

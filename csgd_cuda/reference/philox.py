@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Philox4x32-10 in pure PyTorch, and the random draws of CSGD made from it; mirrors csrc/core/philox.h.
+"""Philox4x32-10 in pure PyTorch, and the random draws made from it; mirrors csrc/core/philox.h.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -14,10 +14,11 @@ from torch import Tensor
 
 CALIBRATION_STREAM = 0  # does this coordinate move?
 PARAM_STREAM = 1  # stochastic rounding of the parameter
-MOMENTUM_STREAM = 2  # stochastic rounding of the momentum buffer
+MOMENTUM_STREAM = 2  # stochastic rounding of momentum_buffer or exp_avg
 GRAD_STREAM = 3  # a layer's calibration of a gradient: is this coordinate passed on?
 GRAD_ROUNDING_STREAM = 4  # stochastic rounding of a calibrated gradient
 EXCHANGE_STREAM = 5  # the code of a gradient that goes to other processes
+SECOND_MOMENT_STREAM = 6  # stochastic rounding of exp_avg_sq
 
 DRAW_RANGE = 2**16  # a draw is an integer in [0, DRAW_RANGE)
 DRAWS_PER_CALL = 8

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,16 +14,11 @@ from .rule import LAYOUTS
 
 
 class SgdDirection:
-    """The direction in one step of parameters of one dtype, which are the rows of a matrix.
+    """See ``StepDirection`` in step.py."""
 
-    Attributes:
-        streams: of the stochastic rounding of each buffer.
-    """
-
-    streams = {"momentum_buffer": MOMENTUM_STREAM}
+    streams: ClassVar[Mapping[str, int]] = {"momentum_buffer": MOMENTUM_STREAM}
 
     def __init__(self, options: dict[str, Any], step: Tensor, opmath: torch.dtype) -> None:
-        """``step``: the applied steps of each parameter, int64 of shape (parameters, 1)."""
         self._options, self._bits = options, LAYOUTS[opmath].integer
 
         def number(value: float) -> Tensor:
@@ -35,12 +31,6 @@ class SgdDirection:
         self._grad_share = torch.where(first, number(1.0), number(1.0 - options["dampening"]))
 
     def __call__(self, g: Tensor, param: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction d and the new buffers, unrounded.
-
-        Args:
-            g: the gradient in opmath, without the loss scale.
-            param, buffers: as stored.
-        """
         options = self._options
         if options["weight_decay"] != 0:
             g = g + param.to(g.dtype) * options["weight_decay"]

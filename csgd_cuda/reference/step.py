@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,9 +25,29 @@ from .rule import (
     ordered_bits,
     round_stochastic,
 )
-from .sgd import SgdDirection
 
 _T = TypeVar("_T")
+
+
+class StepDirection(Protocol):
+    """The direction in one step of parameters of one dtype, which are the rows of a matrix.
+
+    Attributes:
+        streams: of the stochastic rounding of each buffer.
+    """
+
+    streams: ClassVar[Mapping[str, int]]
+
+    def __init__(self, options: dict[str, Any], step: Tensor, opmath: torch.dtype) -> None:
+        """``step``: the applied steps of each parameter, int64 of shape (parameters, 1)."""
+
+    def __call__(self, g: Tensor, param: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The direction d and the new buffers, unrounded.
+
+        Args:
+            g: the gradient in opmath, without the loss scale.
+            param, buffers: as stored.
+        """
 
 
 def block_elements(device: torch.device) -> int:
@@ -40,7 +60,7 @@ def block_elements(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def make_step(direction: type[SgdDirection], tensors: StepTensors, options: dict[str, Any]) -> None:
+def make_step(direction: type[StepDirection], tensors: StepTensors, options: dict[str, Any]) -> None:
     """One step of every parameter, in place, of arguments that were checked (checks.py).
 
     Args:
@@ -102,7 +122,7 @@ class _StackStep:
     """
 
     def __init__(
-        self, direction: type[SgdDirection], tensors: StepTensors, layout: ShardLayout, apply: Tensor | None,
+        self, direction: type[StepDirection], tensors: StepTensors, layout: ShardLayout, apply: Tensor | None,
         tallies: list[Tensor] | None, options: dict[str, Any],
     ) -> None:  # fmt: skip
         orders = [memory_order(param) for param in tensors.params]

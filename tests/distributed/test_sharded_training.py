@@ -204,7 +204,7 @@ def test_what_cannot_be_stepped_is_refused():
                 "a parameter cannot be a partial sum",
                 "parameter 1: the loaded momentum_buffer is a Tensor, expected a DTensor as the parameter",
                 "parameter 1: gradient is a Tensor, expected a DTensor",
-                "it is split along three dimensions after the first, CSGD can draw for two",
+                "it is split along three dimensions after the first, csgd_cuda can draw for two",
             ),
             strict=True,
         ):

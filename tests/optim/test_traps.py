@@ -253,11 +253,11 @@ def test_stale_values_are_noticed_by_autograd(device, fused):
 def test_wrapped_parameter_is_refused():
     """What another tensor class does with its parts CSGD cannot know. DTensors: tests/distributed/test_sharded.py."""
     param = TwoTensor(torch.ones(4), torch.ones(4)).requires_grad_()
-    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; CSGD supports plain tensors and DTensors"):
+    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; csgd_cuda supports plain tensors and DTensors"):
         CSGD([torch.ones(2), param])
     optimizer = CSGD([torch.ones(2), param.requires_grad_(False)])
     param.requires_grad_().grad = torch.ones_like(param)
-    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; CSGD supports plain tensors and DTensors"):
+    with pytest.raises(TypeError, match="parameter 1 is a TwoTensor; csgd_cuda supports plain tensors and DTensors"):
         optimizer.step()
     assert param.a.eq(1).all()
     assert param.b.eq(1).all()

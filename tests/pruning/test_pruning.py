@@ -329,8 +329,8 @@ def test_an_overflow_step_changes_nothing(regrow, device, fused):
 def test_without_sparsity_the_plan_is_kept_and_no_work_is_added(monkeypatch, device, fused):
     params = make_params(SHAPES, torch.float32, device)
     optimizer = run_steps(params, steps=3, fused=fused)
-    monkeypatch.setattr("csgd_cuda.pruning.groups._threshold_group", None)
-    monkeypatch.setattr("csgd_cuda.pruning.groups._check_groups", None)
+    monkeypatch.setattr("csgd_cuda.pruning.groups.Pruning._threshold_group", None)
+    monkeypatch.setattr("csgd_cuda.pruning.groups.Pruning._check_groups", None)
     plan = optimizer._plan
     optimizer.step()
     assert optimizer._plan is plan
