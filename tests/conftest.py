@@ -8,9 +8,9 @@ import hypothesis
 import pytest
 import torch
 
-from csgd_cuda import extension
+from csgd_cuda import CalibratedAdamW, extension
 
-from .helpers import DEVICES
+from .helpers import DEVICES, OPTIMIZERS, why_no_kernel
 from .rule import hooks
 
 hypothesis.settings.register_profile(
@@ -58,12 +58,27 @@ def device(request):
 def fused(request, device):
     """True: the kernel of the device; False: the reference on it."""
     if request.param:
-        need_kernel(device)
+        of_test = "optimizer_class" in request.fixturenames
+        need_kernel(device, *([request.getfixturevalue("optimizer_class")] if of_test else []))
     return request.param
 
 
-def need_kernel(device):
-    reason = extension.why_no_kernel(device)
+@pytest.fixture(params=OPTIMIZERS, ids=lambda optimizer_class: optimizer_class.__name__)
+def optimizer_class(request):
+    """Each of the calibrated optimizers."""
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["kernel", "reference"])
+def fused_adamw(request, device):
+    """As ``fused``, of CalibratedAdamW."""
+    if request.param:
+        need_kernel(device, CalibratedAdamW)
+    return request.param
+
+
+def need_kernel(device, *optimizer_class):
+    reason = why_no_kernel(device, *optimizer_class)
     if reason is not None:
         pytest.skip(f"no kernel: {reason}")
 

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import torch
 
-from csgd_cuda import CSGD, extension
+from csgd_cuda import CSGD, CalibratedAdamW, extension
 from csgd_cuda.optim.direction import SGD
 from csgd_cuda.optim.options import step_options
 from csgd_cuda.tensors import StepTensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-STATE_NAMES = ("momentum_buffer", "step", "lipschitz_bound")
+STATE_NAMES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", "lipschitz_bound")
+# Each optimizer with options for steps of which every part does something.
+USUAL_OPTIONS = {CSGD: {"lr": 0.1, "momentum": 0.9}, CalibratedAdamW: {"lr": 0.1, "weight_decay": 0.1}}
+OPTIMIZERS = list(USUAL_OPTIONS)
+TORCH_CLASS = {CSGD: torch.optim.SGD, CalibratedAdamW: torch.optim.AdamW}
 LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -31,6 +35,22 @@ BACKENDS = [
     for fused in (True, False)
     if not fused or extension.why_no_kernel(torch.device(device)) is None
 ]
+
+
+def why_no_kernel(device, optimizer_class=CSGD):
+    """Why there is no kernel for an optimizer's tensors on a device; None where there is one."""
+    operator = optimizer_class.direction.operator
+    reason = extension.why_no_kernel(torch.device(device))
+    if reason is None and not hasattr(extension._C, operator):
+        return f"the extension has no {operator}"
+    return reason
+
+
+def backends(optimizer_class):
+    """Every backend of an optimizer that this machine has, as (device, fused)."""
+    return [
+        (device, fused) for device, fused in BACKENDS if not fused or why_no_kernel(device, optimizer_class) is None
+    ]
 
 
 @contextlib.contextmanager
@@ -123,9 +143,9 @@ def set_grads(params, seed):
         param.grad = heavy_tailed(tuple(param.shape), generator, param.dtype).to(param.device)
 
 
-def run_steps(params, steps=3, **options):
+def run_steps(params, steps=3, optimizer_class=CSGD, **options):
     """Makes steps with gradients that depend on the step alone; returns the optimizer."""
-    optimizer = CSGD(params, **{"lr": 0.1, "momentum": 0.9, **options})
+    optimizer = optimizer_class(params, **{**USUAL_OPTIONS[optimizer_class], **options})
     for step in range(steps):
         set_grads(params, seed=100 + step)
         optimizer.step()

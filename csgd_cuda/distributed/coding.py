@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import extension
 from ..optim.options import signed_seed
+from ..reference.rule import square_root
 from ..tensors import divided
 from .codes import CODES, SIGNIFICANT_BITS, ZERO_CODE, encode
 
@@ -339,7 +340,7 @@ def norm_of(grad: Tensor) -> Tensor:
         half = count // 2
         halves = sums[:half] + sums[half : 2 * half]
         sums = halves if count % 2 == 0 else torch.cat([halves, sums[-1:]])
-    return sums[0].sqrt()
+    return square_root(sums[0])
 
 
 def take_outliers(grads: list[Tensor], bounds: Tensor) -> Outliers:

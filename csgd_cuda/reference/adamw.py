@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .philox import MOMENTUM_STREAM, SECOND_MOMENT_STREAM
+from .rule import square_root
 
 _BITS_OF_A_COUNT = 63  # of an int64 >= 0
 
@@ -29,7 +30,7 @@ class AdamWDirection:
         of_mean, of_square = (1.0 - powers(options["betas"], step + 1)).unbind()
         one = torch.ones_like(of_mean)
         self._mean_factor = (one / of_mean).to(opmath)
-        self._root_factor = (one / of_square.sqrt()).to(opmath)
+        self._root_factor = (one / square_root(of_square)).to(opmath)
 
     def __call__(self, g: Tensor, param: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         (beta1, beta2), options = self._options["betas"], self._options
@@ -37,9 +38,7 @@ class AdamWDirection:
         mean += g * (1.0 - beta1)
         square = buffers["exp_avg_sq"].to(g.dtype) * beta2
         square += (g * g).mul_(1.0 - beta2)
-        # torch.sqrt rounds correctly on every device: CUDA's sqrt does, unless compiled with fast-math, which torch is
-        # not (CUDA C++ Programming Guide, "Mathematical Functions", which gives it an error of 0 ulp).
-        d = (mean * self._mean_factor).div_(square.sqrt().mul_(self._root_factor).add_(options["eps"]))
+        d = (mean * self._mean_factor).div_(square_root(square).mul_(self._root_factor).add_(options["eps"]))
         if options["weight_decay"] != 0:
             d += param.to(g.dtype) * options["weight_decay"]
         return d, {"exp_avg": mean, "exp_avg_sq": square}

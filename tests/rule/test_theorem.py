@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 from csgd_cuda.reference import step as reference_step
 from csgd_cuda.tensors import opmath_dtype
 
@@ -73,6 +73,57 @@ def test_reference_is_unbiased(opmath, device, monkeypatch):
         param.grad = torch.full_like(param, d)
         CSGD([param], lr=1.0, calibration=1.0, lipschitz=BOUND, fused=False).step()
         assert_theorem(d, param.tolist(), opmath)
+
+
+@pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_reference_is_unbiased_for_adamw(weight_decay, opmath, device, monkeypatch):
+    """The mean over all draws is the variable after the plain step, which calibration 0 makes.
+
+    From means as training has them, so that |d| goes from far below T to beyond it; with weight decay the variable
+    begins at 1, where its new value is rounded once more.
+    """
+    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    start = 1.0 if weight_decay else 0.0
+    for mean, square in ((0.0, 0.0), (1e-12, 1.0), (1e-5, 1.0), (0.01, 1.0), (-0.1, 0.7), (0.7, 1.0), (-3.0, 1.0)):
+        updated = {}
+        for calibration in (0.0, 1.0):
+            param = torch.full((2**16,), start, dtype=opmath, device=device, requires_grad=True)
+            param.grad = torch.full_like(param, 1e-6)
+            options = {"lr": 1.0, "lipschitz": BOUND, "calibration": calibration, "weight_decay": weight_decay}
+            optimizer = CalibratedAdamW([param], fused=False, **options)
+            optimizer.state[param] = {
+                "step": torch.tensor(100, device=device),
+                "exp_avg": torch.full_like(param, mean, requires_grad=False),
+                "exp_avg_sq": torch.full_like(param, square, requires_grad=False),
+            }
+            optimizer.step()
+            updated[calibration] = param.tolist()
+        assert len(set(updated[0.0])) == 1
+        if start == 0:
+            assert_theorem(-updated[0.0][0], updated[1.0], opmath)
+            continue
+        exact = Fraction(updated[0.0][0])
+        average = sum(Fraction(value) * count for value, count in Counter(updated[1.0]).items()) / 2**16
+        largest = max(abs(exact), *(abs(Fraction(value)) for value in set(updated[1.0])))
+        assert abs(average - exact) <= largest * Fraction(torch.finfo(opmath).eps) * 2
+        assert len(set(updated[1.0])) <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_means_of_adamw_are_unbiased(dtype, device, monkeypatch):
+    """All draws of both means enumerated: the mean of what is stored is the number that was to be stored, exactly."""
+    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    for g in (0.3, -1.7, 0.011):
+        param = torch.zeros(2**16, dtype=dtype, device=device, requires_grad=True)
+        param.grad = torch.full_like(param, g)
+        optimizer = CalibratedAdamW([param], fused=False, betas=(0.875, 0.875))
+        optimizer.step()
+        g = param.grad[0].float()
+        for name, exact in (("exp_avg", g * 0.125), ("exp_avg_sq", g * g * 0.125)):
+            stored = Counter(optimizer.state[param][name].tolist())
+            assert sum(Fraction(v) * count for v, count in stored.items()) / 2**16 == Fraction(exact.item()), name
+        assert len(stored) == 2  # or nothing had to be rounded
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With calibration 0, CSGD is torch.optim.SGD; and the first step always is."""
+"""With calibration 0, CSGD is torch.optim.SGD, and CalibratedAdamW torch.optim.AdamW; and the first step always is."""
 
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import DTYPES, assert_same_bits, make_params, set_grads
+from ..helpers import (
+    DTYPES,
+    TORCH_CLASS,
+    USUAL_OPTIONS,
+    assert_same_bits,
+    make_params,
+    set_grads,
+)
 
 SHAPES = [(3,), (64, 9), (257,), (4, 3, 5, 5), (), (40000,)]
 
@@ -90,38 +97,82 @@ def test_what_only_the_constructor_refuses_is_stepped_as_sgd_does(options, devic
     assert_close(*both, torch.float64)
 
 
-def test_first_step_is_sgd(device, fused):
+ADAMW_OPTIONS = {
+    "defaults": {},
+    "no weight decay": {"weight_decay": 0.0},
+    "weight decay": {"weight_decay": 0.3},
+    "maximize": {"maximize": True, "weight_decay": 0.1},
+    "betas and eps": {"betas": (0.5, 0.8), "eps": 1e-3},
+    "betas as tensors": {"betas": (torch.tensor(0.875).double(), torch.tensor(0.75).double())},
+    "betas of 0": {"betas": (0.0, 0.0), "eps": 1e-2},
+}
+# After 20 steps. The mean of the gradients loses what cancels: its error is that of its largest terms.
+ADAMW_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+@pytest.mark.parametrize("options", ADAMW_OPTIONS.values(), ids=ADAMW_OPTIONS.keys())
+@pytest.mark.parametrize("dtype", ADAMW_TOLERANCE, ids=str)
+def test_zero_calibration_is_adamw(options, dtype, device, fused_adamw):
+    ours, theirs = make_params(SHAPES, dtype, device), make_params(SHAPES, dtype, device)
+    adamw = CalibratedAdamW(ours, lr=0.01, calibration=0.0, fused=fused_adamw, **options)
+    torchs = torch.optim.AdamW(theirs, lr=0.01, foreach=False, **options)
+    for step in range(20):
+        for params, optimizer in ((ours, adamw), (theirs, torchs)):
+            set_grads(params, seed=step)
+            optimizer.step()
+    tolerance = {"rtol": ADAMW_TOLERANCE[dtype], "atol": ADAMW_TOLERANCE[dtype]}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(adamw.state[a][name], torchs.state[b][name], **tolerance)
+    assert adamw.overall_density() == 1.0
+
+
+def assert_equal_to_rounding(ours, theirs):
+    """Of float64."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_first_step_is_that_of_torch(device, fused, optimizer_class):
     """A fresh parameter has no bound yet, so every coordinate moves."""
+    options = USUAL_OPTIONS[optimizer_class]
     ours, theirs = make_params(SHAPES, torch.float64, device), make_params(SHAPES, torch.float64, device)
     for params, optimizer in (
-        (ours, CSGD(ours, lr=0.1, momentum=0.9, fused=fused)),
-        (theirs, torch.optim.SGD(theirs, lr=0.1, momentum=0.9, foreach=False)),
+        (ours, optimizer_class(ours, fused=fused, **options)),
+        (theirs, TORCH_CLASS[optimizer_class](theirs, foreach=False, **options)),
     ):
         set_grads(params, seed=1)
         optimizer.step()
-    assert_close(ours, theirs, torch.float64)
+    assert_equal_to_rounding(ours, theirs)
 
 
-def test_goes_on_from_a_checkpoint_of_sgd(device, fused):
-    """The step after loading torch.optim.SGD's state is exact SGD, with its momentum."""
+TRAINED_OPTIONS = {
+    CSGD: {"lr": 0.1, "momentum": 0.9, "dampening": 0.2},
+    CalibratedAdamW: {"lr": 0.1, "betas": (0.8, 0.99), "weight_decay": 0.1},
+}
+
+
+def test_goes_on_from_a_checkpoint_of_torch(device, fused, optimizer_class):
+    """The step after loading the state of torch's optimizer is that optimizer's next step, exactly."""
     ours, theirs = make_params(SHAPES, torch.float64, device), make_params(SHAPES, torch.float64, device)
-    sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, dampening=0.2, foreach=False)
+    torchs = TORCH_CLASS[optimizer_class](theirs, foreach=False, **TRAINED_OPTIONS[optimizer_class])
     for step in range(3):
         set_grads(theirs, seed=step)
-        sgd.step()
-    csgd = CSGD(ours, fused=fused)
-    csgd.load_state_dict(sgd.state_dict())
-    assert csgd.param_groups[0]["fused"] is fused  # not that of the other optimizer
+        torchs.step()
+    calibrated = optimizer_class(ours, fused=fused)
+    calibrated.load_state_dict(torchs.state_dict())
+    assert calibrated.param_groups[0]["fused"] is fused  # not that of the other optimizer
     with torch.no_grad():
         for a, b in zip(ours, theirs, strict=True):
             a.copy_(b)
-    for params, optimizer in ((ours, csgd), (theirs, sgd)):
+    for params, optimizer in ((ours, calibrated), (theirs, torchs)):
         set_grads(params, seed=3)
         optimizer.step()
-    assert_close(ours, theirs, torch.float64)
+    assert_equal_to_rounding(ours, theirs)
     set_grads(ours, seed=4)
-    csgd.step()
-    assert list(csgd.density().values())[-1] < 0.5  # and from then on calibrated
+    calibrated.step()
+    assert list(calibrated.density().values())[-1] < 0.5 + 0.4 * (optimizer_class is CalibratedAdamW)  # calibrated
 
 
 def test_mean_of_many_seeds_is_sgd(device, fused):
