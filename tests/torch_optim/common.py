@@ -3,24 +3,41 @@
 
 import copy
 
+import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import assert_same_bits, make_params, set_grads
+from ..helpers import assert_same_bits, make_params, set_grads, why_no_kernel
+from .options import class_of, without_class
 
 SHAPES = [(3, 5), (70,), (1000,)]  # below a vector block, a block and a rest, many blocks
 
 # An optimizer that is to load a checkpoint was made for something else; nothing of this may survive.
-OTHER_OPTIONS = {
-    "lr": 0.5, "momentum": 0.25, "dampening": 0.125, "weight_decay": 0.75, "calibration": 3.0, "lipschitz": 0.5,
-    "bound_decay": 0.25, "rounding": "nearest", "seed": 12345,
+_OTHER = {
+    "lr": 0.5, "weight_decay": 0.75, "calibration": 3.0, "lipschitz": 0.5, "bound_decay": 0.25, "rounding": "nearest",
+    "seed": 12345,
 }  # fmt: skip
+_OTHER_OF_DIRECTION = {
+    CSGD: {"momentum": 0.25, "dampening": 0.125},
+    CalibratedAdamW: {"optimizer": CalibratedAdamW, "betas": (0.25, 0.375), "eps": 0.5},
+}
+
+
+def other_options(options):
+    """Of the same optimizer."""
+    return {**_OTHER, **_OTHER_OF_DIRECTION[class_of(options)]}
 
 
 def optimizer_of(params, options, **more):
-    """A CSGD that shares no tensor among its options with another one."""
-    return CSGD(params, **{**copy.deepcopy(options), **more})
+    """An optimizer that shares no tensor among its options with another one."""
+    options = {**copy.deepcopy(options), **more}
+    optimizer_class = class_of(options)
+    if optimizer_class is not CSGD and why_no_kernel("cpu", optimizer_class) is not None:
+        if options.get("fused"):
+            pytest.skip(f"no kernel: {why_no_kernel('cpu', optimizer_class)}")
+        options["fused"] = False
+    return optimizer_class(params, **without_class(options))
 
 
 def trained(options, device, *, steps=2, dtype=torch.float32, shapes=SHAPES, **more):
@@ -36,6 +53,13 @@ def go_on(params, optimizer, *, steps=2, seed=0):
     for step in range(steps):
         set_grads(params, seed=100 * seed + step)
         optimizer.step()
+
+
+def tolerance_of(options):
+    """Relative and absolute, of float64 against torch's optimizer. Of a float32 learning rate AdamW makes its factors in
+    float32."""
+    is_float = not isinstance(options.get("lr"), torch.Tensor) or class_of(options) is CSGD
+    return dict.fromkeys(("rtol", "atol"), 1e-12 if is_float else 1e-6)
 
 
 def copies_of(params):

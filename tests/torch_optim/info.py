@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CSGD as PyTorch's own optimizer tests see it: an OptimizerInfo with SGD's inputs and ours.
+"""The optimizers as PyTorch's own tests see them: an OptimizerInfo for each, with torch's inputs and ours.
 
 The tests of this folder are named after the promises of PyTorch's test_optim.py, which is not part of the wheel;
 their bodies are our own. Each runs on every device there is, with the kernel and with the reference, over the options
-of options.py by pairs; all of SGD's inputs are among them, and those below go through one test each besides.
+of options.py by pairs; all of torch's inputs are among them, and those below go through one test each besides.
 
 Left out, because there is nothing to hold:
     complex, complex_2d                     complex parameters are refused (tests/optim/test_errors.py)
@@ -24,10 +24,10 @@ Left out, because there is nothing to hold:
 """
 
 import copy
+from functools import partial
 
 import hypothesis
 import pytest
-import torch
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
 
@@ -40,39 +40,49 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
+from ..helpers import OPTIMIZERS, TORCH_CLASS
 from ..pairs import paired
-from .options import VALUES, merged, name_of
+from .options import OPTION_VALUES, merged, name_of, without_class
 
 hypothesis.settings.load_profile("csgd")  # the import has put PyTorch's in its place
 
-SGD_INFO = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+TORCH_INFOS = {cls: next(i for i in optim_db if i.optim_cls is of_torch) for cls, of_torch in TORCH_CLASS.items()}
 
-# What a message of CSGD says where SGD's error inputs quote SGD's.
+# What a message of ours says where torch's error inputs quote torch's.
 OWN_MESSAGES = {
     "Tensor lr must be 1-element": "lr must be a number or a tensor with one element, got 2 elements",
     "Invalid momentum value: -0.5": "momentum must be a finite number >= 0, got -0.5",
+    "Invalid beta parameter at index 0: 1.0": r"betas must be two numbers in \[0, 1\), got 1.0 among them",
+    "Invalid weight_decay value: -1": "weight_decay must be a finite number >= 0, got -1",
 }
+# Refused by torch for its own implementations alone: foreach, or a graph.
+LIMITS_OF_TORCH = ("is not supported for capturable=False and foreach=True", "either both floats or both Tensors")
 
 
-def optim_inputs_func_csgd(device, dtype=None):
-    """SGD's inputs, without calibration and with it, and those of options.py. Anew for each call: a learning rate may
+def optim_inputs_func(cls, device, dtype=None):
+    """torch's inputs, without calibration and with it, and those of options.py. Anew for each call: a learning rate may
     be a tensor, which schedulers write to."""
 
-    def of_sgd(suffix, **extra):
+    def of_torch(suffix, **extra):
         return [
             OptimizerInput(params=None, kwargs={**each.kwargs, **extra}, desc=each.desc + suffix)
-            for each in SGD_INFO.optim_inputs_func(device, dtype)
+            for each in TORCH_INFOS[cls].optim_inputs_func(device, dtype)
+            if not each.kwargs.get("amsgrad")
         ]
 
-    own = [merged(copy.deepcopy(case)) for case in paired(VALUES)]
+    own = [without_class(merged(copy.deepcopy(case))) for case in paired(OPTION_VALUES[cls])]
     own = [OptimizerInput(params=None, kwargs=kwargs, desc=name_of(kwargs)) for kwargs in own]
-    return [*of_sgd("", calibration=0.0), *of_sgd(", calibrated", calibration=1.0), *own]
+    return [*of_torch("", calibration=0.0), *of_torch(", calibrated", calibration=1.0), *own]
 
 
-def optim_error_inputs_func_csgd(device, dtype):
-    errors = SGD_INFO.optim_error_inputs_func(device, dtype)
+def optim_error_inputs_func(cls, device, dtype):
+    errors = [
+        error
+        for error in TORCH_INFOS[cls].optim_error_inputs_func(device, dtype)
+        if not any(limit in error.error_regex.replace("\\", "") for limit in LIMITS_OF_TORCH)
+    ]
     for error in errors:
         error.error_regex = OWN_MESSAGES.get(error.error_regex, error.error_regex)
     refused = [
@@ -84,6 +94,13 @@ def optim_error_inputs_func_csgd(device, dtype):
         ({"differentiable": True}, "differentiable=True is not supported"),
         ({"fused": True, "foreach": True}, "fused and foreach cannot both be True"),
     ]
+    if cls is CalibratedAdamW:
+        refused += [
+            ({"amsgrad": True}, "amsgrad=True is not supported"),
+            ({"eps": -1.0}, "eps must be a finite number >= 0, got -1.0"),
+            ({"betas": (0.9, -0.1)}, r"betas must be two numbers in \[0, 1\), got -0.1 among them"),
+            ({"lr": -0.1}, "lr must be a finite number >= 0, got -0.1"),
+        ]
     return errors + [
         ErrorOptimizerInput(
             OptimizerInput(params=None, kwargs=kwargs, desc=f"bad {' and '.join(kwargs)}"),
@@ -94,12 +111,16 @@ def optim_error_inputs_func_csgd(device, dtype):
     ]
 
 
-INFO = OptimizerInfo(
-    CSGD,
-    optim_inputs_func=optim_inputs_func_csgd,
-    optim_error_inputs_func=optim_error_inputs_func_csgd,
-    scheduler_inputs=SGD_INFO.scheduler_inputs,
-    supported_impls=("foreach", "fused"),
-    not_og_supported_flags=("foreach", "differentiable", "fused", "maximize", "capturable"),
-    supports_fused_on=("cpu", "cuda"),
-)
+INFOS = {
+    cls: OptimizerInfo(
+        cls,
+        optim_inputs_func=partial(optim_inputs_func, cls),
+        optim_error_inputs_func=partial(optim_error_inputs_func, cls),
+        scheduler_inputs=TORCH_INFOS[cls].scheduler_inputs,
+        supported_impls=("foreach", "fused"),
+        not_og_supported_flags=("foreach", "differentiable", "fused", "maximize", "capturable"),
+        supports_fused_on=("cpu", "cuda"),
+    )
+    for cls in OPTIMIZERS
+}
+INFO = INFOS[CSGD]

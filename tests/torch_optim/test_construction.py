@@ -2,44 +2,50 @@
 """What is refused, what is printed, what a copy has, what the state holds."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 
 from csgd_cuda import CSGD
 
-from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import TORCH_CLASS, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import assert_same_tree, go_on, optimizer_of, trained
-from .info import INFO, SGD_INFO, OptimizerErrorEnum
-from .options import VALUES, with_options
+from .info import INFOS, TORCH_INFOS, OptimizerErrorEnum
+from .options import OPTION_VALUES, class_of, with_options, without_class
 
-# SGD's error inputs exist for the CPU only.
-ERRORS = INFO.optim_error_inputs_func("cpu", torch.float32)
+# torch's error inputs exist for the CPU only.
+ERRORS = [(cls, error) for cls, info in INFOS.items() for error in info.optim_error_inputs_func("cpu", torch.float32)]
 
 
-def test_optim_inputs_do_not_choose_an_implementation():
+def test_optim_inputs_do_not_choose_an_implementation(optimizer_class):
     """The tests do that, for every input."""
-    for each in INFO.optim_inputs_func("cpu"):
+    for each in INFOS[optimizer_class].optim_inputs_func("cpu"):
         assert not {"foreach", "fused", "differentiable"} & set(each.kwargs), each.desc
 
 
-def test_all_values_of_the_inputs_for_sgd_are_among_the_options():
-    ours = [given for values in VALUES.values() for options in values for given in options.items()]
-    for each in SGD_INFO.optim_inputs_func("cpu"):
+def test_all_values_of_the_inputs_of_torch_are_among_the_options(optimizer_class):
+    values = OPTION_VALUES[optimizer_class].values()
+    ours = [given for of_option in values for options in of_option for given in options.items()]
+    for each in TORCH_INFOS[optimizer_class].optim_inputs_func("cpu"):
+        if each.kwargs.get("amsgrad"):  # refused
+            continue
         assert all(given in ours for given in each.kwargs.items()), each.desc
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.optimizer_error_input.desc)
-def test_errors(error):
+@pytest.mark.parametrize(
+    ("cls", "error"), ERRORS, ids=[f"{cls.__name__}: {error.optimizer_error_input.desc}" for cls, error in ERRORS]
+)
+def test_errors(cls, error):
     assert error.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR
     given = error.optimizer_error_input
     params = make_params([(2, 3)], torch.float32) if given.params is None else given.params
-    if issubclass(error.error_type, Warning):  # a warning of torch, and CSGD makes an error of it at once
+    if issubclass(error.error_type, Warning):  # a warning of torch, and ours is an error of it at once
         with pytest.warns(error.error_type, match=error.error_regex), pytest.raises(ValueError, match="given twice"):
-            CSGD(params, **given.kwargs)
+            cls(params, **given.kwargs)
         return
     with pytest.raises(error.error_type, match=error.error_regex):
-        CSGD(params, **given.kwargs)
+        cls(params, **given.kwargs)
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
@@ -64,7 +70,7 @@ def test_duplicate_params_across_groups_are_refused(fused):
 
 @with_options(made=["new", "stepped", "loaded"])
 def test_optimizer_can_be_printed(made, options, device, fused):
-    """Every option of every group, by name and value; and SGD's in SGD's words."""
+    """Every option of every group, by name and value; and those of torch in its words."""
     params = make_params([(3,), (4,)], torch.float32, device)
     optimizer = optimizer_of([{"params": params[:1]}, {"params": params[1:], "lr": 0.125}], options, fused=fused)
     if made != "new":
@@ -73,21 +79,30 @@ def test_optimizer_can_be_printed(made, options, device, fused):
         optimizer.load_state_dict(optimizer.state_dict())
     text = repr(optimizer)
     assert text == str(optimizer)
-    assert text.startswith("CSGD (\nParameter Group 0\n")
+    assert text.startswith(f"{class_of(options).__name__} (\nParameter Group 0\n")
     groups = text.split("Parameter Group ")[1:]
     assert len(groups) == 2
     for lines, group in zip(groups, optimizer.param_groups, strict=True):
-        for name, value in {**options, "fused": fused, "lr": group["lr"]}.items():
+        for name, value in {**without_class(options), "fused": fused, "lr": group["lr"]}.items():
             assert f"    {name}: {value}\n" in lines
     assert "    lr: 0.125\n" in groups[1]
-    sgd = torch.optim.SGD([torch.zeros(1)])
-    assert set(sgd.defaults) < set(optimizer.defaults)
+    of_torch = set(TORCH_CLASS[class_of(options)]([torch.zeros(1)]).defaults) - {"decoupled_weight_decay"}
+    assert of_torch < set(optimizer.defaults)
 
 
-def test_defaults_are_those_of_sgd(fused):
-    """An option that SGD has, too, is the same one when it is not given."""
-    ours, theirs = CSGD([torch.zeros(1)]).defaults, torch.optim.SGD([torch.zeros(1)]).defaults
+def test_defaults_are_those_of_torch(optimizer_class):
+    """An option that torch's optimizer has, too, is the same one when it is not given."""
+    ours, theirs = (cls([torch.zeros(1)]).defaults for cls in (optimizer_class, TORCH_CLASS[optimizer_class]))
+    theirs.pop("decoupled_weight_decay", None)  # no option of AdamW, but what torch makes AdamW of Adam with
     assert {name: ours[name] for name in theirs} == theirs
+
+
+def test_arguments_by_position_are_those_of_torch(optimizer_class):
+    ours, theirs = (
+        inspect.signature(cls).parameters.values() for cls in (optimizer_class, TORCH_CLASS[optimizer_class])
+    )
+    positional = [[p.name for p in params if p.kind is p.POSITIONAL_OR_KEYWORD] for params in (ours, theirs)]
+    assert positional[0] == positional[1]
 
 
 @with_options()
@@ -109,9 +124,9 @@ def test_deepcopy_shares_nothing_and_goes_on_alike(options, device, fused):
     copied = twin.param_groups[0]["params"]
     before = snapshot(params, optimizer)
     go_on(copied, twin, seed=1)
-    twin.param_groups[0]["momentum"] = 0.25
+    twin.param_groups[0]["weight_decay"] = 0.25
     assert_same_snapshots(before, snapshot(params, optimizer))
-    assert optimizer.param_groups[0]["momentum"] != 0.25
+    assert optimizer.param_groups[0]["weight_decay"] != 0.25
     go_on(params, optimizer, seed=1)
     assert_same_snapshots(snapshot(params, optimizer), snapshot(copied, twin))
 
@@ -125,7 +140,7 @@ def test_non_empty_state(options, device, fused):
     params[1].grad = None
     optimizer.step()
     expected = {"step"}
-    expected |= {"momentum_buffer"} if options.get("momentum") else set()
+    expected |= set(optimizer.direction.buffers_for(optimizer.param_groups[0]))
     expected |= {"lipschitz_bound"} if options.get("lipschitz") is None else set()
     assert set(optimizer.state) == {params[0], params[2]}
     for param in (params[0], params[2]):

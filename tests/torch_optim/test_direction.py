@@ -5,9 +5,9 @@ import math
 
 import torch
 
-from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import TORCH_CLASS, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import go_on, model_of, optimizer_of
-from .options import of_sgd, with_options
+from .options import class_of, of_torch, with_options
 
 STEPS = 10
 
@@ -22,10 +22,10 @@ def progress(params, optimizer, loss):
 
 @with_options(dtype=[torch.float32, torch.bfloat16], contiguous=[True, False])
 def test_forloop_goes_right_direction(dtype, contiguous, options, device, fused):
-    """Down, or up with maximize, about as far as torch.optim.SGD does on the same problem.
+    """Down, or up with maximize, about as far as torch's optimizer does on the same problem.
 
     bfloat16 parameters move less than their spacing in these steps, so only stochastic rounding gets them anywhere;
-    torch.optim.SGD is given the float32 problem.
+    torch's optimizer is given the float32 problem.
     """
     weight, bias, loss = model_of(device, dtype, contiguous=contiguous)
     ours = progress([weight, bias], optimizer_of([weight, bias], options, fused=fused), loss)
@@ -33,8 +33,8 @@ def test_forloop_goes_right_direction(dtype, contiguous, options, device, fused)
     if dtype.itemsize == 2 and options.get("rounding") == "nearest":
         return
     weight, bias, loss = model_of(device)
-    sgd = torch.optim.SGD([weight, bias], **of_sgd(options))
-    theirs = progress([weight, bias], sgd, loss)
+    torchs = TORCH_CLASS[class_of(options)]([weight, bias], **of_torch(options))
+    theirs = progress([weight, bias], torchs, loss)
     # A calibrated step is right in the mean only; 2112 coordinates are a mean of a kind.
     assert abs(ours / theirs - 1) < (0.25 if options.get("calibration", 1) else 0.02 if dtype.itemsize > 2 else 0.1)
 

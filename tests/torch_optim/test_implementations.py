@@ -6,13 +6,20 @@ import copy
 import pytest
 import torch
 
-from csgd_cuda import CSGD
-
 from ..conftest import need_kernel
-from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot, threads
-from .common import SHAPES, go_on, optimizer_of, trained
+from ..helpers import (
+    DTYPES,
+    TORCH_CLASS,
+    assert_same_bits,
+    assert_same_snapshots,
+    make_params,
+    set_grads,
+    snapshot,
+    threads,
+)
+from .common import SHAPES, go_on, optimizer_of, tolerance_of, trained
 from .info import INFO, _get_optim_inputs_including_global_cliquey_kwargs
-from .options import WITH_MOMENTUM, of_sgd, with_options
+from .options import WITH_MOMENTUM, class_of, of_torch, with_options
 
 
 @with_options(dtype=DTYPES)
@@ -48,14 +55,14 @@ def test_every_input_is_taken_with_every_flag_of_its_info(device):
 
 
 @with_options(calibration=[{"calibration": 0.0}])
-def test_forloop_matches_sgd(options, device, fused):
-    """Without calibration, in float64: torch.optim.SGD to rounding errors, with all of its inputs."""
+def test_forloop_matches_torch(options, device, fused):
+    """Without calibration, in float64: torch's optimizer to rounding errors, with all of its inputs."""
     ours, _ = trained(options, device, steps=6, dtype=torch.float64, fused=fused)
     theirs = make_params(SHAPES, torch.float64, device)
-    sgd = torch.optim.SGD(theirs, **of_sgd(options))
-    go_on(theirs, sgd, steps=6)
+    torchs = TORCH_CLASS[class_of(options)](theirs, **of_torch(options))
+    go_on(theirs, torchs, steps=6)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(a, b, **tolerance_of(options))
 
 
 @with_options(momentum=WITH_MOMENTUM)
@@ -180,7 +187,7 @@ def test_tensor_lr(where, options, device, fused):
     for shape, dtype in (((), torch.float32), ((1,), torch.float64), ((1, 1), torch.float32)):
         lr = torch.full(shape, 0.03125, dtype=dtype, device=device if where == "device" else "cpu")
         params = make_params(SHAPES, torch.float64, device)
-        optimizer = CSGD(params, **{**options, "lr": lr}, fused=fused)
+        optimizer = optimizer_of(params, options, lr=lr, fused=fused)
         assert optimizer.param_groups[0]["lr"] is lr
         go_on(params, optimizer)
         assert_same_snapshots(expected, snapshot(params, optimizer))

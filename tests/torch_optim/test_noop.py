@@ -5,7 +5,7 @@ import torch
 
 from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
 from .common import SHAPES, go_on, optimizer_of, trained
-from .options import with_options
+from .options import NO_DECAY, with_options
 
 
 def snapshot_and_density(params, optimizer):
@@ -26,7 +26,7 @@ def test_step_is_noop_when_params_have_no_grad(steps_before, options, device, fu
     assert len(optimizer.state) == (len(params) if steps_before else 0)
 
 
-@with_options(weight_decay=[{}], dtype=DTYPES)
+@with_options(weight_decay=NO_DECAY, dtype=DTYPES)
 def test_step_is_noop_for_zero_grads(dtype, options, device, fused):
     """Zeros of either sign: not a bit changes without weight decay."""
     params = make_params([*SHAPES, (64,)], dtype, device)
@@ -42,7 +42,7 @@ def test_step_is_noop_for_zero_grads(dtype, options, device, fused):
         assert_same_bits(param, old)
         state = optimizer.state[param]
         assert int(state["step"]) == 2  # counted all the same: a step was made
-        for name in {"momentum_buffer", "lipschitz_bound"} & set(state):
+        for name in {"momentum_buffer", "exp_avg", "exp_avg_sq", "lipschitz_bound"} & set(state):
             assert not state[name].any()
     # Where there is a bound, nothing is picked; without one, everything is, and takes a step of length zero.
     bounded = options.get("lipschitz", 0) * options.get("calibration", 1) > 0

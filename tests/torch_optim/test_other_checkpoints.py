@@ -1,33 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that this version of CSGD did not write: older ones, torch.optim.SGD's, named ones, unfit ones."""
+"""Checkpoints that this version did not write: older ones, those of torch's optimizers, named ones, unfit ones."""
 
 import copy
 
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import assert_same_snapshots, make_params, snapshot
-from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
+from ..helpers import TORCH_CLASS, assert_same_snapshots, make_params, snapshot
+from .common import SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, other_options, trained
 from .info import INFO
-from .options import with_options
+from .options import class_of, of_torch, with_options, without_class
 
-SGD_NAMES = set(torch.optim.SGD([torch.zeros(1)]).defaults)
 OWN_NAMES = ["calibration", "lipschitz", "bound_decay", "rounding", "seed", "first_index"]
-LATER_FLAGS = [*INFO.not_og_supported_flags, *OWN_NAMES, "nesterov"]
+LATER_FLAGS = [*INFO.not_og_supported_flags, *OWN_NAMES]
+
+
+def later_flags(options):
+    return [*LATER_FLAGS, "nesterov"] if class_of(options) is CSGD else LATER_FLAGS
 
 
 @with_options()
 def test_can_load_older_state_dict(options, device, fused):
     """An option that the checkpoint does not know yet stays what the group was made with; all others are loaded."""
     _, optimizer = trained(options, device, fused=fused)
-    own = {**OTHER_OPTIONS, "maximize": True, "capturable": True, "fused": fused}
-    for missing in LATER_FLAGS:
+    own = {**without_class(other_options(options)), "maximize": True, "capturable": True, "fused": fused}
+    for missing in later_flags(options):
         old = copy.deepcopy(optimizer.state_dict())
         del old["param_groups"][0][missing]
         params = make_params(SHAPES, torch.float32, device)
-        second = CSGD([{"params": params, **own}])  # of the group alone: the defaults are others
+        second = class_of(options)([{"params": params, **own}])  # of the group alone: the defaults are others
         second.load_state_dict(old)
         group = second.param_groups[0]
         assert set(group) == set(optimizer.param_groups[0])
@@ -44,7 +47,7 @@ def test_much_older_state_dict_goes_on_alike(options, device, fused):
     """All of them missing at once, where the optimizer was made with the same options."""
     params, optimizer = trained(options, device, fused=fused)
     old = copy.deepcopy(optimizer.state_dict())
-    for name in LATER_FLAGS:
+    for name in later_flags(options):
         del old["param_groups"][0][name]
     twins = copies_of(params)
     second = optimizer_of(twins, options, fused=fused)
@@ -55,17 +58,20 @@ def test_much_older_state_dict_goes_on_alike(options, device, fused):
 
 
 @with_options(how=[{"foreach": False}, {"foreach": True}, {"fused": True}, "of an old torch", "with other ids"])
-def test_can_load_state_dict_of_sgd(how, options, device, fused):
-    """However that one ran. SGD's options are its, ours are ours, and the next step is its next step."""
+def test_can_load_state_dict_of_torch(how, options, device, fused):
+    """However that one ran. torch's options are its, ours are ours, and the next step is its next step."""
+    torch_class = TORCH_CLASS[class_of(options)]
     theirs = make_params(SHAPES, torch.float64, device)
-    of_sgd = {name: value for name, value in options.items() if name in SGD_NAMES}
-    sgd = torch.optim.SGD(theirs, **of_sgd, **(how if isinstance(how, dict) else {}))
-    go_on(theirs, sgd, steps=3)
-    checkpoint = copy.deepcopy(sgd.state_dict())
+    run = how if isinstance(how, dict) else {}
+    if torch_class is torch.optim.AdamW and isinstance(options.get("lr"), torch.Tensor) and run.get("foreach"):
+        run = {}  # torch refuses a tensor then
+    torchs = torch_class(theirs, **of_torch(options), **run)
+    go_on(theirs, torchs, steps=3)
+    checkpoint = copy.deepcopy(torchs.state_dict())
     (group,) = checkpoint["param_groups"]
     if how == "of an old torch":
-        for name in ("nesterov", "maximize", "foreach", "differentiable", "fused"):
-            group.pop(name)
+        for name in ("nesterov", "maximize", "foreach", "differentiable", "fused", "decoupled_weight_decay"):
+            group.pop(name, None)
     elif how == "with other ids":  # as torch wrote them up to 1.5: addresses
         ids = [140234 + 512 * k for k in range(len(theirs))]
         group["params"] = ids
@@ -73,23 +79,27 @@ def test_can_load_state_dict_of_sgd(how, options, device, fused):
     ours = copies_of(theirs)
     own = {"calibration": 2.0, "seed": 77, "bound_decay": 0.5, "rounding": "nearest", "fused": fused}
     missing = {name: options[name] for name in ("nesterov", "maximize") if name not in group and name in options}
-    csgd = CSGD(ours, lr=9.0, momentum=0.75, **own, **missing)
-    csgd.load_state_dict(checkpoint)
-    loaded = csgd.param_groups[0]
-    assert set(loaded) == set(csgd.defaults) | {"params"}
-    for name in SGD_NAMES - {"fused", "foreach", "differentiable"}:
-        assert loaded[name] == sgd.param_groups[0][name], name
+    of_class = {"momentum": 0.75} if class_of(options) is CSGD else {"optimizer": CalibratedAdamW, "betas": (0.1, 0.2)}
+    calibrated = optimizer_of(ours, {"lr": 9.0, **of_class, **own, **missing})
+    calibrated.load_state_dict(checkpoint)
+    loaded = calibrated.param_groups[0]
+    assert set(loaded) == set(calibrated.defaults) | {"params"}
+    for name in set(torchs.defaults) - {"fused", "foreach", "differentiable", "decoupled_weight_decay"}:
+        assert loaded[name] == torchs.param_groups[0][name], name
     for name in {*OWN_NAMES, "fused", "foreach", "differentiable"}:
-        assert loaded[name] == csgd.defaults[name], name
-    go_on(ours, csgd, steps=1, seed=1)
-    go_on(theirs, sgd, steps=1, seed=1)
+        assert loaded[name] == calibrated.defaults[name], name
+    go_on(ours, calibrated, steps=1, seed=1)
+    go_on(theirs, torchs, steps=1, seed=1)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
-        if options.get("momentum"):
-            buffers = csgd.state[a]["momentum_buffer"], sgd.state[b]["momentum_buffer"]
-            torch.testing.assert_close(*buffers, rtol=1e-13, atol=1e-13)
-    go_on(ours, csgd, steps=1, seed=2)
-    assert list(csgd.density().values())[-1] < 0.5  # and from then on calibrated
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        for name in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+            if torchs.state[b].get(name) is not None:
+                torch.testing.assert_close(calibrated.state[a][name], torchs.state[b][name], rtol=1e-12, atol=1e-12)
+        assert int(calibrated.state[a]["step"]) == (
+            4 if "step" in torchs.state[b] else 1 + bool(options.get("momentum"))
+        )
+    go_on(ours, calibrated, steps=1, seed=2)
+    assert list(calibrated.density().values())[-1] < 0.75  # and from then on calibrated
 
 
 def names_of(optimizer):

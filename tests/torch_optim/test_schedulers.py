@@ -99,7 +99,7 @@ def test_param_group_with_lrscheduler_goes_right_direction(makers, calibration, 
     assert loss().item() < before
 
 
-@with_options()
+@with_options(optimizers=[CSGD])
 def test_param_group_with_lrscheduler_goes_right_direction_with_all_inputs(options, device, fused):
     """Under each of the schedules that PyTorch's tests run SGD with."""
     for makers in COMBINATIONS.values():

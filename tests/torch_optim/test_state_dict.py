@@ -10,7 +10,7 @@ import torch
 from csgd_cuda import CSGD
 
 from ..helpers import DTYPES, assert_same_snapshots, make_params, snapshot
-from .common import OTHER_OPTIONS, SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, trained
+from .common import SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, other_options, trained
 from .options import with_options
 
 
@@ -30,7 +30,7 @@ def test_state_dict_deterministic(options, device, fused):
     state_dict = optimizer.state_dict()
     assert_same_tree(state_dict, optimizer.state_dict())
     twins = copies_of(params)
-    second = CSGD(twins, **OTHER_OPTIONS, maximize=True)
+    second = optimizer_of(twins, other_options(options), maximize=True)
     go_on(twins, second, seed=5)
     with torch.no_grad():
         for twin, param in zip(twins, params, strict=True):
@@ -78,7 +78,7 @@ def test_save_load_equality_with_weights_only(options, device, fused):
     loaded = through_a_file(state_dict)
     assert_same_tree(state_dict, loaded)
     twins = copies_of(params)
-    second = CSGD(twins, **OTHER_OPTIONS, fused=fused)
+    second = optimizer_of(twins, other_options(options), fused=fused)
     second.load_state_dict(loaded)
     assert_same_tree(state_dict, second.state_dict())
     go_on(params, optimizer, seed=1)
@@ -144,7 +144,7 @@ def test_checkpoint_and_optimizer_share_nothing(options, device, fused):
 def test_loading_before_the_first_step(options, device, fused):
     """A checkpoint without state leaves none behind, and the next step is a first step."""
     params, optimizer = trained(options, device, steps=0, fused=fused)
-    twins, second = trained(OTHER_OPTIONS, device, fused=fused)
+    twins, second = trained(other_options(options), device, fused=fused)
     second.load_state_dict(optimizer.state_dict())
     assert not second.state
     with torch.no_grad():
