@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
 from ..helpers import STATE_NAMES, assert_same_bits, heavy_tailed, make_params
 from .launch import run
@@ -57,7 +57,9 @@ def stepped(kinds, dtype, mesh, **options):
         return [t if mesh is None else distribute_tensor(t, mesh, placements) for t, (_, placements) in pairs]
 
     params = [torch.nn.Parameter(t) for t in split(p.detach() for p in make_params(shapes, dtype))]
-    optimizer = CSGD(params, **{**OPTIONS, **options})
+    options = dict(options)
+    optimizer_class = options.pop("optimizer", CSGD)
+    optimizer = optimizer_class(params, **{**(OPTIONS if optimizer_class is CSGD else {"lr": 0.1}), **options})
     for step in range(STEPS):
         for param, grad in zip(params, split(gradients(shapes, dtype, step)), strict=True):
             param.grad = grad
@@ -93,6 +95,8 @@ VARIANTS = {
     "float32, reference": (torch.float32, {"fused": False}),
     "known constant": (torch.float32, {"lipschitz": 0.5}),
     "no momentum": (torch.float32, {"momentum": 0}),
+    "AdamW, bfloat16": (torch.bfloat16, {"optimizer": CalibratedAdamW, "fused": False}),
+    "AdamW, float64": (torch.float64, {"optimizer": CalibratedAdamW, "weight_decay": 0.1, "fused": False}),
 }
 
 

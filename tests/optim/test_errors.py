@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input gets an error that names what was wrong, and leaves every parameter and state untouched."""
 
+import copy
 import re
 
 import pytest
 import torch
 
-from csgd_cuda import CSGD, extension
+from csgd_cuda import CSGD, CalibratedAdamW, extension
 
-from ..helpers import assert_same_snapshots, make_params, run_steps, set_grads, snapshot
+from ..helpers import assert_same_bits, assert_same_snapshots, make_params, run_steps, set_grads, snapshot
 
 BAD_OPTIONS = [
     ({"lr": -0.1}, "lr must be a finite number >= 0"),
@@ -31,6 +32,151 @@ BAD_OPTIONS = [
     ({"differentiable": True}, "differentiable=True is not supported"),
     ({"fused": True, "foreach": True}, "fused and foreach cannot both be True"),
 ]
+BAD_ADAMW_OPTIONS = [
+    ({"lr": -0.1}, ValueError, "lr must be a finite number >= 0"),
+    ({"betas": (1.0, 0.9)}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
+    ({"betas": (0.9, -1e-9)}, ValueError, "betas must be two numbers in [0, 1), got -1e-09 among them"),
+    ({"betas": (0.9, float("nan"))}, ValueError, "betas must be two numbers in [0, 1), got nan among them"),
+    ({"betas": (0.9, torch.tensor(1.0))}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
+    ({"betas": (torch.ones(2), 0.9)}, ValueError, "betas must be a number or a tensor with one element, got 2"),
+    ({"betas": (0.9,)}, TypeError, "betas must be two numbers, got (0.9,) of type tuple"),
+    ({"betas": 0.9}, TypeError, "betas must be two numbers, got 0.9 of type float"),
+    ({"betas": "0.9, 0.99"}, TypeError, "betas must be two numbers, got '0.9, 0.99' of type str"),
+    ({"betas": ("0.9", 0.99)}, TypeError, "betas must be two numbers, got ('0.9', 0.99) of type tuple"),
+    ({"eps": -1e-8}, ValueError, "eps must be a finite number >= 0"),
+    ({"eps": float("inf")}, ValueError, "eps must be a finite number >= 0"),
+    ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number >= 0"),
+    ({"amsgrad": True}, ValueError, "amsgrad=True is not supported"),
+    ({"differentiable": True}, ValueError, "differentiable=True is not supported"),
+    ({"sparsety": 0.5}, TypeError, "CalibratedAdamW got an unexpected keyword argument 'sparsety'"),
+    ({"momentum": 0.9}, TypeError, "CalibratedAdamW got an unexpected keyword argument 'momentum'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_ADAMW_OPTIONS, ids=str)
+def test_bad_option_of_adamw_is_refused(options, error, message):
+    """By the constructor, and where it is set later by the step, which changes nothing."""
+    params = make_params([(3,)], torch.float32)
+    with pytest.raises(error, match=re.escape(message)):
+        CalibratedAdamW(params, **options)
+    name = next(iter(options))
+    if name not in ("betas", "eps", "amsgrad", "differentiable"):  # a scheduler may set it, or it is no option
+        return
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    before = snapshot(params, optimizer)
+    optimizer.param_groups[0].update(options)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step()
+    assert_same_snapshots(before, snapshot(params, optimizer))
+
+
+def test_betas_become_a_tuple_of_numbers():
+    """Tensors are read once, and a list that a user changes in place is not missed."""
+    params = make_params([(3,)], torch.float32)
+    for betas in ([0.5, 0.75], (torch.tensor(0.5), torch.tensor([0.75])), (0.5, 0.75)):
+        optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False, betas=betas)
+        assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+        assert all(type(beta) is float for beta in optimizer.param_groups[0]["betas"])
+    expected = run_steps(twins := make_params([(3,)], torch.float32), optimizer_class=CalibratedAdamW, fused=False)
+    params = make_params([(3,)], torch.float32)
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    for each, of_each in ((optimizer, params), (expected, twins)):
+        each.param_groups[0]["betas"] = [0.5, 0.75] if each is optimizer else (0.5, 0.75)
+        set_grads(of_each, seed=5)
+        each.step()
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(twins, expected))
+
+
+INCOMPLETE = [("exp_avg",), ("exp_avg_sq",), ("step",), ("exp_avg", "exp_avg_sq")]
+
+
+@pytest.mark.parametrize("missing", INCOMPLETE, ids=str)
+def test_incomplete_state_of_adamw_is_named(missing):
+    """By a step and by load_state_dict; all or nothing may be missing, and nothing is changed."""
+    params = make_params([(3,), (4,)], torch.float32)
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    for name in missing:
+        del checkpoint["state"][1][name]
+    before = snapshot(params, optimizer)
+    expected = f"parameter 1: its state has .*, but no {', '.join(missing)};"
+    with pytest.raises(ValueError, match=expected):
+        optimizer.load_state_dict(checkpoint)
+    assert_same_snapshots(before, snapshot(params, optimizer))
+    for name in missing:
+        del optimizer.state[params[1]][name]
+    before = snapshot(params, optimizer)
+    with pytest.raises(ValueError, match=expected):
+        optimizer.step()
+    assert_same_snapshots(before, snapshot(params, optimizer))
+    optimizer.state[params[1]].clear()
+    optimizer.step()
+    assert int(optimizer.state[params[1]]["step"]) == 1
+
+
+def adamw_of(params, **options):
+    return CalibratedAdamW(params, fused=False, **options)
+
+
+WRONG_CHECKPOINTS = {
+    "SGD's into AdamW": (torch.optim.SGD, {"momentum": 0.9}, adamw_of, "a parameter group of it has no betas"),
+    "CSGD's into AdamW": (CSGD, {}, adamw_of, "a parameter group of it has no betas"),
+    "AdamW's into CSGD": (torch.optim.AdamW, {}, CSGD, "a parameter group of it has no momentum"),
+    "ours of AdamW into CSGD": (adamw_of, {}, CSGD, "a parameter group of it has no momentum"),
+    "NAdam's into AdamW": (torch.optim.NAdam, {}, adamw_of, "a parameter group of it has no amsgrad"),
+    "with amsgrad": (torch.optim.AdamW, {"amsgrad": True}, adamw_of, "amsgrad=True is not supported"),
+    "Adam's with its decay": (
+        torch.optim.Adam, {"weight_decay": 0.1}, adamw_of, "decoupled_weight_decay=False with weight_decay=0.1 is the"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "options", "ours", "message"), WRONG_CHECKPOINTS.values(), ids=WRONG_CHECKPOINTS)
+def test_checkpoint_of_another_optimizer_is_refused(theirs, options, ours, message):
+    params = make_params([(3,), (4,)], torch.float32)
+    other = theirs(make_params([(3,), (4,)], torch.float32), lr=0.5, **options)
+    set_grads(other.param_groups[0]["params"], seed=0)
+    other.step()
+    optimizer = ours(params)
+    set_grads(params, seed=1)
+    optimizer.step()
+    before, groups = snapshot(params, optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.load_state_dict(other.state_dict())
+    assert_same_snapshots(before, snapshot(params, optimizer))
+    assert optimizer.state_dict()["param_groups"] == groups
+
+
+def test_adam_without_decay_is_gone_on_with():
+    """It makes the steps of AdamW then."""
+    theirs, ours = make_params([(70,)], torch.float64), make_params([(70,)], torch.float64)
+    adam = torch.optim.Adam(theirs, lr=0.1)
+    set_grads(theirs, seed=0)
+    adam.step()
+    optimizer = adamw_of(ours)
+    optimizer.load_state_dict(adam.state_dict())
+    assert "decoupled_weight_decay" not in optimizer.param_groups[0]
+    ours[0].data.copy_(theirs[0])
+    for params, each in ((theirs, adam), (ours, optimizer)):
+        set_grads(params, seed=1)
+        each.step()
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-13, atol=1e-13)
+
+
+def test_means_in_float32_are_rounded_to_nearest_when_loaded():
+    """Of training in mixed precision, into a bfloat16 model; the count of float32 becomes an integer."""
+    theirs, ours = make_params([(70,)], torch.float32), make_params([(70,)], torch.bfloat16)
+    adamw = torch.optim.AdamW(theirs)
+    for step in range(3):
+        set_grads(theirs, seed=step)
+        adamw.step()
+    optimizer = adamw_of(ours)
+    optimizer.load_state_dict(adamw.state_dict())
+    state = optimizer.state[ours[0]]
+    assert state["step"].dtype is torch.int64
+    assert int(state["step"]) == 3
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert_same_bits(state[name], adamw.state[theirs[0]][name].bfloat16())
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda v: str(v) if isinstance(v, dict) else "")

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csgd_cuda import CSGD, csgd_
+from csgd_cuda import CSGD, CalibratedAdamW, csgd_
 
 from ..conftest import need_kernel
 from ..helpers import (
     DTYPES,
-    STATE_NAMES,
     assert_same_bits,
     assert_same_snapshots,
     make_params,
@@ -35,16 +34,16 @@ def through_a_file(state_dict):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fused_option", [None, "demanded"])
 @pytest.mark.parametrize("start", [0, 2**24, 2**32 - 1])
-def test_resume_restores_every_bit(dtype, start, fused_option, device, fused):
+def test_resume_restores_every_bit(dtype, start, fused_option, device, fused, optimizer_class):
     """torch casts a loaded bound to the parameter's dtype, and a loaded step to float32 when fused."""
     options = {"fused": fused if fused_option else (None if fused else False), "weight_decay": 0.01}
     params = make_params([(100,), (3, 5, 7)], dtype, device)
-    optimizer = run_steps(params, steps=2, **options)
+    optimizer = run_steps(params, steps=2, optimizer_class=optimizer_class, **options)
     for param in params:
         optimizer.state[param]["step"] += start
     checkpoint = through_a_file({"params": params, "optimizer": optimizer.state_dict()})
     resumed = [p.detach().to(device).requires_grad_() for p in checkpoint["params"]]
-    second = CSGD(resumed, lr=7.0)
+    second = optimizer_class(resumed, lr=7.0, fused=options["fused"])
     second.load_state_dict(checkpoint["optimizer"])
     assert_same_snapshots(snapshot(params, optimizer), snapshot(resumed, second))
     for step in range(2):
@@ -54,11 +53,11 @@ def test_resume_restores_every_bit(dtype, start, fused_option, device, fused):
     assert_same_snapshots(snapshot(params, optimizer), snapshot(resumed, second))
 
 
-def test_loading_shares_nothing_with_the_checkpoint(device, fused):
+def test_loading_shares_nothing_with_the_checkpoint(device, fused, optimizer_class):
     params = make_params([(10,)], torch.float32, device)
-    optimizer = run_steps(params, fused=fused)
+    optimizer = run_steps(params, fused=fused, optimizer_class=optimizer_class)
     checkpoint = optimizer.state_dict()
-    second = CSGD(make_params([(10,)], torch.float32, device), lr=0.1, momentum=0.9, fused=fused)
+    second = optimizer_class(make_params([(10,)], torch.float32, device), fused=fused)
     second.load_state_dict(checkpoint)
     before = snapshot(params, optimizer)
     set_grads(second.param_groups[0]["params"], seed=0)
@@ -80,15 +79,15 @@ def test_what_others_keep_in_the_state_is_loaded_too(device):
     assert_same_bits(loaded["weights"][0], slow)
 
 
-def test_state_is_what_the_documentation_says(device, fused):
+def test_state_is_what_the_documentation_says(device, fused, optimizer_class):
     params = [p for dtype in DTYPES for p in make_params([(4, 5)], dtype, device)]
-    optimizer = run_steps(params, fused=fused)
+    optimizer = run_steps(params, fused=fused, optimizer_class=optimizer_class)
+    buffers = {CSGD: ["momentum_buffer"], CalibratedAdamW: ["exp_avg", "exp_avg_sq"]}[optimizer_class]
     for param in params:
         state = optimizer.state[param]
-        assert set(state) == set(STATE_NAMES)
+        assert set(state) == {*buffers, "step", "lipschitz_bound"}
         assert all(tensor.device == param.device for tensor in state.values())
-        assert state["momentum_buffer"].dtype == param.dtype
-        assert state["momentum_buffer"].stride() == param.stride()
+        assert all((state[name].dtype, state[name].stride()) == (param.dtype, param.stride()) for name in buffers)
         assert (state["step"].dtype, state["step"].shape, int(state["step"])) == (torch.int64, (), 3)
         opmath = torch.float64 if param.dtype is torch.float64 else torch.float32
         assert (state["lipschitz_bound"].dtype, state["lipschitz_bound"].shape) == (opmath, ())

@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.lr_scheduler import LambdaLR
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import DTYPES, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot, why_no_kernel
 
 SHAPES = [(40, 3), (7,), (16, 8)]
 OPTIONS = {
@@ -25,9 +25,28 @@ OPTIONS = {
 }  # fmt: skip
 
 
+OF_ADAMW = {
+    "AdamW": {"weight_decay": 0.1},
+    "AdamW, fixed constant": {"lipschitz": 0.5},
+    "AdamW, schedule": {"sparsity": 0.5, "sparsity_schedule": ("cubic", 1, 4), "threshold_every": 2},
+    "AdamW, masks": {"sparsity": 0.5, "regrow": False},
+}
+OPTIONS |= {name: {"optimizer": CalibratedAdamW, **options} for name, options in OF_ADAMW.items()}
+
+
 def new(options, dtype=torch.float32, device="cpu", **more):
     params = make_params(SHAPES, dtype, device)
-    return params, CSGD(params, **{"lr": 0.1, "seed": 3, **options, **more})
+    return params, optimizer_of(params, options, device, **more)
+
+
+def optimizer_of(params, options, device="cpu", **more):
+    options = {"lr": 0.1, "seed": 3, **options, **more}
+    optimizer_class = options.pop("optimizer", CSGD)
+    if optimizer_class is CalibratedAdamW and why_no_kernel(device, optimizer_class) is not None:
+        if options.get("fused"):
+            pytest.skip(f"no kernel: {why_no_kernel(device, optimizer_class)}")
+        options["fused"] = False
+    return optimizer_class(params, **options)
 
 
 def make_state_only(params, optimizer, zero=0.0):
@@ -61,9 +80,8 @@ def test_training_after_it_has_the_bits_of_one_without_it(options, dtype, times,
     for param, old in zip(params, before, strict=True):
         assert_same_bits(param, old)
         state = optimizer.state[param]
-        names = {"step", "lipschitz_bound", "momentum_buffer"}
+        names = {"step", "lipschitz_bound", *optimizer.direction.buffers_for(optimizer.param_groups[0])}
         names -= {"lipschitz_bound"} if "lipschitz" in options else set()
-        names -= set() if "momentum" in options else {"momentum_buffer"}
         assert set(state) - {"mask"} == names
         assert all(not state[name].any() for name in names)
         assert ("mask" in state) == (not options.get("regrow", True) and param.dim() > 1)
@@ -85,7 +103,7 @@ def test_state_dicts_of_distributed_checkpoint_leave_the_optimizer_as_it_was(opt
     def made():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-        return model, CSGD(model.parameters(), **{"lr": lr, "seed": 3, **options}, fused=fused)
+        return model, optimizer_of(model.parameters(), options, lr=lr, fused=fused)
 
     def trained(model, optimizer, steps):
         go_on(list(model.parameters()), optimizer, steps)

@@ -6,10 +6,11 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
 from ..helpers import (
     DTYPES,
+    USUAL_OPTIONS,
     assert_same_bits,
     assert_same_snapshots,
     bits,
@@ -35,10 +36,10 @@ def test_every_low_precision_element_is_updated(dtype, n, device, fused):
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_overflow_changes_nothing(found_inf, steps_before, dtype, device, fused):
+def test_overflow_changes_nothing(found_inf, steps_before, dtype, device, fused, optimizer_class):
     """Not even on the first step, and not only where the flag is 1: GradScaler adds it up over devices."""
     params = make_params([(5,), (1000,)], dtype, device)
-    optimizer = run_steps(params, steps=steps_before, fused=fused)
+    optimizer = run_steps(params, steps=steps_before, fused=fused, optimizer_class=optimizer_class)
     before = snapshot(params, optimizer)
     density = optimizer.density()
     optimizer.found_inf = torch.tensor(found_inf, device=device)
@@ -54,11 +55,12 @@ def test_overflow_changes_nothing(found_inf, steps_before, dtype, device, fused)
     assert optimizer.density() == density
 
 
-def test_training_goes_on_after_an_overflow_on_the_first_step(device, fused):
+def test_training_goes_on_after_an_overflow_on_the_first_step(device, fused, optimizer_class):
+    options = {CSGD: {"momentum": 0.9, "dampening": 0.5}}.get(optimizer_class, {})
     results = []
     for overflow in (True, False):
         params = make_params([(1000,)], torch.float32, device)
-        optimizer = CSGD(params, lr=0.1, momentum=0.9, dampening=0.5, fused=fused)
+        optimizer = optimizer_class(params, lr=0.1, fused=fused, **options)
         if overflow:
             optimizer.found_inf = torch.tensor(1.0, device=device)
             set_grads(params, seed=9)
@@ -89,9 +91,9 @@ def test_momentum_switched_on_later_starts_from_the_gradient(overflow, device, f
     assert_same_bits(optimizer.state[param]["momentum_buffer"], param.grad)
 
 
-def test_parameter_unfrozen_after_the_first_step(device, fused):
+def test_parameter_unfrozen_after_the_first_step(device, fused, optimizer_class):
     params = make_params([(10,), (20,)], torch.float32, device)
-    optimizer = CSGD(params, lr=0.1, momentum=0.9, fused=fused)
+    optimizer = optimizer_class(params, **USUAL_OPTIONS[optimizer_class], fused=fused)
     params[0].grad = torch.ones_like(params[0])
     optimizer.step()
     assert int(optimizer.state[params[0]]["step"]) == 1
@@ -144,12 +146,13 @@ def test_momentum_survives_a_change_of_memory_format(device, fused):
     assert_same_bits(optimizer.state[param]["momentum_buffer"], grad * 0.5 + grad)
 
 
-def test_random_bits_are_never_shared(device, fused):
+def test_random_bits_are_never_shared(device, fused, optimizer_class):
     """Equal tensors with equal gradients move different coordinates; so do two steps, and two seeds."""
 
     def moved_sets(seed):
         params = [torch.zeros(4096, device=device, requires_grad=True) for _ in range(2)]
-        optimizer = CSGD(params, lr=1.0, calibration=1.0, lipschitz=2.0, seed=seed, fused=fused)
+        options = {"lr": 1.0, "weight_decay": 0.0, "calibration": 1.0, "lipschitz": 2.0}  # |d| is 1
+        optimizer = optimizer_class(params, seed=seed, fused=fused, **options)
         out = []
         for _ in range(2):
             before = [p.detach().clone() for p in params]
@@ -190,10 +193,13 @@ class _CountReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_step_never_waits_for_the_device(scaled, device, fused):
+def test_a_step_never_waits_for_the_device(scaled, device, fused, optimizer_class):
     """No .item(), which would stop the host until a GPU has caught up."""
     params = make_params([(100,), (9,)], torch.float32, device)
-    optimizer = CSGD(params, lr=torch.tensor(0.1, device=device), momentum=0.9, fused=fused)
+    options = {**USUAL_OPTIONS[optimizer_class], "lr": torch.tensor(0.1, device=device)}
+    optimizer = optimizer_class(params, fused=fused, **options)
+    # The reference of AdamW reads counts of steps on a CPU, for each parameter length.
+    own = 2 if optimizer_class is CalibratedAdamW and not fused else 0
     for step in range(2):
         set_grads(params, seed=step)
         if scaled:
@@ -209,10 +215,9 @@ def test_a_step_never_waits_for_the_device(scaled, device, fused):
                 torch.cuda.set_sync_debug_mode("default")
         # Without a GPU this looks at the Python code only. It reads a learning rate on the CPU, to check it and since a
         # first step at lr 0 may be none.
-        assert count.reads <= (3 if device.type == "cpu" else 0)
+        assert count.reads <= (3 + own if device.type == "cpu" else 0)
 
 
-BASE = {"lr": 0.1, "momentum": 0.9}
 CHANGES = {
     "lr": {"lr": 0.2},
     "momentum": {"momentum": 0.8},
@@ -229,12 +234,29 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_no_option_is_ignored(change, device, fused):
+OF_SGD = ("momentum", "dampening", "nesterov")
+ADAMW_CHANGES = {
+    **{name: change for name, change in CHANGES.items() if name not in OF_SGD},
+    "weight_decay": {"weight_decay": 0.5},
+    "beta of the mean": {"betas": (0.8, 0.999)},
+    "beta of the squares": {"betas": (0.9, 0.99)},
+    "eps": {"eps": 1e-2},
+}
+ALL_CHANGES = [(CSGD, name, change) for name, change in CHANGES.items()]
+ALL_CHANGES += [(CalibratedAdamW, name, change) for name, change in ADAMW_CHANGES.items()]
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "change"),
+    [(cls, change) for cls, _, change in ALL_CHANGES],
+    ids=[f"{cls.__name__}: {name}" for cls, name, _ in ALL_CHANGES],
+    indirect=["optimizer_class"],
+)
+def test_no_option_is_ignored(change, device, fused, optimizer_class):
     results = []
-    for options in (BASE, {**BASE, **change}):
+    for options in ({}, change):
         (param,) = params = make_params([(1000,)], torch.bfloat16, device)
-        run_steps(params, steps=4, fused=fused, **options)
+        run_steps(params, steps=4, fused=fused, optimizer_class=optimizer_class, **options)
         results.append(bits(param))
     assert (results[0] != results[1]).any()
 

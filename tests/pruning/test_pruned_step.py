@@ -8,9 +8,9 @@ bit, on every backend.
 import pytest
 import torch
 
-from csgd_cuda import CSGD, hard_threshold_
+from csgd_cuda import CSGD, CalibratedAdamW, hard_threshold_
 
-from ..helpers import BACKENDS, DTYPES, LAYOUTS, assert_same_bits, edge_values, laid_out
+from ..helpers import BACKENDS, DTYPES, LAYOUTS, assert_same_bits, edge_values, laid_out, why_no_kernel
 
 # Around a GPU thread's eight, the CPU's tile (128), a pass of a CUDA block (2048), the CPU's chunk (16384) and two of
 # them, from where on threads share them.
@@ -19,6 +19,7 @@ OPTIONS = [
     {"momentum": 0.0, "lipschitz": 0.5}, {"momentum": 0.9}, {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
     {"momentum": 0.9, "dampening": 0.5, "maximize": True, "calibration": 0.0, "rounding": "nearest"},
     {"momentum": 0.0, "weight_decay": 0.01},
+    {"optimizer": CalibratedAdamW, "weight_decay": 0.01}, {"optimizer": CalibratedAdamW, "dropped_momentum": "keep"},
 ]  # fmt: skip
 STEPS = 3
 
@@ -52,8 +53,10 @@ def assert_regrow_is_the_step_with_zeroed_gradients(
     make, device, fused, structure="element", grad_layouts=("contiguous",), **options
 ):
     params, others = make(device), make(device)
-    pruned = CSGD(params, lr=0.1, fused=fused, sparsity=0.5, regrow=False, structure=structure, **options)
-    plain = CSGD(others, lr=0.1, fused=fused, **options)
+    optimizer_class = options.pop("optimizer", CSGD)
+    fused = fused and why_no_kernel(device, optimizer_class) is None
+    pruned = optimizer_class(params, lr=0.1, fused=fused, sparsity=0.5, regrow=False, structure=structure, **options)
+    plain = optimizer_class(others, lr=0.1, fused=fused, **options)
     masks = [
         torch.ones(p.shape[:1] if structure == "filter" else p.shape, dtype=torch.bool, device=device) for p in others
     ]
@@ -65,10 +68,13 @@ def assert_regrow_is_the_step_with_zeroed_gradients(
         given = [(param.grad, param.grad.clone()) for param in params]
         pruned.step()
         plain.step()
-        buffers = [plain.state[p]["momentum_buffer"] for p in others] if options["momentum"] else []
+        names = optimizer_class.direction.buffers_for(plain.param_groups[0])
         keeps = [] if structure == "2:4" else counts
         detached = [p.detach() for p in others]
-        hard_threshold_(detached, keeps, masks=masks, momentum_buffers=buffers, structure=structure, fused=fused)
+        hard_threshold_(detached, keeps, masks=masks, structure=structure, fused=fused)
+        for name in names if options.get("dropped_momentum") != "keep" else ():
+            for other, mask in zip(others, masks, strict=True):
+                plain.state[other][name].masked_fill_(~element_mask(mask, other), 0.0)
         for param, (grad, copy) in zip(params, given, strict=True):
             assert param.grad is grad
             assert_same_bits(grad, copy)
@@ -165,3 +171,29 @@ def test_a_mask_made_between_the_steps_is_forgotten_with_regrow(device, fused):
     assert "mask" not in optimizer.state[param]
     group["regrow"] = False
     assert step() <= left
+
+
+@pytest.mark.parametrize("structure", ["element", "filter", "2:4"])
+@pytest.mark.parametrize("dropped", ["clear", "keep"])
+def test_both_means_of_adamw_are_cleared_where_weights_are_dropped(dropped, structure, device, fused_adamw):
+    """Also with regrow, where no mask is kept: those of all other entries stay, bit for bit."""
+    options = {"sparsity": 0.5, "structure": structure, "dropped_momentum": dropped}
+    results = []
+    for each in ({}, options):
+        params = make_params([(8, 4, 3), (7,)], torch.float32, device)
+        optimizer = CalibratedAdamW(params, lr=0.0, fused=fused_adamw, **each)
+        for param in params:
+            param.grad = torch.linspace(1, 2, param.numel(), device=device).view(param.shape)
+        optimizer.step()
+        assert not any("mask" in state for state in optimizer.state.values())
+        results.append((params, optimizer))
+    (plain, of_plain), (pruned, of_pruned) = results
+    gone = pruned[0] == 0
+    assert int(gone.sum()) == pruned[0].numel() // 2
+    for name in ("exp_avg", "exp_avg_sq"):
+        expected = of_plain.state[plain[0]][name].clone()
+        if dropped == "clear":
+            expected[gone] = 0
+        assert expected.any()
+        assert_same_bits(of_pruned.state[pruned[0]][name], expected, name)
+        assert_same_bits(of_pruned.state[pruned[1]][name], of_plain.state[plain[1]][name], name)

@@ -56,8 +56,8 @@ def go_on(params, optimizer, *, steps=2, seed=0):
 
 
 def tolerance_of(options):
-    """Relative and absolute, of float64 against torch's optimizer. Of a float32 learning rate AdamW makes its factors in
-    float32."""
+    """Relative and absolute, of float64 against torch's optimizer. From a float32 learning rate torch.optim.AdamW makes
+    factors in float32."""
     is_float = not isinstance(options.get("lr"), torch.Tensor) or class_of(options) is CSGD
     return dict.fromkeys(("rtol", "atol"), 1e-12 if is_float else 1e-6)
 

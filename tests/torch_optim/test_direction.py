@@ -107,8 +107,9 @@ def test_param_groups_weight_decay_acts_on_its_group_alone(options, device, fuse
     if options.get("lipschitz") is None:  # the first step is exact
         factor = 1 - lr * 0.5 * (1 + (options["momentum"] if options.get("nesterov") else 0))
         torch.testing.assert_close(params[0].detach(), before[0] * factor, rtol=1e-7, atol=0)
-    assert (params[0].detach().abs() <= before[0].abs()).all()
-    assert params[0].detach().norm() < before[0].norm()
+    assert ((before[0] - params[0].detach()) * before[0] >= 0).all()  # toward zero, if anywhere
+    if next(iter(optimizer.density().values())) > 0:  # with the largest T none of 70 may move
+        assert params[0].detach().norm() < before[0].norm()
     assert torch.equal(params[1], before[1])
 
 
