@@ -35,6 +35,7 @@ class Direction:
     """A direction: its options, its state, and its step on the kernels and in pure PyTorch.
 
     Attributes:
+        optimizer: the name of its class.
         operator: the name of the step's operator in torch.ops.csgd_cuda.
         options: the table of its options, those of pruning included.
         buffers: the names of its state tensors of a parameter's shape, in the order of the operator's lists.
@@ -46,6 +47,7 @@ class Direction:
         reference: its arithmetic in pure PyTorch.
     """
 
+    optimizer: str
     operator: str
     options: Mapping[str, Option]
     buffers: tuple[str, ...]
@@ -84,6 +86,21 @@ class Direction:
     def fresh_argument(self, fresh: bool) -> dict[str, bool]:
         """What the operator takes of ``is_fresh``."""
         return {"fresh_momentum": fresh} if self.buffers_may_come_later else {}
+
+    def why_no_kernel(self, device: torch.device) -> str | None:
+        """Why there is no kernel of this step for tensors on this device; None where there is one."""
+        reason = extension.why_no_kernel(device)
+        if reason is None and not extension.has_operator(self.operator):
+            return f"this build of the extension has no kernel for {self.optimizer}"
+        return reason
+
+    def takes_kernel(self, device: torch.device, fused: bool | None) -> bool:
+        """Whether this step of tensors on one device is the kernel's: see ``extension.takes_kernel``."""
+        return extension.takes_kernel(device, fused, self.why_no_kernel)
+
+    def backend_name(self, device: torch.device, fused: bool | None) -> str:
+        """ "cpu kernel", "cuda kernel" or "reference": what ``takes_kernel`` decides, for people."""
+        return f"{device.type} kernel" if self.takes_kernel(device, fused) else "reference"
 
     def step(self, tensors: StepTensors, options: dict[str, Any], *, kernel: bool) -> None:
         """Makes a step in place.
@@ -127,6 +144,7 @@ class Direction:
 
 
 SGD = Direction(
+    optimizer="CSGD",
     operator="csgd_",
     options={**SGD_OPTIONS, **PRUNING_OPTIONS},
     buffers=("momentum_buffer",),
@@ -138,6 +156,7 @@ SGD = Direction(
 )
 
 ADAMW = Direction(
+    optimizer="CalibratedAdamW",
     operator="calibrated_adamw_",
     options={**ADAMW_OPTIONS, **PRUNING_OPTIONS},
     buffers=("exp_avg", "exp_avg_sq"),
@@ -171,5 +190,5 @@ def _register_fake(direction: Direction) -> None:
 
 if extension.build_info() is not None:
     for _direction in (SGD, ADAMW):
-        if hasattr(torch.ops.csgd_cuda, _direction.operator):
+        if extension.has_operator(_direction.operator):
             _register_fake(_direction)
