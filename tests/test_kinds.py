@@ -10,20 +10,32 @@ import torch
 from torch import nn
 
 import csgd_cuda
-from csgd_cuda import CSGD, GradientCalibration, calibrate, calibrate_grad, csgd_, hard_threshold_
+from csgd_cuda import (
+    CSGD,
+    CalibratedAdamW,
+    GradientCalibration,
+    calibrate,
+    calibrate_grad,
+    calibrated_adamw_,
+    csgd_,
+    hard_threshold_,
+)
 from csgd_cuda.distributed import CalibratedHookState, check_ranks_agree
-from csgd_cuda.optim.options import CALIBRATION_OPTIONS, SGD_OPTIONS
+from csgd_cuda.optim.options import ADAMW_OPTIONS, CALIBRATION_OPTIONS, SGD_OPTIONS
 from csgd_cuda.pruning.options import PRUNING_OPTIONS
 
 from .helpers import set_grads
 
-NUMBERS = {"lr", "momentum", "dampening", "weight_decay", "calibration", "bound_decay", "sparsity", "clip", "lipschitz"}
+NUMBERS = {
+    "lr", "momentum", "dampening", "weight_decay", "calibration", "bound_decay", "sparsity", "clip", "lipschitz", "eps",
+}  # fmt: skip
 INTEGERS = {
     "seed", "first_index", "threshold_every", "filter_dim", "channels", "channel_dim", "index", "rank", "block",
     "skip_below",
 }  # fmt: skip
 FLAGS = {
     "nesterov", "maximize", "foreach", "differentiable", "fused", "capturable", "regrow", "per_channel", "across",
+    "amsgrad",
 }  # fmt: skip
 TEXTS = {"rounding", "structure", "threshold_scope", "dropped_momentum", "where"}
 MAY_BE_NONE = {
@@ -43,6 +55,8 @@ def wrong_values(name, function):
         return [*of_kind, "1", 1.5, [1], True, torch.tensor(True)]
     if name in FLAGS:
         return [*of_kind, "False", "no", [], 0.5, 2]
+    if name == "betas":
+        return [None, "0.9", 0.9, True, {}, [0.9], (0.9, "0.999")]
     if name in TEXTS:
         return [*of_kind, 1, True, ["element"], b"element"]
     if name == "sparsity_schedule":
@@ -54,7 +68,10 @@ def wrong_values(name, function):
     return [*of_kind, "x", 3, ["x"]] if name in LISTS else [*of_kind, "x", 3, [1], True]  # tensors, modules
 
 
-LISTS = {"params", "grads", "momentum_buffers", "steps", "lipschitz_bounds", "indices", "keeps", "masks"}
+LISTS = {
+    "params", "grads", "momentum_buffers", "exp_avgs", "exp_avg_sqs", "steps", "lipschitz_bounds", "indices", "keeps",
+    "masks",
+}  # fmt: skip
 
 
 def new_optimizer(**given):
@@ -91,6 +108,18 @@ def step_function(**given):
         assert "params" in given or not call["params"][0].any()
 
 
+def step_adamw_function(**given):
+    call = {
+        "params": [torch.zeros(4)], "grads": [torch.ones(4)], "exp_avgs": [torch.zeros(4)],
+        "exp_avg_sqs": [torch.zeros(4)], "steps": [torch.tensor(0)], "lipschitz_bounds": [torch.tensor(0.0)], "lr": 0.1,
+        **given,
+    }  # fmt: skip
+    try:
+        calibrated_adamw_(**call)
+    finally:
+        assert "params" in given or not call["params"][0].any()
+
+
 def gradient(**given):
     call = {"grad": torch.ones(4), "index": torch.tensor(0), "step": torch.tensor(0), **given}
     if "lipschitz" not in given and "lipschitz_bound" not in given:
@@ -111,6 +140,11 @@ FUNCTIONS = {
     "CSGD.add_param_group": (new_group, [*SGD_OPTIONS, *PRUNING_OPTIONS]),
     "CSGD.step": (step_of_changed_group, [*SGD_OPTIONS, *PRUNING_OPTIONS]),
     "csgd_": (step_function, list(inspect.signature(csgd_).parameters)),
+    "CalibratedAdamW": (
+        lambda **given: CalibratedAdamW([torch.zeros(4, requires_grad=True)], **given),
+        [*ADAMW_OPTIONS, *PRUNING_OPTIONS],
+    ),
+    "calibrated_adamw_": (step_adamw_function, list(inspect.signature(calibrated_adamw_).parameters)),
     "calibrate_grad": (gradient, list(inspect.signature(calibrate_grad).parameters)),
     "GradientCalibration": (GradientCalibration, list(inspect.signature(GradientCalibration).parameters)),
     "calibrate": (

@@ -135,7 +135,7 @@ def check_costs(found):
 def check_binding(includes, source):
     """Syntax only: a CPU build of torch has the CUDA headers but one, a generated macro header."""
     macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DCSGD_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
-    run(["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *macros, *includes, source])
+    run(["c++", "-std=c++20", "-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Werror", *macros, *includes, source])
     return Outcome(f"{source}: fits torch", [], {})
 
 

@@ -66,7 +66,10 @@ struct RoundedStorage {
   static CSGD_HOST_DEVICE float load(S value) { return Format::widen(uint32_t{value.bits}); }
   static CSGD_HOST_DEVICE S store_nearest(float value) { return {static_cast<uint16_t>(Format::round_nearest(value))}; }
   static CSGD_HOST_DEVICE S store_stochastic(float value, uint32_t draw) {
-    return {static_cast<uint16_t>(round_stochastic<Format>(value, draw))};
+    // A branch, unlike round_stochastic(): a GPU's thread would need registers for both.
+    const uint32_t bits =
+        beyond_finite<Format>(value) ? Format::round_nearest(value) : Format::round_stochastic_finite(value, draw);
+    return {static_cast<uint16_t>(bits)};
   }
 };
 
