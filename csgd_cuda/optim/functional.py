@@ -120,7 +120,7 @@ def calibrated_adamw_(
         RuntimeError: ``fused=True`` cannot be had; the message says why.
 
     Source: Kingma and Ba, "Adam", ICLR 2015; Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019;
-    docs/algorithm.md derives the rule.
+    docs/adamw.md derives the rule.
     """
     options = {
         "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "calibration": calibration,

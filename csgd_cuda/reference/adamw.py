@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The direction of torch.optim.AdamW on tensors of opmath; mirrors the AdamW direction of csrc/core/update_rule.h.
+"""The direction of torch.optim.AdamW on tensors of opmath.
 
 D. P. Kingma, J. Ba: "Adam: a method for stochastic optimization", ICLR 2015; I. Loshchilov, F. Hutter: "Decoupled
-weight decay regularization", ICLR 2019. docs/algorithm.md has the formulas.
+weight decay regularization", ICLR 2019. docs/adamw.md has the formulas.
 """
 
 from __future__ import annotations

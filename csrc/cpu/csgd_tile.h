@@ -193,6 +193,7 @@ static ChunkResult step_chunk(const CsgdOptions& options, const CsgdShard& tenso
   }
   return result;
 }
+
 // From options to template arguments, one after the other.
 template <class S, class Direction, bool kStochastic>
 static ChunkResult step_chunk_calibrating(const CsgdOptions& options, const CsgdShard& tensor, int64_t begin,
