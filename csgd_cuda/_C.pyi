@@ -11,11 +11,14 @@ def build_info() -> dict[str, str | None]:
 def set_cpu_isa(name: str) -> bool:
     """Uses another instruction set on the CPU; False where this machine or build does not have it."""
 
-# The operators. Their arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp, CSGD_CALIBRATE_GRAD_ARGUMENTS in
-# calibrate_grad.cpp.
+# The operators. Their arguments, one by one: CSGD_ARGUMENTS in csrc/ops/csgd.cpp, CSGD_ADAMW_ARGUMENTS in adamw.cpp,
+# CSGD_CALIBRATE_GRAD_ARGUMENTS in calibrate_grad.cpp.
 
 def csgd_(*lists: list[Tensor] | list[int], **options: Any) -> None:
     """The step of csgd_cuda.csgd_, without defaults."""
+
+def calibrated_adamw_(*lists: list[Tensor] | list[int], **options: Any) -> None:
+    """The step of csgd_cuda.calibrated_adamw_, without defaults."""
 
 def calibrate_grad(*tensors: Tensor | None, **options: Any) -> Tensor:
     """csgd_cuda.calibrate_grad, without defaults."""

@@ -69,7 +69,7 @@ def test_archive_holds_all_sources_whatever_the_build(mode, tmp_path):
 
 def test_archive_is_packed_without_torch(tmp_path):
     packed = pack(copy_tree(tmp_path / "tree"), "auto", "raise ImportError('no torch here')")
-    assert "csrc/cuda/csgd_cuda.cu" in packed
+    assert "csrc/cuda/step_cuda.cu" in packed
 
 
 def test_archive_is_what_git_tracks():
@@ -96,9 +96,9 @@ def test_whole_sources_are_accepted(cuda, setup_functions):
 
 
 MISSING = [
-    ("csrc/cuda/*.cu", True, "csrc/cuda/calibrate_grad_cuda.cu, csrc/cuda/csgd_cuda.cu, "),
+    ("csrc/cuda/*.cu", True, "csrc/cuda/calibrate_grad_cuda.cu, csrc/cuda/exchange_cuda.cu, "),
     ("csrc/cuda/exchange_cuda.cu", True, "csrc/cuda/exchange_cuda.cu: not there"),
-    ("csrc/cuda/*", True, "csrc/cuda/csgd_cuda.h"),
+    ("csrc/cuda/*", True, "csrc/cuda/step_cuda.h"),
     ("csrc/core/*", False, "csrc/core/params.h"),
     ("csrc/cpu/hard_threshold_cpu.cpp", False, "csrc/cpu/hard_threshold_cpu.cpp: not there"),
     ("csrc/*/*", False, "csrc/ops: not there"),

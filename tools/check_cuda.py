@@ -85,22 +85,22 @@ def check_ptx(nvcc, flags, source):
 
 
 def accesses_of_step(name, size):
-    """16-byte reads and writes in csgd_kernel; ``size``: bytes of an element.
+    """16-byte reads and writes in step_kernel; ``size``: bytes of an element.
 
-    Gradient, momentum buffer and, before and after the draws, parameter. A kernel has two loops, over whole vectors and
-    over what is left of them; the second one accesses those arrays by vectors whose addresses allow it. Where nothing
-    is written between the two reads of the parameter, the compiler makes one of them in the first loop.
+    Gradient, buffers and, before and after the draws, parameter. A kernel has two loops, over whole vectors and over
+    what is left of them; the second one accesses those arrays by vectors whose addresses allow it. Where nothing is
+    written between the two reads of the parameter, the compiler makes one of them in the first loop.
     """
     static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
-    weight_decay, momentum = (int(static[1]), int(static[2])) if static else (1, 1)
-    return {"ld": 2 * (2 + momentum) + weight_decay * (1 + momentum), "st": 2 * (1 + momentum)}
+    weight_decay, buffers = (int(static[1]), int(static[2])) if static else (1, 2 if "AdamW" in name else 1)
+    return {"ld": 2 * (2 + buffers) + weight_decay * (1 + (buffers > 0)), "st": 2 * (1 + buffers)}
 
 
 def accesses_of_layer(name, size):
     return {"ld": 8 * size // 16, "st": 8 * size // 16}
 
 
-WIDE_ACCESSES = {"csgd_cuda.cu": accesses_of_step, "calibrate_grad_cuda.cu": accesses_of_layer}
+WIDE_ACCESSES = {"step_cuda.cu": accesses_of_step, "calibrate_grad_cuda.cu": accesses_of_layer}
 
 
 def check_wide_accesses(kernels, accesses):

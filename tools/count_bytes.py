@@ -50,7 +50,7 @@ def run_steps():
 
 def counted(ncu):
     """Runs this file under ncu: (the lines of run_steps, bytes read and written by each step's kernel)."""
-    command = [ncu, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:csgd_kernel"]
+    command = [ncu, "--csv", "--metrics", ",".join(METRICS), "--kernel-name", "regex:step_kernel"]
     command += ["--print-units", "base", "--clock-control", "none", "--profile-from-start", "off"]
     done = subprocess.run([*command, sys.executable, __file__, "--steps"], capture_output=True, text=True, check=False)
     if refused := refusal(done.stdout + done.stderr):

@@ -35,6 +35,7 @@ COUNTED = [
     ("avx2", "float32", "momentum nesterov weight-decay"),
     ("avx2", "float64", "momentum"),
     *[("avx2", dtype, options) for dtype in ("bfloat16", "float16") for options in ("momentum", "momentum nearest")],
+    *[("avx2", dtype, "AdamW weight-decay") for dtype in ("float32", "float64", "bfloat16", "float16")],
     *[("baseline", dtype, "momentum") for dtype in ("float32", "float64", "bfloat16", "float16")],
 ]
 READ = [("avx512", dtype, NARROW) for dtype in ("float32", "float64", "bfloat16", "float16")]
@@ -97,11 +98,11 @@ def instructions_per_element(built, isa, dtype, options):
 def narrow_multiplications(built, isa, dtype):
     """The multiplications in the step's functions of ``dtype`` that are scalar or use part of a register only.
 
-    A few are right: the scalars of a step, once for each combination of momentum, Nesterov and weight decay.
+    A few are right: the scalars of a step, once for each function.
     """
     register = {"avx512": "%zmm"}[isa]
     name = {"float32": "float", "float64": "double", "bfloat16": "csgd::BFloat16", "float16": "csgd::Float16"}[dtype]
-    text = run(["objdump", "-d", "--demangle", "--no-show-raw-insn", built / f"csgd_cpu_{isa}.o"]).stdout
+    text = run(["objdump", "-d", "--demangle", "--no-show-raw-insn", built / f"loops_{isa}.o"]).stdout
     found = Counter()
     inside = False
     for line in text.splitlines():
@@ -140,8 +141,8 @@ One step, counted by valgrind ("default": the instruction set that the package c
 | --- | --- | --- | ---: |
 {counted}
 
-Multiplications of floating-point numbers, in the code for AVX-512, that do not use the whole register. Six are right:
-the bound T of a call, once for each combination of momentum, Nesterov and weight decay.
+Multiplications of floating-point numbers, in the code for AVX-512, that do not use the whole register. A few are right:
+the scalars of a step, once for each combination of momentum, Nesterov and weight decay, and for AdamW.
 
 | instruction set | dtype | what | number |
 | --- | --- | --- | ---: |

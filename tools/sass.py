@@ -25,14 +25,11 @@ class Case(NamedTuple):
 
     target: str
     dtype: str
-    weight_decay: bool
-    momentum: bool
-    nesterov: bool
+    options: str  # those of CSGD, or CalibratedAdamW
 
     def words(self):
-        """Target, dtype and options, as the table has them."""
-        options = [name for name in ("weight_decay", "momentum", "nesterov") if getattr(self, name)]
-        return self.target, self.dtype, " ".join(options).replace("_", " ") or "plain"
+        """As the table has them."""
+        return tuple(self)
 
 
 def disassembler():
@@ -112,8 +109,14 @@ def instructions_of_a_round(instructions, labels):
 def case_of(target, name):
     """The Case of a kernel, from its mangled name; None for a kernel that the table does not list."""
     dtypes = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
-    found = re.search(rf"csgd_kernelI({'|'.join(dtypes)})NS_11StaticPartsILb(\d)ELb(\d)ELb(\d)E", name)
-    return Case(target, dtypes[found[1]], *(digit == "1" for digit in found.groups()[1:])) if found else None
+    found = re.search(rf"step_kernelI({'|'.join(dtypes)})NS_\d+(Sgd|AdamW)E.*?NS_\d+(BufferedTensor|StepShard)", name)
+    if not found or found[3] == "StepShard":
+        return None
+    if found[2] == "AdamW":
+        return Case(target, dtypes[found[1]], "CalibratedAdamW")
+    digits = re.search(r"StaticPartsILb(\d)ELb(\d)ELb(\d)E", name).groups()
+    parts = zip(("weight decay", "momentum", "nesterov"), digits, strict=True)
+    return Case(target, dtypes[found[1]], " ".join(part for part, digit in parts if digit == "1") or "plain")
 
 
 class Cost(NamedTuple):

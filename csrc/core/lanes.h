@@ -4,6 +4,8 @@
 // thread, a host test and a vector unit, and whether a CPU loop is vectorised is not left to the compiler.
 #pragma once
 
+#include <cmath>
+
 #include "host_device.h"
 
 namespace csgd {
@@ -31,6 +33,19 @@ CSGD_HOST_DEVICE To convert(From from) {
 template <class T>
 CSGD_HOST_DEVICE T select(bool condition, T yes, T no) {
   return condition ? yes : no;
+}
+
+// The number of bits from the highest 1 on.
+CSGD_HOST_DEVICE int bit_length(uint64_t x) {
+#if defined(__CUDA_ARCH__)
+  return 64 - __clzll(static_cast<long long>(x));
+#elif defined(__GNUC__)
+  return x == 0 ? 0 : 64 - __builtin_clzll(x);
+#else
+  int length = 0;
+  for (; x != 0; x >>= 1) ++length;
+  return length;
+#endif
 }
 
 // The unsigned integer of kBytes bytes.
@@ -94,6 +109,12 @@ CSGD_HOST_DEVICE float larger_or_nan(float a, float b) {
   return result;
 }
 #endif
+
+// The square root, correctly rounded, as it is in IEEE 754.
+template <class T>
+CSGD_HOST_DEVICE T square_root(T x) {
+  return std::sqrt(x);
+}
 
 // How float and double are laid out. The bits are signed integers, since vector units compare those.
 template <class T>

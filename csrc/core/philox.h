@@ -23,11 +23,17 @@ using Philox4x32 = PhiloxWords<uint32_t>;
 enum Stream : uint32_t {
   kCalibrationStream = 0,   // does this coordinate move?
   kParamStream = 1,         // stochastic rounding of the parameter
-  kMomentumStream = 2,      // stochastic rounding of the momentum buffer
+  kMomentumStream = 2,      // stochastic rounding of the momentum buffer, and of AdamW's mean of the gradients
   kGradStream = 3,          // a layer's calibration of a gradient: is this coordinate passed on?
   kGradRoundingStream = 4,  // stochastic rounding of a calibrated gradient
   kExchangeStream = 5,      // the code of a gradient that goes to other processes
+  kSecondMomentStream = 6,  // stochastic rounding of AdamW's mean of the squares
 };
+
+// The stream of a direction's buffer.
+CSGD_HOST_DEVICE constexpr Stream buffer_stream(int buffer) {
+  return buffer == 0 ? kMomentumStream : kSecondMomentStream;
+}
 
 constexpr int kDrawsPerCall = 8;     // 16-bit draws served by one Philox call
 constexpr int kDrawRange = 1 << 16;  // a draw is an integer in [0, kDrawRange)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The update rule of Calibrated SGD, element by element. docs/algorithm.md derives it.
+// The update rule of the calibrated optimizers, element by element. docs/algorithm.md derives it.
 //
-// With d the direction of plain SGD, T = c * l the calibrated Lipschitz bound and r a 16-bit draw:
+// With d the direction of the plain optimizer (sgd.h, adamw.h), T = c * l the calibrated Lipschitz bound and r a 16-bit
+// draw:
 //     n  = min(ceil(|d| * 2^16 / T), 2^16)        n / 2^16 is the probability to move
 //     x' = x - lr * d * (2^16 / n)  if r < n,  else x' = x
 // so that the mean of x' over all draws is exactly x - lr * d.
@@ -18,71 +19,32 @@
 
 namespace csgd {
 
-// Which parts of the rule a call uses; a template argument of the loops. RuntimeParts decides while running,
-// StaticParts while compiling.
-struct RuntimeParts {
-  static constexpr bool kMayHaveMomentum = true;
-  bool weight_decay;
-  bool momentum;
-  bool nesterov;
-};
-
-template <bool kWeightDecay, bool kMomentum, bool kNesterov>
-struct StaticParts {
-  static constexpr bool kMayHaveMomentum = kMomentum;
-  static constexpr bool weight_decay = kWeightDecay;
-  static constexpr bool momentum = kMomentum;
-  static constexpr bool nesterov = kNesterov;
-};
-
-CSGD_HOST_DEVICE RuntimeParts runtime_parts(const CsgdOptions& options) {
-  return {options.weight_decay != 0, options.momentum != 0, options.nesterov};
-}
-
-// Calls f with the StaticParts of the options.
-template <class F>
-auto with_static_parts(const CsgdOptions& options, F f) {
-  const RuntimeParts parts = runtime_parts(options);
-  if (parts.weight_decay) {
-    if (!parts.momentum) return f(StaticParts<true, false, false>{});
-    return parts.nesterov ? f(StaticParts<true, true, true>{}) : f(StaticParts<true, true, false>{});
-  }
-  if (!parts.momentum) return f(StaticParts<false, false, false>{});
-  return parts.nesterov ? f(StaticParts<false, true, true>{}) : f(StaticParts<false, true, false>{});
-}
-
 // The numbers among the options, each rounded once to opmath.
 template <class T>
 struct OptionScalars {
   T lr;  // unless the learning rate is a tensor
-  T momentum;
-  T one_minus_dampening;
   T weight_decay;
   T calibration;
   T lipschitz;
 };
 
 template <class T>
-CSGD_HOST_DEVICE OptionScalars<T> option_scalars(const CsgdOptions& options) {
-  return {static_cast<T>(options.lr),
-          static_cast<T>(options.momentum),
-          static_cast<T>(options.one_minus_dampening),
-          static_cast<T>(options.weight_decay),
-          static_cast<T>(options.calibration),
+CSGD_HOST_DEVICE OptionScalars<T> option_scalars(const StepOptions& options) {
+  return {static_cast<T>(options.lr), static_cast<T>(options.weight_decay), static_cast<T>(options.calibration),
           static_cast<T>(options.lipschitz)};
 }
 
 // The scalars of one tensor in one step, in opmath.
 template <class T>
-struct StepScalars : OptionScalars<T> {
+struct StepScalars {
+  T lr;
   T grad_factor;  // undoes the loss scale, and turns the sign to maximize; exact when it is 1 or -1
   T scale;        // calibration_scale()
   uint32_t step;  // low 32 bits of the steps applied before this one
-  bool first;     // the momentum buffer takes the gradient as it is
 };
 
 // GradScaler's flag is a sum over devices. So any value but 0, for instance 2.0, means that this step must not happen.
-CSGD_HOST_DEVICE bool overflowed(const CsgdOptions& options) {
+CSGD_HOST_DEVICE bool overflowed(const StepOptions& options) {
   return options.found_inf != nullptr && *options.found_inf != 0.0f;
 }
 
@@ -93,12 +55,12 @@ CSGD_HOST_DEVICE T calibration_scale(T calibration, T lipschitz) {
   return bound > T(0) ? T(kDrawRange) / bound : bit_cast<T>(FloatBits<T>::kInfinity);
 }
 
-// `numbers` is option_scalars(options), for callers that have computed it already.
+// `numbers` is option_scalars(options).
 template <class T>
-CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const OptionScalars<T>& numbers,
-                                             const CsgdTensor& tensor) {
+CSGD_HOST_DEVICE StepScalars<T> step_scalars(const StepOptions& options, const OptionScalars<T>& numbers,
+                                             const StepTensor& tensor) {
   StepScalars<T> s;
-  static_cast<OptionScalars<T>&>(s) = numbers;
+  s.lr = numbers.lr;
   if (options.lr_float32 != nullptr) {
     s.lr = static_cast<T>(*options.lr_float32);
   } else if (options.lr_float64 != nullptr) {
@@ -106,51 +68,25 @@ CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const O
   }
   const T unscale = options.grad_scale == nullptr ? T(1) : T(1) / static_cast<T>(*options.grad_scale);
   s.grad_factor = options.maximize ? -unscale : unscale;
-  s.scale =
-      calibration_scale(s.calibration, tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : s.lipschitz);
+  s.scale = calibration_scale(numbers.calibration,
+                              tensor.bound != nullptr ? *static_cast<const T*>(tensor.bound) : numbers.lipschitz);
   s.step = static_cast<uint32_t>(*tensor.step);
-  s.first = *tensor.step == 0 || options.fresh_momentum;
   return s;
 }
 
+// A class as an argument of a function.
 template <class T>
-CSGD_HOST_DEVICE StepScalars<T> step_scalars(const CsgdOptions& options, const CsgdTensor& tensor) {
-  return step_scalars(options, option_scalars<T>(options), tensor);
+struct Tag {
+  using Type = T;
+};
+
+// Calls f with the Tag of the direction class for these options. Rule: Sgd or AdamW.
+template <class Rule, class T, class F>
+auto with_direction(const typename Rule::Options& options, F f) {
+  return Rule::template with_direction<T>(options, f);
 }
 
 // From here on Value is T or, on a CPU, a vector of T.
-
-// The direction d of plain SGD. `momentum_buffer` becomes the new one, unrounded. `param` is used with weight decay
-// only.
-template <class T, class Parts, class Value>
-CSGD_HOST_DEVICE Value direction(const Parts& parts, const StepScalars<T>& s, Value grad, Value param,
-                                 Value& momentum_buffer) {
-  Value g = grad * s.grad_factor;
-  if (parts.weight_decay) g = g + s.weight_decay * param;
-  if (!parts.momentum) return g;
-  momentum_buffer = s.first ? g : s.momentum * momentum_buffer + s.one_minus_dampening * g;
-  return parts.nesterov ? g + s.momentum * momentum_buffer : momentum_buffer;
-}
-
-// The direction of SGD as a function object, for a loop that is written for any direction.
-template <class Parts>
-class SgdDirection {
- public:
-  constexpr SgdDirection() = default;
-  CSGD_HOST_DEVICE explicit SgdDirection(const Parts& parts) : parts_(parts) {}
-  // Whether a buffer of the state is read and written; without one its values are undefined.
-  constexpr CSGD_HOST_DEVICE bool has_buffer() const { return parts_.momentum; }
-  // Whether the parameter is needed.
-  constexpr CSGD_HOST_DEVICE bool reads_param() const { return parts_.weight_decay; }
-
-  template <class T, class Value>
-  CSGD_HOST_DEVICE Value operator()(const StepScalars<T>& s, Value grad, Value param, Value& momentum_buffer) const {
-    return direction(parts_, s, grad, param, momentum_buffer);
-  }
-
- private:
-  Parts parts_;
-};
 
 // The bits of |value| as an integer. Non-negative floats have the same order as their bits.
 template <class Value>
@@ -276,10 +212,10 @@ CSGD_HOST_DEVICE uint32_t layer_index(const CalibrateGradCall& call) {
   return static_cast<uint32_t>(*call.index) + (call.rank << 16);
 }
 
-// The new value of a coordinate that moves. `estimate` is d * 2^16 / n, of which d is the mean over all draws.
+// By what a coordinate that moves becomes smaller. `estimate` is d * 2^16 / n, of which d is the mean over all draws.
 template <class T, class Value>
-CSGD_HOST_DEVICE Value moved_value(Value param, T lr, Value estimate) {
-  return param - lr * estimate;
+CSGD_HOST_DEVICE Value change_of(T lr, Value estimate) {
+  return lr * estimate;
 }
 
 // The bound for the next step. `largest` is the largest finite |d|.
@@ -291,7 +227,7 @@ CSGD_HOST_DEVICE T next_bound(double bound_decay, T bound, T largest) {
 
 // After all elements: sets the bound and the step for the next step, and the tally.
 template <class T>
-CSGD_HOST_DEVICE void advance(const CsgdOptions& options, const CsgdTensor& tensor, T largest, int64_t moved) {
+CSGD_HOST_DEVICE void advance(const StepOptions& options, const StepTensor& tensor, T largest, int64_t moved) {
   if (tensor.bound != nullptr) {
     T* bound = static_cast<T*>(tensor.bound);
     *bound = next_bound(options.bound_decay, *bound, largest);

@@ -19,7 +19,7 @@ constexpr int64_t kCalibrateGradGrain = 16384;
 using CalibrateGradFunction = int64_t (*)(const CalibrateGradCall&, const void* scales, int64_t begin, int64_t end,
                                           int64_t* largest_bits);
 
-// The loop for a dtype, in the instruction set that csgd_cpu_isa() names.
+// The loop for a dtype, in the instruction set that cpu_isa() names.
 CalibrateGradFunction calibrate_grad_function(DType dtype);
 
 // Writes 2^16 / T for each channel: call.channels numbers of opmath, at most 8 bytes each.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop of calibrate_grad over a range, in tiles. Like csgd_tile.h it is included once for each instruction set.
+// The loop of calibrate_grad over a range, in tiles. Like step_tile.h it is included once for each instruction set.
 #include "calibrate_grad_cpu.h"
 #include "tile.h"
 

@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "csgd_cpu.h"
 #include "isa.h"
+#include "step_cpu.h"
 
 namespace csgd {
 
@@ -23,8 +23,8 @@ ExchangeLoops exchange_loops();
 
 ExchangeLoops exchange_loops() {
 #if CSGD_X86_DISPATCH
-  if (std::strcmp(csgd_cpu_isa(), "avx512") == 0) return avx512::exchange_loops();
-  if (std::strcmp(csgd_cpu_isa(), "avx2") == 0) return avx2::exchange_loops();
+  if (std::strcmp(cpu_isa(), "avx512") == 0) return avx512::exchange_loops();
+  if (std::strcmp(cpu_isa(), "avx2") == 0) return avx2::exchange_loops();
 #endif
   return baseline::exchange_loops();
 }

@@ -18,7 +18,7 @@ struct ExchangeLoops {
   void (*decode)(DType, const DecodeCall&, int64_t begin, int64_t end);  // elements
 };
 
-// The loops in the instruction set that csgd_cpu_isa() names.
+// The loops in the instruction set that cpu_isa() names.
 ExchangeLoops exchange_loops();
 
 // Bytes of a digit in memory.

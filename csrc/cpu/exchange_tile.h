@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops of the exchange over a range. Like csgd_tile.h this is included once for each instruction set.
+// The loops of the exchange over a range. Like step_tile.h this is included once for each instruction set.
 #include "exchange_cpu.h"
 #include "tile.h"
 

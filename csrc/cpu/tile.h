@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A tile is the elements that a CPU loop processes at a time. This file has the vectors that hold them, their draws,
-// loads and stores, for the loops of one instruction set (csgd_tile.h, calibrate_grad_tile.h, exchange_tile.h), which
+// loads and stores, for the loops of one instruction set (step_tile.h, calibrate_grad_tile.h, exchange_tile.h), which
 // CSGD_ISA names.
 #pragma once
 

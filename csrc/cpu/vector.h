@@ -94,6 +94,12 @@ CSGD_HOST_DEVICE Vector<T, kLanes> greater(Vector<T, kLanes> a, Vector<T, kLanes
   return select(a > b, a, b);
 }
 
+template <class T, int kLanes>
+CSGD_HOST_DEVICE Vector<T, kLanes> square_root(Vector<T, kLanes> x) {
+  for (int k = 0; k < kLanes; ++k) x.raw[k] = csgd::square_root(x.raw[k]);
+  return x;
+}
+
 template <int kLanes>
 CSGD_HOST_DEVICE Vector<uint32_t, kLanes> zero_extend(Vector<uint16_t, kLanes> from) {
   return convert<uint32_t>(from);

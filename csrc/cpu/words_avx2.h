@@ -106,6 +106,12 @@ CSGD_HOST_DEVICE Vector<float, 8> round_up(Vector<float, 8> x) { return Vector<f
 CSGD_HOST_DEVICE Vector<double, 4> round_up(Vector<double, 4> x) {
   return Vector<double, 4>::of(_mm256_ceil_pd(x.raw));
 }
+CSGD_HOST_DEVICE Vector<float, 8> square_root(Vector<float, 8> x) {
+  return Vector<float, 8>::of(_mm256_sqrt_ps(x.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 4> square_root(Vector<double, 4> x) {
+  return Vector<double, 4>::of(_mm256_sqrt_pd(x.raw));
+}
 CSGD_HOST_DEVICE Vector<int32_t, 8> integer_above(Vector<float, 8> x) { return convert<int32_t>(round_up(x)); }
 CSGD_HOST_DEVICE Vector<uint32_t, 8> zero_extend(Vector<uint16_t, 8> from) {
   return Vector<uint32_t, 8>::of((Vector<uint32_t, 8>::Raw)_mm256_cvtepu16_epi32((__m128i)from.raw));

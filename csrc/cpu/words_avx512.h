@@ -88,6 +88,12 @@ CSGD_HOST_DEVICE Vector<float, 16> round_up(Vector<float, 16> x) {
 CSGD_HOST_DEVICE Vector<double, 8> round_up(Vector<double, 8> x) {
   return Vector<double, 8>::of(_mm512_roundscale_pd(x.raw, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
+CSGD_HOST_DEVICE Vector<float, 16> square_root(Vector<float, 16> x) {
+  return Vector<float, 16>::of(_mm512_sqrt_ps(x.raw));
+}
+CSGD_HOST_DEVICE Vector<double, 8> square_root(Vector<double, 8> x) {
+  return Vector<double, 8>::of(_mm512_sqrt_pd(x.raw));
+}
 CSGD_HOST_DEVICE Vector<int32_t, 16> integer_above(Vector<float, 16> x) { return convert<int32_t>(round_up(x)); }
 CSGD_HOST_DEVICE Vector<uint32_t, 16> zero_extend(Vector<uint16_t, 16> from) {
   return Vector<uint32_t, 16>::of((Vector<uint32_t, 16>::Raw)_mm512_cvtepu16_epi32((__m256i)from.raw));

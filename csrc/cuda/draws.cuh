@@ -69,7 +69,7 @@ __device__ __forceinline__ VectorDraws<kCount> draws_within(const Philox4x32& ca
 
 // The draws of kCount elements from `first` on, a multiple of kCount.
 template <int kCount, class Key>
-__device__ __forceinline__ VectorDraws<kCount> vector_draws(const Key& key, Stream stream, const CsgdTensor& tensor,
+__device__ __forceinline__ VectorDraws<kCount> vector_draws(const Key& key, Stream stream, const StepTensor& tensor,
                                                             int64_t first, uint32_t step) {
   const auto call = static_cast<uint64_t>(first) / kDrawsPerCall;
   return draws_within<kCount>(draw_block(key, stream, call, tensor.index, step),
@@ -79,7 +79,7 @@ __device__ __forceinline__ VectorDraws<kCount> vector_draws(const Key& key, Stre
 // The same for a shard, whose elements may belong to several calls, one after the other. Past the shard's end the draws
 // are those of positions that belong to other shards.
 template <int kCount, class Key>
-__device__ __forceinline__ VectorDraws<kCount> vector_draws(const Key& key, Stream stream, const CsgdShard& shard,
+__device__ __forceinline__ VectorDraws<kCount> vector_draws(const Key& key, Stream stream, const StepShard& shard,
                                                             int64_t first, uint32_t step) {
   const ShardLayout& layout = shard.layout;
   int64_t run = layout.run_length >= shard.numel ? 0 : first / layout.run_length;  // a division takes long

@@ -59,7 +59,7 @@ __device__ __forceinline__ void round_ordinary(const VectorDraws<8>& draws, cons
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     const uint32_t truncated = Float16Format::truncate(values[k]);
-    const float rest = magnitude(values[k]) - magnitude(Float16Format::widen(truncated));
+    const float rest = magnitude(values[k] - Float16Format::widen(truncated));
     const bool up = draw_value<float>(draws[k]) * Float16Format::draw_unit(values[k]) < rest;
     to.value[k].bits = static_cast<uint16_t>(truncated + (up ? 1u : 0u));
   }

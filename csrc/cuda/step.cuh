@@ -9,20 +9,24 @@
 namespace csgd {
 
 // The elements of a tensor that a block takes, from `begin` on.
-template <class S>
+template <class S, int kBuffers>
 struct BlockPart {
   int64_t begin;
   int count;
   S* param;
   const S* grad;
-  S* buffer;  // of the direction's state
+  S* buffers[kBuffers];  // of the direction's state
 
-  __device__ __forceinline__ BlockPart(const CsgdTensor& tensor, int64_t from, int64_t chunk)
+  // Tensor: BufferedTensor or StepShard.
+  template <class Tensor>
+  __device__ __forceinline__ BlockPart(const Tensor& tensor, int64_t from, int64_t chunk)
       : begin(from),
         count(static_cast<int>(from + chunk < tensor.numel ? chunk : tensor.numel - from)),
         param(static_cast<S*>(tensor.param) + from),
-        grad(static_cast<const S*>(tensor.grad) + from),
-        buffer(static_cast<S*>(tensor.momentum_buffer) + from) {}
+        grad(static_cast<const S*>(tensor.grad) + from) {
+#pragma unroll
+    for (int b = 0; b < kBuffers; ++b) buffers[b] = static_cast<S*>(tensor.buffers[b]) + from;
+  }
 };
 
 // Raises the partial's maximum to the largest finite |d|. Nearly always all are finite.
@@ -52,14 +56,14 @@ __device__ __forceinline__ void find_moving_draws(const T (&d)[kCount], T scale,
 }
 
 // Steps the elements of a vector: `count` of them, from element `offset` of the block's part on. With kWhole the vector
-// is whole and lies at an aligned address in all arrays. Tensor: CsgdTensor or CsgdShard, whose draws differ.
+// is whole and lies at an aligned address in all arrays. Tensor: BufferedTensor or StepShard, whose draws differ.
 //
 // Loads that do not depend on the draws come first, so that all of them are on their way at the same time. Rounding
 // comes before the draws that decide: fewer values are alive at a time, and a multiprocessor can hold more threads.
-template <bool kWhole, class S, class T, class Direction, class Header, class Tensor>
+template <bool kWhole, class S, class T, class Direction, class Header, class Tensor, int kBuffers>
 __device__ __forceinline__ void step_vector(const Header& header, const Direction& direction, const Tensor& tensor,
-                                            const StepScalars<T>& scalars, const BlockPart<S>& part, int offset,
-                                            int count, Partial<T>& partial) {
+                                            const StepScalars<T>& scalars, const BlockPart<S, kBuffers>& part,
+                                            int offset, int count, Partial<T>& partial) {
   constexpr int kCount = Vector<S>::kSize;
   const bool stochastic = header.options.stochastic_rounding;
   const auto draws_of = [&](Stream stream) {
@@ -67,21 +71,33 @@ __device__ __forceinline__ void step_vector(const Header& header, const Directio
   };
   const auto wide = [&](const void* array) { return kWhole || (count == kCount && aligned16(array)); };
   S* param_at = part.param + offset;
-  S* buffer_at = part.buffer + offset;
 
-  Vector<S> stored_grad[1], stored_param[1] = {}, stored_buffer[1] = {};
+  Vector<S> stored_grad[1], stored_param[1] = {}, stored_buffers[kBuffers][1] = {};
   load(part.grad + offset, wide(part.grad), count, stored_grad);
-  if (direction.has_buffer()) load(buffer_at, wide(part.buffer), count, stored_buffer);
+#pragma unroll
+  for (int b = 0; b < kBuffers; ++b) {
+    if (direction.has_buffers()) load(part.buffers[b] + offset, wide(part.buffers[b]), count, stored_buffers[b]);
+  }
   if (direction.reads_param()) load(param_at, wide(part.param), count, stored_param);
-  T grad[kCount], param[kCount], buffer[kCount], d[kCount], above[kCount];
+  T grad[kCount], param[kCount], buffers[kBuffers][kCount], d[kCount], above[kCount];
   widen(stored_grad, grad);
   widen(stored_param, param);
-  widen(stored_buffer, buffer);
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) d[k] = direction(scalars, grad[k], param[k], buffer[k]);
-  if (direction.has_buffer()) {
-    narrow<S>(stochastic, [&] { return draws_of(kMomentumStream); }, buffer, ~0u, stored_buffer);
-    store(buffer_at, wide(part.buffer), count, stored_buffer);
+  for (int b = 0; b < kBuffers; ++b) widen(stored_buffers[b], buffers[b]);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    T of_element[kBuffers];
+#pragma unroll
+    for (int b = 0; b < kBuffers; ++b) of_element[b] = buffers[b][k];
+    d[k] = direction(grad[k] * scalars.grad_factor, param[k], of_element);
+#pragma unroll
+    for (int b = 0; b < kBuffers; ++b) buffers[b][k] = of_element[b];
+  }
+#pragma unroll
+  for (int b = 0; b < kBuffers; ++b) {
+    if (!direction.has_buffers()) continue;
+    narrow<S>(stochastic, [&] { return draws_of(buffer_stream(b)); }, buffers[b], ~0u, stored_buffers[b]);
+    store(part.buffers[b] + offset, wide(part.buffers[b]), count, stored_buffers[b]);
   }
   note_largest(d, partial);
 
@@ -94,25 +110,29 @@ __device__ __forceinline__ void step_vector(const Header& header, const Directio
   partial.moved += __popc(move);
   if (move == 0) return;  // the parameter's memory is not touched
 
-  // With weight decay this is the second time: the first-level cache has it, while registers are scarce.
+  // Registers are scarce: so d becomes the change before there are parameters, and with weight decay these are loaded a
+  // second time, from the first-level cache.
   load(param_at, wide(part.param), count, stored_param);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) d[k] = change_of(scalars.lr, d[k] * inverse_probability_above(above[k]));
   widen(stored_param, param);
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    const T moved = moved_value(param[k], scalars.lr, d[k] * inverse_probability_above(above[k]));
-    param[k] = select((move >> k & 1u) != 0, moved, param[k]);
-  }
+  for (int k = 0; k < kCount; ++k) param[k] = select((move >> k & 1u) != 0, param[k] - d[k], param[k]);
   narrow<S>(stochastic, [&] { return draws_of(kParamStream); }, param, move, stored_param);
   store(param_at, wide(part.param), count, stored_param);
 }
 
 // Steps all elements of the block's part: by whole vectors where all arrays allow that, then what is left of them.
-template <class S, class T, class Direction, class Header, class Tensor>
+template <class S, class T, class Direction, class Header, class Tensor, int kBuffers>
 __device__ __forceinline__ void step_part(const Header& header, const Direction& direction, const Tensor& tensor,
-                                          const StepScalars<T>& scalars, const BlockPart<S>& part,
+                                          const StepScalars<T>& scalars, const BlockPart<S, kBuffers>& part,
                                           Partial<T>& partial) {
   constexpr int kCount = Vector<S>::kSize;
-  const bool aligned = aligned16(part.param) && aligned16(part.grad) && aligned16(part.buffer);
+  bool aligned = aligned16(part.param) && aligned16(part.grad);
+#pragma unroll
+  for (int b = 0; b < kBuffers; ++b) {
+    if (direction.has_buffers()) aligned = aligned && aligned16(part.buffers[b]);
+  }
   const int whole_end = aligned ? part.count - part.count % kCount : 0;
   int i = static_cast<int>(threadIdx.x) * kCount;
 #pragma unroll 1

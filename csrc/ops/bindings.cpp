@@ -3,13 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
-#include "../cpu/csgd_cpu.h"
+#include "../cpu/step_cpu.h"
+#include "adamw.h"
 #include "calibrate_grad.h"
 #include "csgd.h"
 #include "plan.h"
 
 #if CSGD_WITH_CUDA
-#include "../cuda/csgd_cuda.h"
+#include "../cuda/step_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -33,7 +34,7 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
-  info["cpu_isa"] = csgd::csgd_cpu_isa();
+  info["cpu_isa"] = csgd::cpu_isa();
   return info;
 }
 
@@ -42,9 +43,10 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Build information of csgd_cuda, and its operators as functions.";
   m.def("build_info", &build_info, "What this extension was built with, and the instruction set it uses here.");
-  m.def("set_cpu_isa", &csgd::csgd_set_cpu_isa, py::arg("name"),
+  m.def("set_cpu_isa", &csgd::set_cpu_isa, py::arg("name"),
         "Use another instruction set on the CPU; False where this machine or build does not have it.");
   csgd::add_csgd(m);
+  csgd::add_adamw(m);
   csgd::add_calibrate_grad(m);
   csgd::add_plan(m);
 }

@@ -173,20 +173,21 @@ class FromPython<at::TensorList> {
   std::vector<at::Tensor> tensors_;
 };
 
-template <>
-class FromPython<at::IntArrayRef> {
+// Integers or floats.
+template <class Number>
+class FromPython<at::ArrayRef<Number>> {
  public:
   FromPython(const Given& given) {
-    const pybind11::object items = items_of(given, "a list of integers");
+    const pybind11::object items = items_of(given, "a list of numbers");
     values_.resize(static_cast<size_t>(PyTuple_GET_SIZE(items.ptr())));
     for (size_t i = 0; i < values_.size(); ++i) {
-      values_[i] = FromPython<int64_t>({given.name, PyTuple_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i))}).get();
+      values_[i] = FromPython<Number>({given.name, PyTuple_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i))}).get();
     }
   }
-  at::IntArrayRef get() const { return values_; }
+  at::ArrayRef<Number> get() const { return values_; }
 
  private:
-  std::vector<int64_t> values_;
+  std::vector<Number> values_;
 };
 
 // The operator with the arguments Args as a function of a Python module.

@@ -22,10 +22,6 @@ std::optional<DType> find_dtype(at::ScalarType dtype) {
   }
 }
 
-void check_not_negative(double value, const char* name) {
-  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
-}
-
 bool lies_in_order(const at::Tensor& t, at::IntArrayRef order) {
   for (int64_t k = 0; k < t.dim(); ++k) {
     if (t.size(k) > 1 && t.stride(k) != order[static_cast<size_t>(k)]) return false;
@@ -45,6 +41,10 @@ DType dtype_of(const at::Tensor& t) {
 
 void check_finite(double value, const char* name) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, " must be a finite number, got ", value);
+}
+
+void check_not_negative(double value, const char* name) {
+  TORCH_CHECK_VALUE(value >= 0 && std::isfinite(value), name, " must be a finite number >= 0, got ", value);
 }
 
 void check_calibration(double calibration, std::optional<double> lipschitz, double bound_decay,

@@ -22,6 +22,7 @@ bool is_supported(at::ScalarType dtype);
 DType dtype_of(const at::Tensor& t);
 
 void check_finite(double value, const char* name);
+void check_not_negative(double value, const char* name);
 
 // Checks the options that every calibration has.
 void check_calibration(double calibration, std::optional<double> lipschitz, double bound_decay,

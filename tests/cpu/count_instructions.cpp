@@ -8,35 +8,36 @@
 #include <vector>
 
 #include "../../csrc/core/storage.h"
-#include "../../csrc/cpu/csgd_cpu.h"
+#include "../../csrc/cpu/step_cpu.h"
 
 namespace {
 
 constexpr int64_t kMaxChunks = 4;
 constexpr int64_t kNumel = kMaxChunks * csgd::kCpuChunk;
 
-// Pseudo-random values in (-1, 1), most of them small, as gradients are; the same in every run.
+// Pseudo-random values in (-1, 1), most of them small, as gradients are; the same in every run. Or their squares.
 template <class S>
-void fill(std::vector<unsigned char>& bytes, uint32_t state) {
+void fill(std::vector<unsigned char>& bytes, uint32_t state, bool squared = false) {
   bytes.resize(kNumel * sizeof(S));
   for (int64_t i = 0; i < kNumel; ++i) {
     state = state * 1664525u + 1013904223u;
     const double uniform = static_cast<int32_t>(state) * 0x1p-31;
-    const auto value = static_cast<typename csgd::Storage<S>::Opmath>(uniform * uniform * uniform);
+    const double cube = uniform * uniform * uniform;
+    const auto value = static_cast<typename csgd::Storage<S>::Opmath>(squared ? cube * cube : cube);
     const S stored = csgd::Storage<S>::store_nearest(value);
     std::memcpy(&bytes[i * sizeof(S)], &stored, sizeof(S));
   }
 }
 
 struct Memory {
-  std::vector<unsigned char> param, grad, momentum_buffer;
+  std::vector<unsigned char> param, grad, buffers[csgd::kMostBuffers];
 };
 
 template <class S>
 csgd::DType fill_all(Memory& memory, csgd::DType dtype) {
   fill<S>(memory.param, 1);
   fill<S>(memory.grad, 2);
-  fill<S>(memory.momentum_buffer, 3);
+  for (uint32_t b = 0; b < csgd::kMostBuffers; ++b) fill<S>(memory.buffers[b], 3 + b, b == 1);
   return dtype;
 }
 
@@ -49,9 +50,15 @@ csgd::DType make_memory(const std::string& dtype, Memory& memory) {
   std::exit(2);
 }
 
+struct Options : csgd::SgdOptions {
+  bool adamw = false;
+};
+
 // Sets one option, named as in the table of figures; false where there is no such option.
-bool set_option(csgd::CsgdOptions& options, const std::string& name) {
-  if (name == "momentum") {
+bool set_option(Options& options, const std::string& name) {
+  if (name == "AdamW") {
+    options.adamw = true;
+  } else if (name == "momentum") {
     options.momentum = 0.9;
   } else if (name == "nesterov") {
     options.nesterov = true;
@@ -67,18 +74,37 @@ bool set_option(csgd::CsgdOptions& options, const std::string& name) {
   return true;
 }
 
+template <class DirectionOptions>
+int64_t step(csgd::DType dtype, const DirectionOptions& options, const csgd::StepShard& tensor, int64_t chunks) {
+  const auto step_chunk = csgd::chunk_function<DirectionOptions>(dtype);
+  int64_t moved = 0;
+  for (int64_t k = 0; k < chunks; ++k) {
+    moved += step_chunk(options, tensor, k * csgd::kCpuChunk, (k + 1) * csgd::kCpuChunk).moved;
+  }
+  return moved;
+}
+
+csgd::AdamWOptions adamw_options(const csgd::StepOptions& common) {
+  csgd::AdamWOptions options{};
+  static_cast<csgd::StepOptions&>(options) = common;
+  options.beta1 = 0.9;
+  options.beta2 = 0.999;
+  options.eps = 1e-8;
+  return options;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 4) return std::fprintf(stderr, "usage: count_instructions ISA DTYPE CHUNKS [OPTION...]\n"), 2;
   const std::string isa = argv[1];
-  if (isa != "default" && !csgd::csgd_set_cpu_isa(argv[1])) return std::fprintf(stderr, "no %s here\n", argv[1]), 2;
+  if (isa != "default" && !csgd::set_cpu_isa(argv[1])) return std::fprintf(stderr, "no %s here\n", argv[1]), 2;
   Memory memory;
   const csgd::DType dtype = make_memory(argv[2], memory);
   const int64_t chunks = std::atoi(argv[3]);
   if (chunks < 1 || chunks > kMaxChunks) return std::fprintf(stderr, "CHUNKS must be 1 to 4\n"), 2;
 
-  csgd::CsgdOptions options{};
+  Options options{};
   options.lr = 0.1;
   options.one_minus_dampening = 0.1;
   options.calibration = 1;
@@ -88,19 +114,17 @@ int main(int argc, char** argv) {
   for (int k = 4; k < argc; ++k) {
     if (!set_option(options, argv[k])) return std::fprintf(stderr, "unknown option %s\n", argv[k]), 2;
   }
-  int64_t step = 1;  // not the first step, in which the momentum is the gradient
-  csgd::CsgdShard tensor{};
+  int64_t steps = 1;  // not the first step, in which the momentum is the gradient
+  csgd::StepShard tensor{};
   tensor.param = memory.param.data();
   tensor.grad = memory.grad.data();
-  tensor.momentum_buffer = options.momentum != 0 ? memory.momentum_buffer.data() : nullptr;
-  tensor.step = &step;
+  for (int b = 0; b < csgd::kMostBuffers; ++b) tensor.buffers[b] = memory.buffers[b].data();
+  tensor.step = &steps;
   tensor.numel = kNumel;
 
-  const csgd::ChunkFunction step_chunk = csgd::csgd_chunk_function(dtype);
-  int64_t moved = 0;
-  for (int64_t k = 0; k < chunks; ++k) {
-    moved += step_chunk(options, tensor, k * csgd::kCpuChunk, (k + 1) * csgd::kCpuChunk).moved;
-  }
+  const csgd::SgdOptions& sgd = options;
+  const int64_t moved =
+      options.adamw ? step(dtype, adamw_options(options), tensor, chunks) : step(dtype, sgd, tensor, chunks);
   std::printf("%lld of %lld elements moved\n", static_cast<long long>(moved),
               static_cast<long long>(chunks * csgd::kCpuChunk));
   return moved > 0 ? 0 : 1;

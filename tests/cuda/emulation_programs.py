@@ -82,12 +82,12 @@ def loops_of(kernel, flags):
         isa = build_info()["cpu_isa"]
     except ImportError:
         isa = None
-    names = [f"{kernel}_cpu"] if kernel == "hard_threshold" else sorted({f"{kernel}_cpu", "csgd_cpu"})
+    names = [f"{kernel}_cpu"] if kernel == "hard_threshold" else sorted({f"{kernel}_cpu", "step_cpu"})
     sources = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
     if kernel != "hard_threshold":
-        sources += sorted((ROOT / "csrc" / "cpu").glob("csgd_cpu_*.cpp"))
+        sources += sorted((ROOT / "csrc" / "cpu").glob("loops_*.cpp"))
     for source in sources:
-        its_isa = source.stem.partition("csgd_cpu_")[2]
+        its_isa = source.stem.partition("loops_")[2]
         runs = its_isa in ("", isa) or isa is None
         yield source, (ADDRESS if flags == ADDRESS else PLAIN) if runs else NOT_RUN
 

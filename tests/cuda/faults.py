@@ -32,7 +32,7 @@ def fault(kernel, name, *changes, case, storage="float", flags=QUICK):
 
 
 def in_step(name, *change, case, storage="float", flags=QUICK):
-    fault("csgd", name, change, case=case, storage=storage, flags=flags)
+    fault("step", name, change, case=case, storage=storage, flags=flags)
 
 
 def in_layer(name, *changes, case="quick decay", storage="float", flags=QUICK):
@@ -56,12 +56,12 @@ in_step(
 )
 in_step(
     "the first block closes the step",
-    *("cuda/csgd_cuda.cu", "finish_tensor", "!= blocks - 1) return;", "!= 0) return;"),
+    *("cuda/step_cuda.cu", "finish_tensor", "!= blocks - 1) return;", "!= 0) return;"),
     case="misaligned",
 )
 in_step(
     "the tally is not cleared",
-    *("cuda/csgd_cuda.cu", "finish_tensor", "atomicExch(&tally->blocks_done, 0ULL);", ""),
+    *("cuda/step_cuda.cu", "finish_tensor", "atomicExch(&tally->blocks_done, 0ULL);", ""),
     case="misaligned",
 )
 in_step(
@@ -85,7 +85,7 @@ in_step(
 )
 in_step(
     "the gradient's address does not count",
-    *(STEP, "step_part", "aligned16(part.param) && aligned16(part.grad) &&", "aligned16(part.param) &&"),
+    *(STEP, "step_part", "aligned16(part.param) && aligned16(part.grad)", "aligned16(part.param)"),
     case="misaligned gradient",
     flags=ADDRESS,
 )
@@ -112,7 +112,7 @@ in_step(
 )
 in_step(
     "a momentum buffer that does not exist is read",
-    *("core/update_rule.h", "has_buffer", "return parts_.momentum;", "return true;"),
+    *("core/sgd.h", "has_buffers", "return parts_.momentum;", "return true;"),
     case="no momentum",
     flags=ADDRESS,
 )
@@ -128,8 +128,34 @@ in_step(
 )
 in_step(
     "the parameter is written where nothing moves",
-    *(STEP, "step_vector", "param[k] = select((move >> k & 1u) != 0, moved, param[k]);", "param[k] = moved;"),
+    *(STEP, "step_vector", "select((move >> k & 1u) != 0, param[k] - d[k], param[k])", "param[k] - d[k]"),
     case="little moves",
+)
+
+# Directions with several buffers, and scalars that one thread computes for all.
+in_step(
+    "scalars are read before they are there",
+    *("cuda/step_cuda.cu", "tensor_scalars", "__syncthreads();", ""),
+    case="AdamW, misaligned",
+    flags=THREAD,
+)
+in_step(
+    "the powers of AdamW are those of the step before",
+    *("core/adamw.h", "tensor_scalars", "static_cast<uint64_t>(steps) + 1", "static_cast<uint64_t>(steps)"),
+    case="AdamW, misaligned",
+)
+in_step(
+    "the address of the second buffer does not count",
+    *(STEP, "step_part", "aligned && aligned16(part.buffers[b])", "aligned && aligned16(part.buffers[0])"),
+    case="AdamW, misaligned second buffer",
+    storage="BFloat16",
+    flags=ADDRESS,
+)
+in_step(
+    "both buffers are rounded by the same draws",
+    *(STEP, "step_vector", "draws_of(buffer_stream(b))", "draws_of(buffer_stream(0))"),
+    case="AdamW, little moves",
+    storage="BFloat16",
 )
 
 # The draws of a vector.

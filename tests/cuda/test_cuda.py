@@ -114,7 +114,7 @@ def test_a_model_is_one_launch(tensors, launches):
     optimizer = run_steps(params, steps=2, fused=True)
     names = kernel_launches(optimizer.step)
     assert len(names) == launches, names
-    assert all("csgd_kernel" in name for name in names)
+    assert all("step_kernel" in name for name in names)
 
 
 def test_21000_tiny_tensors():

@@ -27,7 +27,7 @@ def smallest_program(fault, changes=()):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "cases"), [("csgd", 56), ("calibrate_grad", 74), ("exchange", 35), ("hard_threshold", 108)]
+    ("kernel", "cases"), [("step", 77), ("calibrate_grad", 74), ("exchange", 35), ("hard_threshold", 108)]
 )
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):

@@ -27,10 +27,10 @@ case,float32,1.0,4,1.0
 case,bfloat16,0.05,2,0.56
 ==PROF== Disconnected from process 812
 "ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
-"0","812","csgd_kernel(Launch, int)","dram__bytes_read.sum","byte","3,221,225,472"
-"0","812","csgd_kernel(Launch, int)","dram__bytes_write.sum","byte","2,147,483,648"
-"1","812","csgd_kernel(Launch, int)","dram__bytes_read.sum","byte","400"
-"1","812","csgd_kernel(Launch, int)","dram__bytes_write.sum","byte","300"
+"0","812","step_kernel(Launch, int)","dram__bytes_read.sum","byte","3,221,225,472"
+"0","812","step_kernel(Launch, int)","dram__bytes_write.sum","byte","2,147,483,648"
+"1","812","step_kernel(Launch, int)","dram__bytes_read.sum","byte","400"
+"1","812","step_kernel(Launch, int)","dram__bytes_write.sum","byte","300"
 """
 
 

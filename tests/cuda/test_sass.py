@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import sass
 
-NAME = "_ZN4csgd11csgd_kernelINS_8BFloat16ENS_11StaticPartsILb0ELb1ELb1EEENS_10CsgdTensorEEEvNS_6LaunchIfT1_EE"
+NAME = "_ZN4csgd11step_kernelINS_8BFloat16ENS_11StaticPartsILb0ELb1ELb1EEENS_10CsgdTensorEEEvNS_6LaunchIfT1_EE"
 # Eleven instructions on the path that stores everything, without the rare block. The second loop stores nothing, the
 # third one is larger.
 KERNEL = """

@@ -5,7 +5,8 @@
 #pragma once
 
 #include "compare.h"
-#include "csrc/core/update_rule.h"
+#include "csrc/core/adamw.h"
+#include "csrc/core/sgd.h"
 
 namespace csgd {
 
@@ -21,18 +22,18 @@ inline constexpr DType kDTypeOf<Float16> = DType::kFloat16;
 
 bool is_compiled(DType dtype) { return dtype == kDTypeOf<CSGD_STORAGE>; }
 
-// The kernels' source calls these in place of with_storage() and with_static_parts(): so it has one kernel for all
-// combinations of the rule's parts, which decides while running, as that of shards does.
+// The kernels' source calls these in place of with_storage() and with_direction(): so it has one kernel for all options
+// of a direction, which decides while running, as that of shards does.
 template <class F>
 auto with_compiled_storage(DType, F f) {
   return f(CSGD_STORAGE{});
 }
-template <class F>
-auto with_runtime_parts(const CsgdOptions& options, F f) {
-  return f(runtime_parts(options));
+template <class Rule, class T, class F>
+auto with_any_direction(const typename Rule::Options&, F f) {
+  return f(Tag<typename Rule::template AnyDirection<T>>{});
 }
 #define with_storage with_compiled_storage
-#define with_static_parts with_runtime_parts
+#define with_direction with_any_direction
 #else
 bool is_compiled(DType) { return true; }
 #endif

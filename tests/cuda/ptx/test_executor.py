@@ -225,8 +225,8 @@ def test_directives_that_are_not_known_are_errors():
 
 
 def test_kernels_are_found_by_the_name_that_a_compiler_for_the_host_gives_them():
-    of_device = "_ZN4csgd47_GLOBAL__N__52c35538_14_csgd_nopass_cu_7809904611csgd_kernelIfEEvT_"
-    assert of_host(of_device) == "_ZN4csgd12_GLOBAL__N_111csgd_kernelIfEEvT_"
+    of_device = "_ZN4csgd47_GLOBAL__N__52c35538_14_csgd_nopass_cu_7809904611step_kernelIfEEvT_"
+    assert of_host(of_device) == "_ZN4csgd12_GLOBAL__N_111step_kernelIfEEvT_"
     module = Module(f".version 9.0\n.target sm_80\n.address_size 64\n.entry {of_device}() {{ ret; }}")
     assert module.kernel(of_host(of_device)).name == of_device
     with pytest.raises(PtxError, match="no kernel other"):

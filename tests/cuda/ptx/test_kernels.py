@@ -18,7 +18,7 @@ from .executor import Choices, Executor
 from .memory import Space
 from .module import Module
 
-KERNELS = ("csgd", "calibrate_grad", "exchange", "hard_threshold")
+KERNELS = ("step", "calibrate_grad", "exchange", "hard_threshold")
 # The PTX of both is the same but for the line that names the target, as long as no source asks for the architecture.
 # So each goes other ways where the ISA leaves a choice.
 TARGETS = {"sm_80": Choices(), "sm_90": Choices(reciprocal="random", blocks=10, reverse=True)}
@@ -50,21 +50,21 @@ def execute(programs, kernel, ptx, choices, *cases):
 def test_the_ptx_makes_the_bits_of_the_cpu_loop(kernel, target, choices, programs):
     done = execute(programs, kernel, ptx_of(programs, f"csrc/cuda/{kernel}_cuda.cu", target), choices)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith(ALL_LAUNCHED) or kernel == "csgd"  # for which the test below sees to that
+    assert done.stdout.endswith(ALL_LAUNCHED) or kernel == "step"  # for which the test below sees to that
 
 
 def combinations():
-    """All dtypes with all parts of the rule and ways to round, at any alignment, and of shards."""
+    """All dtypes with all parts of the directions and ways to round, at any alignment, and of shards."""
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         nearest = ("", "nearest") if dtype.endswith("16") else ("",)
-        momentum = ("", "momentum", "momentum, nesterov")
+        directions = ("", "momentum", "momentum, nesterov", "AdamW")
         rest = (
             ("", "weight decay"),
             ("", "no calibration"),
             ("", "misaligned", "misaligned gradient", "shard"),
             nearest,
         )
-        for words in product((dtype,), momentum, *rest):
+        for words in product((dtype,), directions, *rest):
             yield "options: " + ", ".join(word for word in words if word)
 
 
@@ -72,9 +72,9 @@ def combinations():
 @every_target
 def test_the_ptx_of_the_step_makes_the_bits_of_the_cpu_loop_with_all_options(target, choices, programs):
     cases = list(combinations())
-    done = execute(programs, "csgd", ptx_of(programs, "csrc/cuda/csgd_cuda.cu", target), choices, *cases)
+    done = execute(programs, "step", ptx_of(programs, "csrc/cuda/step_cuda.cu", target), choices, *cases)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("agree") == len(cases) == 288
+    assert done.stdout.count("agree") == len(cases) == 384
     assert done.stdout.endswith(ALL_LAUNCHED)
 
 
@@ -115,19 +115,19 @@ class Fault(NamedTuple):
 
 STEP = "options: float32, momentum"
 FAULTS = {
-    "the step rounds to nearest, not up": Fault("csgd", r"add\.rp\.f32", "add.rn.f32", STEP),
+    "the step rounds to nearest, not up": Fault("step", r"add\.rp\.f32", "add.rn.f32", STEP),
     "the step rounds to nearest, not up, in float64": Fault(
-        "csgd", r"add\.rp\.f64", "add.rn.f64", "options: float64, momentum"
+        "step", r"add\.rp\.f64", "add.rn.f64", "options: float64, momentum"
     ),
     "the step rounds to nearest, not down, to float16": Fault(
-        "csgd", r"cvt\.rz\.f16", "cvt.rn.f16", "options: float16, momentum"
+        "step", r"cvt\.rz\.f16", "cvt.rn.f16", "options: float16, momentum"
     ),
-    "a fused multiply-add of the step is rounded towards zero": Fault("csgd", r"fma\.rn\.f32", "fma.rz.f32", STEP),
-    "the other half of Philox's products": Fault("csgd", r"mul\.hi\.u32", "mul.lo.u32", STEP),
-    "no barrier before the warps of the step are added up": Fault("csgd", r"bar\.sync[^;]*;", "", STEP, WARPS_APART),
-    "lanes take the value of the lane below": Fault("csgd", r"shfl\.sync\.down", "shfl.sync.up", STEP),
-    "blocks do not count how many are done": Fault("csgd", r"atom\.global\.add\.u64", "atom.global.exch.b64", STEP),
-    "vectors are stored beside their place": Fault("csgd", r"(st\.global\.v4\.f32\s+\[%rd\d+)", r"\1+8", STEP),
+    "a fused multiply-add of the step is rounded towards zero": Fault("step", r"fma\.rn\.f32", "fma.rz.f32", STEP),
+    "the other half of Philox's products": Fault("step", r"mul\.hi\.u32", "mul.lo.u32", STEP),
+    "no barrier before the warps of the step are added up": Fault("step", r"bar\.sync[^;]*;", "", STEP, WARPS_APART),
+    "lanes take the value of the lane below": Fault("step", r"shfl\.sync\.down", "shfl.sync.up", STEP),
+    "blocks do not count how many are done": Fault("step", r"atom\.global\.add\.u64", "atom.global.exch.b64", STEP),
+    "vectors are stored beside their place": Fault("step", r"(st\.global\.v4\.f32\s+\[%rd\d+)", r"\1+8", STEP),
     "a gradient is rounded to nearest, not up": Fault("calibrate_grad", r"add\.rp\.f32", "add.rn.f32", "dtypes"),
     "a gradient is rounded to nearest, not down, to float16": Fault(
         "calibrate_grad", r"cvt\.rz\.f16", "cvt.rn.f16", "dtypes"

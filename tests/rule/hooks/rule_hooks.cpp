@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/core/update_rule.h"
+#include "../../../csrc/core/sgd.h"
 #include "shortcuts.h"
 
 #if CSGD_WITH_CUDA
@@ -116,7 +116,7 @@ ElementResult update_element(const std::string& dtype, double param, double grad
     using S = decltype(tag);
     using T = typename Storage<S>::Opmath;
     const auto in_memory = [](double x) { return Storage<S>::load(Storage<S>::store_nearest(static_cast<T>(x))); };
-    CsgdOptions options{};
+    SgdOptions options{};
     options.lr = lr;
     options.momentum = momentum;
     options.one_minus_dampening = 1.0 - dampening;
@@ -126,16 +126,18 @@ ElementResult update_element(const std::string& dtype, double param, double grad
     options.nesterov = nesterov;
     options.maximize = maximize;
     T bound = static_cast<T>(lipschitz_bound);
-    CsgdTensor tensor{};
+    StepTensor tensor{};
     tensor.step = &step;
     tensor.bound = &bound;
-    const auto s = step_scalars<T>(options, tensor);
+    const auto numbers = Sgd::option_scalars<T>(options);
+    const auto s = step_scalars<T>(options, numbers, tensor);
+    const Sgd::AnyDirection<T> direction(options, numbers, Sgd::tensor_scalars<T>(options, step));
     const T theta = in_memory(param);
-    T m = in_memory(momentum_buffer);
-    const T d = direction(runtime_parts(options), s, in_memory(grad), theta, m);
+    T buffers[1] = {in_memory(momentum_buffer)};
+    const T d = direction(in_memory(grad) * s.grad_factor, theta, buffers);
     const T n = moving_draws(d, s.scale);
-    const S stored_m = rounded<S>(m, momentum_draw);
-    const S stored_theta = rounded<S>(moved_value(theta, s.lr, d * inverse_probability(n)), param_draw);
+    const S stored_m = rounded<S>(buffers[0], momentum_draw);
+    const S stored_theta = rounded<S>(theta - change_of(s.lr, d * inverse_probability(n)), param_draw);
     const double moved = static_cast<double>(Storage<S>::load(stored_theta));
     ElementResult result{static_cast<double>(n), static_cast<double>(Storage<S>::load(stored_m)), {}};
     for (const uint32_t r : draws) result.params.push_back(moves(r, n) ? moved : static_cast<double>(theta));

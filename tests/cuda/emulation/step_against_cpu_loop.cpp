@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' own source, emulated on the CPU, against the CPU loop: the same bits for sizes around every
 // boundary, alignments, dtypes, options and many tensors. A program rather than a Python test, so that sanitizers can
-// watch all of it. Usage: csgd_against_cpu_loop [CASE...]; exit status 0 if everything agrees. A case can also be
+// watch all of it. Usage: step_against_cpu_loop [CASE...]; exit status 0 if everything agrees. A case can also be
 // described, as "options: bfloat16, momentum, misaligned".
 #include <cmath>
 #include <cstdio>
@@ -9,11 +9,12 @@
 #include <memory>
 
 #include "compare.h"
-#include "csgd_cases.h"
-#include "csgd_described.h"
-#include "csrc/core/update_rule.h"
-#include "csrc/cpu/csgd_cpu.h"
-#include "csrc/cuda/csgd_cuda.h"
+#include "csrc/core/adamw.h"
+#include "csrc/core/sgd.h"
+#include "csrc/cpu/step_cpu.h"
+#include "csrc/cuda/step_cuda.h"
+#include "step_cases.h"
+#include "step_described.h"
 
 using namespace csgd;
 
@@ -21,18 +22,19 @@ namespace {
 
 // One tensor with all it needs, on one side of the comparison.
 struct Buffers {
-  Buffer param, grad, momentum_buffer;
+  Buffer param, grad, of_state[kMostBuffers];
   int64_t step = 0;
   double bound = 0;
-  CsgdTally tally{};
+  StepTally tally{};
 };
 
-CsgdShard record(Buffers& b, const Case& c, size_t number) {
-  CsgdShard t{};
+int buffers_of(const Case& c) { return c.adamw ? AdamW::kBuffers : c.options.momentum != 0 ? 1 : 0; }
+
+StepShard record(Buffers& b, const Case& c, size_t number) {
+  StepShard t{};
   t.param = data_of(b.param, c.dtype, c.offsets.param);
   t.grad = data_of(b.grad, c.dtype, c.offsets.grad);
-  t.momentum_buffer =
-      c.options.momentum != 0 ? data_of(b.momentum_buffer, c.dtype, c.offsets.momentum_buffer) : nullptr;
+  for (int k = 0; k < buffers_of(c); ++k) t.buffers[k] = data_of(b.of_state[k], c.dtype, c.offsets.buffers[k]);
   t.step = &b.step;
   t.bound = &b.bound;
   t.tally = &b.tally;
@@ -42,29 +44,33 @@ CsgdShard record(Buffers& b, const Case& c, size_t number) {
   return t;
 }
 
-void step_on_cpu(DType dtype, const CsgdOptions& options, const CsgdShard& tensor) {
+template <class Options>
+void step_on_cpu(DType dtype, const Options& options, const StepShard& tensor) {
   if (overflowed(options)) return;
   ChunkResult total;
   for (int64_t begin = 0; begin < tensor.numel; begin += kCpuChunk) {
-    const ChunkResult r = csgd_chunk_function(dtype)(options, tensor, begin, std::min(begin + kCpuChunk, tensor.numel));
+    const int64_t end = std::min(begin + kCpuChunk, tensor.numel);
+    const ChunkResult r = chunk_function<Options>(dtype)(options, tensor, begin, end);
     total.largest_bits = std::max(total.largest_bits, r.largest_bits);
     total.moved += r.moved;
   }
-  csgd_finish_tensor(dtype, options, tensor, total);
+  finish_tensor(dtype, options, tensor, total);
 }
 
 bool same(const Buffers& a, const Buffers& b) {
-  const CsgdTally& t = a.tally;
-  return same_bits(a.param, b.param) && same_bits(a.momentum_buffer, b.momentum_buffer) && same_bits(a.grad, b.grad) &&
-         a.step == b.step && std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved &&
-         t.largest_bits == 0 && t.moving == 0 && t.blocks_done == 0;
+  const StepTally& t = a.tally;
+  for (int k = 0; k < kMostBuffers; ++k) {
+    if (!same_bits(a.of_state[k], b.of_state[k])) return false;
+  }
+  return same_bits(a.param, b.param) && same_bits(a.grad, b.grad) && a.step == b.step &&
+         std::memcmp(&a.bound, &b.bound, sizeof a.bound) == 0 && t.moved == b.tally.moved && t.largest_bits == 0 &&
+         t.moving == 0 && t.blocks_done == 0;
 }
 
-cudaError_t step_on_gpu(const Case& c, const std::vector<CsgdShard>& records, int64_t* launches) {
+cudaError_t step_on_gpu(const Case& c, const std::vector<StepShard>& records, int64_t* launches) {
   const auto count = static_cast<int64_t>(records.size());
-  if (is_shard(c)) return launch_csgd_cuda(c.dtype, c.options, records.data(), count, nullptr, launches);
-  const std::vector<CsgdTensor> whole(records.begin(), records.end());
-  return launch_csgd_cuda(c.dtype, c.options, whole.data(), count, nullptr, launches);
+  return c.adamw ? launch_step_cuda(c.dtype, adamw_options(c), records.data(), count, nullptr, launches)
+                 : launch_step_cuda(c.dtype, c.options, records.data(), count, nullptr, launches);
 }
 
 // Of the largest bfloat16 the steps below lead to numbers between it and the largest float32.
@@ -102,30 +108,39 @@ bool run(const Case& c, Random& random) {
   std::vector<Buffers> cpu(c.sizes.size()), gpu;
   for (size_t k = 0; k < c.sizes.size(); ++k) {
     fill(c.dtype, cpu[k].param, c.sizes[k], c.offsets.param, [&] { return parameter(c, random); });
-    fill(c.dtype, cpu[k].momentum_buffer, c.sizes[k], c.offsets.momentum_buffer, [] { return 0.0; });
+    for (int b = 0; b < kMostBuffers; ++b) {
+      fill(c.dtype, cpu[k].of_state[b], c.sizes[k], c.offsets.buffers[b], [] { return 0.0; });
+    }
   }
   gpu = cpu;
   for (int step = 0; step < c.steps; ++step) {
-    std::vector<CsgdShard> records;
+    std::vector<StepShard> records;
     for (size_t k = 0; k < c.sizes.size(); ++k) {
       fill(c.dtype, cpu[k].grad, c.sizes[k], c.offsets.grad, [&] { return gradient(c, step, random); });
       gpu[k].grad = cpu[k].grad;
-      step_on_cpu(c.dtype, c.options, record(cpu[k], c, k));
+      if (c.adamw) {
+        step_on_cpu(c.dtype, adamw_options(c), record(cpu[k], c, k));
+      } else {
+        step_on_cpu(c.dtype, c.options, record(cpu[k], c, k));
+      }
       records.push_back(record(gpu[k], c, k));
     }
     int64_t launches = 0;
-    if (step_on_gpu(c, records, &launches) != cudaSuccess) return std::printf("%s: no launch\n", c.name), false;
+    if (step_on_gpu(c, records, &launches) != cudaSuccess) return std::printf("%s: no launch\n", c.name.c_str()), false;
     if (launches != c.launches) {
-      return std::printf("%s: %lld launches\n", c.name, static_cast<long long>(launches)), false;
+      return std::printf("%s: %lld launches\n", c.name.c_str(), static_cast<long long>(launches)), false;
     }
     for (size_t k = 0; k < c.sizes.size(); ++k) {
       for (Buffers* each : {&gpu[k], &cpu[k]}) {
-        for (Buffer* buffer : {&each->param, &each->momentum_buffer, &each->grad}) unite_nans(c.dtype, *buffer);
+        for (Buffer* buffer : {&each->param, &each->of_state[0], &each->of_state[1], &each->grad}) {
+          unite_nans(c.dtype, *buffer);
+        }
       }
-      if (!same(gpu[k], cpu[k])) return std::printf("%s: tensor %zu differs in step %d\n", c.name, k, step), false;
+      if (!same(gpu[k], cpu[k]))
+        return std::printf("%s: tensor %zu differs in step %d\n", c.name.c_str(), k, step), false;
     }
   }
-  std::printf("%s: %zu tensors agree\n", c.name, c.sizes.size());
+  std::printf("%s: %zu tensors agree\n", c.name.c_str(), c.sizes.size());
   return true;
 }
 
@@ -155,14 +170,12 @@ bool roundings_agree(const char* name, Random& random) {
 
 std::vector<Case> all_cases() {
   std::vector<Case> all = cases();
-  const int64_t more = tensors_of_launch() + 2;
-  all.push_back({"more than a launch holds",
-                 DType::kFloat32,
-                 base_options(),
-                 std::vector<int64_t>(static_cast<size_t>(more), 3),
-                 {},
-                 2});
-  all.back().steps = 1;
+  for (const bool adamw : {false, true}) {
+    const auto more = static_cast<size_t>(tensors_of_launch(adamw) + 2);
+    all.push_back({"more than a launch holds", DType::kFloat32, base_options(), std::vector<int64_t>(more, 3), {}, 2});
+    all.back().steps = 1;
+    all.back().adamw = adamw;
+  }
   return all;
 }
 
@@ -176,7 +189,7 @@ int main(int argc, char** argv) {
     good = good && roundings_agree<Float16>("rounding to float16", random);
   }
   for (const Case& c : all_cases()) {
-    if (is_compiled(c.dtype) && is_chosen(c.name, argc, argv)) good = good && run(c, random);
+    if (is_compiled(c.dtype) && is_chosen(c.name.c_str(), argc, argv)) good = good && run(c, random);
   }
   constexpr char kOptions[] = "options: ";
   for (int k = 1; k < argc; ++k) {

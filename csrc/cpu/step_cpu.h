@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loop of csgd_. A call works on one chunk of one tensor, so that a caller can divide the chunks of all tensors
-// between threads. This file does not need torch.
+// The CPU loop of a step. A call works on one chunk of one tensor, so that a caller can divide the chunks of all
+// tensors between threads. This file does not need torch.
 #pragma once
 
 #include <cstdint>
@@ -21,20 +21,26 @@ struct ChunkResult {
 };
 
 // Steps the elements [begin, end) of a tensor; begin is a multiple of kCpuChunk. Reads the step and the bound without
-// changing them. To be called only where overflowed() is false.
-using ChunkFunction = ChunkResult (*)(const CsgdOptions&, const CsgdShard&, int64_t begin, int64_t end);
+// changing them. To be called only where overflowed() is false. Options: those of a direction.
+template <class Options>
+using ChunkFunction = ChunkResult (*)(const Options&, const StepShard&, int64_t begin, int64_t end);
 
 // The loop for a dtype in the widest instruction set that this processor has.
-ChunkFunction csgd_chunk_function(DType dtype);
+template <class Options>
+ChunkFunction<Options> chunk_function(DType dtype);
+template <>
+ChunkFunction<SgdOptions> chunk_function(DType dtype);
+template <>
+ChunkFunction<AdamWOptions> chunk_function(DType dtype);
 
 // After all chunks of a tensor: sets its bound, its step and its number of coordinates that moved.
-void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor, ChunkResult total);
+void finish_tensor(DType dtype, const StepOptions& options, const StepTensor& tensor, ChunkResult total);
 
-// The instruction set that csgd_chunk_function() chose: "avx512", "avx2" or "baseline".
-const char* csgd_cpu_isa();
+// The instruction set that chunk_function() chose: "avx512", "avx2" or "baseline".
+const char* cpu_isa();
 
 // Chooses another instruction set, for tests. Returns false, and changes nothing, if this build or processor does not
 // have it.
-bool csgd_set_cpu_isa(const char* name);
+bool set_cpu_isa(const char* name);
 
 }  // namespace csgd

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What csgd_against_cpu_loop.cpp tries: sizes around every boundary, alignments, dtypes, options and shards.
+// What step_against_cpu_loop.cpp tries: sizes around every boundary, alignments, dtypes, options and shards.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <string>
 #include <vector>
 
 #include "compare.h"
@@ -14,13 +15,13 @@ namespace csgd {
 
 // The elements before the data of each array, which misalign it.
 struct Offsets {
-  int param = 0, grad = 0, momentum_buffer = 0;
+  int param = 0, grad = 0, buffers[kMostBuffers] = {};
 };
 
 struct Case {
-  const char* name;
+  std::string name;
   DType dtype;
-  CsgdOptions options;
+  SgdOptions options;
   std::vector<int64_t> sizes;
   Offsets offsets;
   int64_t launches;      // expected of each step
@@ -29,19 +30,29 @@ struct Case {
   bool tiny = false;     // all gradients but those of the first step are the least that the dtype has
   int multiprocessors = 2;
   int steps = 3;
+  bool adamw = false;  // by the direction of AdamW; of `options` then those count that all steps have
 };
+
+inline AdamWOptions adamw_options(const Case& c) {
+  AdamWOptions o{};
+  static_cast<StepOptions&>(o) = c.options;
+  o.beta1 = 0.9;
+  o.beta2 = 0.99;
+  o.eps = 1e-8;
+  return o;
+}
 
 inline bool is_shard(const Case& c) { return c.layout.run_length > 0; }
 
-// What csgd_kernels.cpp defines: the number of tensors that a launch holds.
-int64_t tensors_of_launch();
+// What step_kernels.cpp defines: the number of tensors that a launch holds.
+int64_t tensors_of_launch(bool adamw);
 
 // Rounds eight values stochastically, as the kernels do it; false where they take the general way for such values.
 template <class S>
 bool round_eight(const float (&values)[8], uint32_t draw, S (&rounded)[8]);
 
-inline CsgdOptions base_options() {
-  CsgdOptions o{};
+inline SgdOptions base_options() {
+  SgdOptions o{};
   o.lr = 0.1;
   o.momentum = 0.9;
   o.one_minus_dampening = 1.0;
@@ -79,6 +90,10 @@ inline std::vector<Case> several_passes() {
     all.push_back(
         {"several passes of a shard", dtype, base_options(), {kSeveralPasses, 3}, {}, 1, {80, 100000, 100000, 1, 1}});
   }
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    all.push_back({"several passes, AdamW", dtype, base_options(), {kSeveralPasses, 3}, {}, 1});
+    all.back().adamw = true;
+  }
   for (Case& each : all) each.multiprocessors = 1;
   return all;
 }
@@ -94,7 +109,7 @@ inline std::vector<Case> cases() {
     all.push_back({"boundaries", dtype, base_options(), boundaries, {}, 1});
   }
   const auto with = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, Offsets offsets = {}) {
-    CsgdOptions o = base_options();
+    SgdOptions o = base_options();
     change(o);
     all.push_back({name, dtype, o, std::move(sizes), offsets, 1});
   };
@@ -108,41 +123,40 @@ inline std::vector<Case> cases() {
                    .launches = 1,
                    .special = true});
   }
-  with("misaligned", [](CsgdOptions&) {}, some, DType::kFloat32, {1, 1, 1});
-  with("misaligned bfloat16", [](CsgdOptions&) {}, some, DType::kBFloat16, {3, 3, 3});
-  with("misaligned gradient", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32, {0, 1, 0});
-  with("misaligned gradient, float16", [](CsgdOptions&) {}, some, DType::kFloat16, {0, 5, 0});
-  with("misaligned parameter", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat64, {1, 0, 0});
-  with("misaligned momentum", [](CsgdOptions&) {}, some, DType::kBFloat16, {0, 0, 7});
-  with("no momentum", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
-  with("no momentum, bfloat16", [](CsgdOptions& o) { o.momentum = 0; }, some, DType::kBFloat16);
-  with("weight decay", [](CsgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
+  with("misaligned", [](SgdOptions&) {}, some, DType::kFloat32, {1, 1, {1, 1}});
+  with("misaligned bfloat16", [](SgdOptions&) {}, some, DType::kBFloat16, {3, 3, {3, 3}});
+  with("misaligned gradient", [](SgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32, {0, 1});
+  with("misaligned gradient, float16", [](SgdOptions&) {}, some, DType::kFloat16, {0, 5});
+  with("misaligned parameter", [](SgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat64, {1});
+  with("misaligned momentum", [](SgdOptions&) {}, some, DType::kBFloat16, {0, 0, {7}});
+  with("no momentum", [](SgdOptions& o) { o.momentum = 0; }, some, DType::kFloat32);
+  with("no momentum, bfloat16", [](SgdOptions& o) { o.momentum = 0; }, some, DType::kBFloat16);
+  with("weight decay", [](SgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32);
   with(
-      "weight decay, nesterov, bfloat16", [](CsgdOptions& o) { o.weight_decay = 0.01, o.nesterov = true; }, some,
+      "weight decay, nesterov, bfloat16", [](SgdOptions& o) { o.weight_decay = 0.01, o.nesterov = true; }, some,
       DType::kBFloat16);
   with(
-      "weight decay, no momentum", [](CsgdOptions& o) { o.weight_decay = 0.01, o.momentum = 0; }, some,
-      DType::kFloat64);
-  with("little moves", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kFloat32);
-  with("little moves, bfloat16", [](CsgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
+      "weight decay, no momentum", [](SgdOptions& o) { o.weight_decay = 0.01, o.momentum = 0; }, some, DType::kFloat64);
+  with("little moves", [](SgdOptions& o) { o.calibration = 1e3; }, some, DType::kFloat32);
+  with("little moves, bfloat16", [](SgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
   // The bound is so large that 2^16 / T is below 1, and the product with the least d underflows: one draw moves it.
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
     const double calibration = dtype == DType::kFloat64 ? 1e300 : 1e35;
     with(
         "underflow",
-        [&](CsgdOptions& o) { o.momentum = 0, o.calibration = calibration, o.seed = seed_with_a_draw_of_0(5000); },
+        [&](SgdOptions& o) { o.momentum = 0, o.calibration = calibration, o.seed = seed_with_a_draw_of_0(5000); },
         {5000}, dtype);
     all.back().tiny = true;
   }
   with(
-      "nesterov, nearest", [](CsgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
+      "nesterov, nearest", [](SgdOptions& o) { o.nesterov = true, o.stochastic_rounding = false; }, some,
       DType::kFloat16);
   with(
-      "maximize, scaled", [&](CsgdOptions& o) { o.maximize = true, o.grad_scale = &scale, o.found_inf = &no_overflow; },
+      "maximize, scaled", [&](SgdOptions& o) { o.maximize = true, o.grad_scale = &scale, o.found_inf = &no_overflow; },
       some, DType::kFloat32);
-  with("overflow", [&](CsgdOptions& o) { o.found_inf = &overflow; }, some, DType::kFloat32);
+  with("overflow", [&](SgdOptions& o) { o.found_inf = &overflow; }, some, DType::kFloat32);
   with(
-      "lr tensor, no calibration", [&](CsgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
+      "lr tensor, no calibration", [&](SgdOptions& o) { o.lr_float32 = &lr_tensor, o.calibration = 0; }, some,
       DType::kFloat64);
   const auto shard = [&](const char* name, DType dtype, ShardLayout layout) {
     all.push_back({name, dtype, base_options(), {0, 1, 7, 8, 9, 2049, 5000}, {}, 1, layout});
@@ -164,6 +178,30 @@ inline std::vector<Case> cases() {
   all.back().options.momentum = 0;
   shard("shard of rows, no momentum, bfloat16", DType::kBFloat16, {0, 5000, 5000, 1, 5000});
   all.back().options.momentum = 0;
+  const auto adamw = [&](const char* name, auto change, std::vector<int64_t> sizes, DType dtype, Offsets offsets = {}) {
+    with(name, change, std::move(sizes), dtype, offsets);
+    all.back().adamw = true;
+  };
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    adamw("AdamW, boundaries", [](SgdOptions& o) { o.weight_decay = 0.01; }, boundaries, dtype);
+    adamw("AdamW, infinite, NaN, too large", [](SgdOptions&) {}, some, dtype);
+    all.back().special = true;
+  }
+  adamw("AdamW, misaligned", [](SgdOptions& o) { o.weight_decay = 0.01; }, some, DType::kFloat32, {1, 1, {1, 1}});
+  adamw("AdamW, misaligned second buffer", [](SgdOptions&) {}, some, DType::kBFloat16, {0, 0, {0, 7}});
+  adamw("AdamW, little moves", [](SgdOptions& o) { o.calibration = 1e3; }, some, DType::kBFloat16);
+  adamw("AdamW, no calibration", [](SgdOptions& o) { o.calibration = 0; }, some, DType::kFloat64);
+  adamw("AdamW, nearest", [](SgdOptions& o) { o.stochastic_rounding = false; }, some, DType::kFloat16);
+  adamw(
+      "AdamW, maximize, scaled",
+      [&](SgdOptions& o) { o.maximize = true, o.grad_scale = &scale, o.found_inf = &no_overflow; }, some,
+      DType::kFloat32);
+  adamw("AdamW, overflow", [&](SgdOptions& o) { o.found_inf = &overflow; }, some, DType::kFloat32);
+  const size_t sgd_shards = all.size();
+  shard("AdamW, shard of rows from within a vector", DType::kFloat32, {8 * 1001 + 3, 5000, 5000, 1, 5000});
+  shard("AdamW, shard of columns", DType::kFloat64, {5, 3, 10, 1000, 10000});
+  shard("AdamW, shard of two dimensions", DType::kBFloat16, {33, 5, 12, 3, 60});
+  for (size_t k = sgd_shards; k < all.size(); ++k) all[k].adamw = true;
   // A card of one multiprocessor: chunks of several passes, and blocks that come in any order.
   for (Case& each : several_passes()) all.push_back(std::move(each));
   all.push_back({"many tensors", DType::kFloat32, base_options(), std::vector<int64_t>(161, 40), {}, 1});

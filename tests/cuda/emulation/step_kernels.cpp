@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the step, from their own source, and what the program needs of them beside their launchers.
 #include "compiled.h"
-#include "csgd_cases.h"
-#include "csrc/cuda/csgd_cuda.cu"
+#include "csrc/cuda/step_cuda.cu"
+#include "step_cases.h"
 
 namespace csgd {
 
-int64_t tensors_of_launch() { return Launch<float, CsgdTensor>::kTensors; }
+int64_t tensors_of_launch(bool adamw) {
+  return adamw ? Launch<AdamW, float, Whole<AdamW>>::kTensors : Launch<Sgd, float, Whole<Sgd>>::kTensors;
+}
 
 template <class S>
 bool round_eight(const float (&values)[8], uint32_t draw, S (&rounded)[8]) {

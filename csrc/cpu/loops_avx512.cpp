@@ -2,10 +2,12 @@
 // The CPU loops compiled for AVX-512. The standard headers come first: their inline functions must be compiled for the
 // default instruction set, since the linker may use the copies of this file for every caller. FMA stays off, since the
 // update rule rounds each multiplication and addition on its own.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -29,7 +31,7 @@ CSGD_PUSH_TARGET("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-wid
 #include "words_avx512.h"
 // The header above defines Words, which these need.
 #include "calibrate_grad_tile.h"
-#include "csgd_tile.h"
 #include "exchange_tile.h"
+#include "step_tile.h"
 CSGD_POP_TARGET
 #endif

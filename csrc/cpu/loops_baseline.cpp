@@ -5,5 +5,5 @@
 #include "words_scalar.h"
 // The header above defines Words, which these need.
 #include "calibrate_grad_tile.h"
-#include "csgd_tile.h"
 #include "exchange_tile.h"
+#include "step_tile.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cases of csgd_against_cpu_loop.cpp that its arguments describe: any combination of dtype, parts of the rule, rounding
-// and alignment, as "bfloat16, momentum, misaligned".
+// Cases of step_against_cpu_loop.cpp that its arguments describe: any combination of dtype, parts of the rule, rounding
+// and alignment, as "bfloat16, momentum, misaligned" or "float32, AdamW, shard".
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "csgd_cases.h"
+#include "step_cases.h"
 
 namespace csgd {
 
@@ -23,12 +23,13 @@ constexpr Word kWords[] = {
     {"float64", [](Case& c) { c.dtype = DType::kFloat64; }},
     {"bfloat16", [](Case& c) { c.dtype = DType::kBFloat16; }},
     {"float16", [](Case& c) { c.dtype = DType::kFloat16; }},
+    {"AdamW", [](Case& c) { c.adamw = true; }},
     {"momentum", [](Case& c) { c.options.momentum = 0.9; }},
     {"nesterov", [](Case& c) { c.options.nesterov = true; }},
     {"weight decay", [](Case& c) { c.options.weight_decay = 0.01; }},
     {"no calibration", [](Case& c) { c.options.calibration = 0; }},
     {"nearest", [](Case& c) { c.options.stochastic_rounding = false; }},
-    {"misaligned", [](Case& c) { c.offsets = {1, 1, 1}; }},
+    {"misaligned", [](Case& c) { c.offsets = {1, 1, {1, 1}}; }},
     {"misaligned gradient", [](Case& c) { c.offsets.grad = 1; }},
     {"shard", [](Case& c) { c.layout = {1003, 5000, 5000, 1, 5000}; }},
 };

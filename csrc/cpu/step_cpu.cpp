@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses the instruction set of the CPU loops, and completes the step of a tensor.
-#include "csgd_cpu.h"
+#include "step_cpu.h"
 
 #include <cstring>
 
@@ -12,7 +12,8 @@ namespace csgd {
 
 #define CSGD_LOOPS_OF(isa)                                    \
   namespace isa {                                             \
-  ChunkFunction chunk_function(DType dtype);                  \
+  ChunkFunction<SgdOptions> sgd_function(DType dtype);        \
+  ChunkFunction<AdamWOptions> adamw_function(DType dtype);    \
   CalibrateGradFunction calibrate_grad_function(DType dtype); \
   }
 CSGD_LOOPS_OF(baseline)
@@ -25,22 +26,24 @@ namespace {
 
 struct Isa {
   const char* name;
-  ChunkFunction (*chunk_function)(DType);
+  ChunkFunction<SgdOptions> (*sgd_function)(DType);
+  ChunkFunction<AdamWOptions> (*adamw_function)(DType);
   CalibrateGradFunction (*calibrate_grad_function)(DType);
   bool (*supported)();
 };
 
 const Isa kIsas[] = {
 #if CSGD_X86_DISPATCH
-    {"avx512", avx512::chunk_function, avx512::calibrate_grad_function,
+    {"avx512", avx512::sgd_function, avx512::adamw_function, avx512::calibrate_grad_function,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::chunk_function, avx2::calibrate_grad_function,
+    {"avx2", avx2::sgd_function, avx2::adamw_function, avx2::calibrate_grad_function,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
 #endif
-    {"baseline", baseline::chunk_function, baseline::calibrate_grad_function, [] { return true; }},
+    {"baseline", baseline::sgd_function, baseline::adamw_function, baseline::calibrate_grad_function,
+     [] { return true; }},
 };
 
 const Isa* widest_isa() {
@@ -56,13 +59,21 @@ const Isa*& current_isa() {
 
 }  // namespace
 
-ChunkFunction csgd_chunk_function(DType dtype) { return current_isa()->chunk_function(dtype); }
+template <>
+ChunkFunction<SgdOptions> chunk_function(DType dtype) {
+  return current_isa()->sgd_function(dtype);
+}
+
+template <>
+ChunkFunction<AdamWOptions> chunk_function(DType dtype) {
+  return current_isa()->adamw_function(dtype);
+}
 
 CalibrateGradFunction calibrate_grad_function(DType dtype) { return current_isa()->calibrate_grad_function(dtype); }
 
-const char* csgd_cpu_isa() { return current_isa()->name; }
+const char* cpu_isa() { return current_isa()->name; }
 
-bool csgd_set_cpu_isa(const char* name) {
+bool set_cpu_isa(const char* name) {
   for (const Isa& isa : kIsas) {
     if (std::strcmp(isa.name, name) == 0 && isa.supported()) {
       current_isa() = &isa;
@@ -72,7 +83,7 @@ bool csgd_set_cpu_isa(const char* name) {
   return false;
 }
 
-void csgd_finish_tensor(DType dtype, const CsgdOptions& options, const CsgdTensor& tensor, ChunkResult total) {
+void finish_tensor(DType dtype, const StepOptions& options, const StepTensor& tensor, ChunkResult total) {
   with_storage(dtype, [&](auto tag) {
     using T = typename Storage<decltype(tag)>::Opmath;
     const auto largest_bits = static_cast<typename FloatBits<T>::Type>(total.largest_bits);
