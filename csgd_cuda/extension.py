@@ -10,7 +10,6 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,7 +91,6 @@ def _warn_of_reference(sentence: str, reason: str) -> None:
 _C: ModuleType | None
 load_error: str | None
 _C, load_error = _load()
-_operators = frozenset() if _C is None else frozenset(dir(_C))
 _with_cuda = _C is not None and _C.build_info().get("cuda") is not None  # once: torch.compile cannot trace the call
 _broken = _C is None and _is_there()
 if _broken:
@@ -109,10 +107,6 @@ def build_info() -> dict[str, Any] | None:
     return None if _C is None else _C.build_info()
 
 
-def has_operator(name: str) -> bool:
-    return name in _operators
-
-
 def why_no_kernel(device: torch.device) -> str | None:
     """Why there is no kernel for tensors on this device; None where there is one."""
     if _C is None:
@@ -125,9 +119,7 @@ def why_no_kernel(device: torch.device) -> str | None:
     return None
 
 
-def takes_kernel(
-    device: torch.device, fused: bool | None, why_none: Callable[[torch.device], str | None] | None = None
-) -> bool:
+def takes_kernel(device: torch.device, fused: bool | None) -> bool:
     """Whether a call for tensors on one device takes the kernel; else it takes the pure-PyTorch reference.
 
     Both support the same dtypes; their checks name any other. Warns, once per process, where tensors on a GPU fall
@@ -135,14 +127,13 @@ def takes_kernel(
 
     Args:
         fused: None takes the kernel where there is one; True demands it; False takes the reference.
-        why_none: in place of ``why_no_kernel``, for an operator that the extension may have been built without.
 
     Raises:
         RuntimeError: fused is True and there is no kernel; the message says why.
     """
     if fused is not None and not fused:
         return False
-    reason = (why_none or why_no_kernel)(device)
+    reason = why_no_kernel(device)
     if reason is None:
         return True
     if fused:
@@ -157,6 +148,11 @@ def takes_kernel(
             reason,
         )
     return False
+
+
+def backend_name(device: torch.device, fused: bool | None) -> str:
+    """ "cpu kernel", "cuda kernel" or "reference": what ``takes_kernel`` decides, for people."""
+    return f"{device.type} kernel" if takes_kernel(device, fused) else "reference"
 
 
 def show_config() -> str:

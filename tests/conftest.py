@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 
-from csgd_cuda import CalibratedAdamW, extension
+from csgd_cuda import extension
 
 from .helpers import DEVICES, OPTIMIZERS, why_no_kernel
 from .rule import hooks
@@ -58,8 +58,7 @@ def device(request):
 def fused(request, device):
     """True: the kernel of the device; False: the reference on it."""
     if request.param:
-        of_test = "optimizer_class" in request.fixturenames
-        need_kernel(device, *([request.getfixturevalue("optimizer_class")] if of_test else []))
+        need_kernel(device)
     return request.param
 
 
@@ -69,16 +68,8 @@ def optimizer_class(request):
     return request.param
 
 
-@pytest.fixture(params=[True, False], ids=["kernel", "reference"])
-def fused_adamw(request, device):
-    """As ``fused``, of CalibratedAdamW."""
-    if request.param:
-        need_kernel(device, CalibratedAdamW)
-    return request.param
-
-
-def need_kernel(device, *optimizer_class):
-    reason = why_no_kernel(device, *optimizer_class)
+def need_kernel(device):
+    reason = why_no_kernel(device)
     if reason is not None:
         pytest.skip(f"no kernel: {reason}")
 

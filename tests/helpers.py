@@ -37,16 +37,9 @@ BACKENDS = [
 ]
 
 
-def why_no_kernel(device, optimizer_class=CSGD):
-    """Why there is no kernel for an optimizer's tensors on a device; None where there is one."""
-    return optimizer_class.direction.why_no_kernel(torch.device(device))
-
-
-def backends(optimizer_class):
-    """Every backend of an optimizer that this machine has, as (device, fused)."""
-    return [
-        (device, fused) for device, fused in BACKENDS if not fused or why_no_kernel(device, optimizer_class) is None
-    ]
+def why_no_kernel(device):
+    """Why there is no kernel for tensors on a device; None where there is one."""
+    return extension.why_no_kernel(torch.device(device))
 
 
 @contextlib.contextmanager

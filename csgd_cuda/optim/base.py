@@ -12,6 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from .. import extension
 from ..distributed.bounds import WholeBounds
 from ..distributed.shards import check_plain, is_dtensor
 from ..pruning import groups
@@ -98,7 +99,7 @@ class CalibratedOptimizer(Optimizer):
             check_plain(param, index)
             check_dtype(param, index)
             if param.device.type != "meta":  # which may be materialised before the first step; the step checks again
-                self.direction.takes_kernel(param.device, group["fused"])
+                extension.takes_kernel(param.device, group["fused"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -305,7 +306,7 @@ class CalibratedOptimizer(Optimizer):
             RuntimeError: a group has ``fused=True``, and there is no kernel for one of its parameters.
         """
         names = {
-            self.direction.backend_name(param.device, group["fused"])
+            extension.backend_name(param.device, group["fused"])
             for group in self.param_groups
             for param in group["params"]
             if param.requires_grad or param.grad is not None

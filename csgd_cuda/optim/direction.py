@@ -87,21 +87,6 @@ class Direction:
         """What the operator takes of ``is_fresh``."""
         return {"fresh_momentum": fresh} if self.buffers_may_come_later else {}
 
-    def why_no_kernel(self, device: torch.device) -> str | None:
-        """Why there is no kernel of this step for tensors on this device; None where there is one."""
-        reason = extension.why_no_kernel(device)
-        if reason is None and not extension.has_operator(self.operator):
-            return f"this build of the extension has no kernel for {self.optimizer}"
-        return reason
-
-    def takes_kernel(self, device: torch.device, fused: bool | None) -> bool:
-        """Whether this step of tensors on one device is the kernel's: see ``extension.takes_kernel``."""
-        return extension.takes_kernel(device, fused, self.why_no_kernel)
-
-    def backend_name(self, device: torch.device, fused: bool | None) -> str:
-        """ "cpu kernel", "cuda kernel" or "reference": what ``takes_kernel`` decides, for people."""
-        return f"{device.type} kernel" if self.takes_kernel(device, fused) else "reference"
-
     def step(self, tensors: StepTensors, options: dict[str, Any], *, kernel: bool) -> None:
         """Makes a step in place.
 
@@ -190,5 +175,4 @@ def _register_fake(direction: Direction) -> None:
 
 if extension.build_info() is not None:
     for _direction in (SGD, ADAMW):
-        if extension.has_operator(_direction.operator):
-            _register_fake(_direction)
+        _register_fake(_direction)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import extension
 from ..kinds import FUSED, OPTIONAL_TENSOR, integer_list, tensor_list
 from ..tensors import StepTensors
 from .direction import ADAMW, SGD, Direction
@@ -154,5 +155,5 @@ def _step(
         tensors.indices.extend(range(len(tensors.params)))
     device = tensors.params[0].device
     of_call = {"grad_scale": grad_scale, "found_inf": found_inf, "tallies": None, **direction.fresh_argument(False)}
-    kernel = direction.takes_kernel(device, fused)
+    kernel = extension.takes_kernel(device, fused)
     direction.step(tensors, step_options(table, options, device) | of_call, kernel=kernel)

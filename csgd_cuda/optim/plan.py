@@ -86,7 +86,7 @@ class StepCall:
     def _take_options(self) -> None:
         table = self._direction.options
         check_group(table, self._group)  # schedulers, users and checkpoints change the options after the constructor
-        self._kernel = self._direction.takes_kernel(self._device, self._group["fused"])
+        self._kernel = extension.takes_kernel(self._device, self._group["fused"])
         self._options = step_options(table, self._group, self._device)
         self._options |= self._direction.fresh_argument(self._fresh)
         self._option_values = self._values()

@@ -95,8 +95,8 @@ VARIANTS = {
     "float32, reference": (torch.float32, {"fused": False}),
     "known constant": (torch.float32, {"lipschitz": 0.5}),
     "no momentum": (torch.float32, {"momentum": 0}),
-    "AdamW, bfloat16": (torch.bfloat16, {"optimizer": CalibratedAdamW, "fused": False}),
-    "AdamW, float64": (torch.float64, {"optimizer": CalibratedAdamW, "weight_decay": 0.1, "fused": False}),
+    "AdamW, bfloat16": (torch.bfloat16, {"optimizer": CalibratedAdamW}),
+    "AdamW, float64": (torch.float64, {"optimizer": CalibratedAdamW, "weight_decay": 0.1}),
 }
 
 

@@ -62,7 +62,7 @@ def test_bad_option_of_adamw_is_refused(options, error, message):
     name = next(iter(options))
     if name not in ("betas", "eps", "amsgrad", "differentiable"):  # a scheduler may set it, or it is no option
         return
-    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW)
     before = snapshot(params, optimizer)
     optimizer.param_groups[0].update(options)
     with pytest.raises(error, match=re.escape(message)):
@@ -74,12 +74,12 @@ def test_betas_become_a_tuple_of_numbers():
     """Tensors are read once, and a list that a user changes in place is not missed."""
     params = make_params([(3,)], torch.float32)
     for betas in ([0.5, 0.75], (torch.tensor(0.5), torch.tensor([0.75])), (0.5, 0.75)):
-        optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False, betas=betas)
+        optimizer = run_steps(params, optimizer_class=CalibratedAdamW, betas=betas)
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
         assert all(type(beta) is float for beta in optimizer.param_groups[0]["betas"])
-    expected = run_steps(twins := make_params([(3,)], torch.float32), optimizer_class=CalibratedAdamW, fused=False)
+    expected = run_steps(twins := make_params([(3,)], torch.float32), optimizer_class=CalibratedAdamW)
     params = make_params([(3,)], torch.float32)
-    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW)
     for each, of_each in ((optimizer, params), (expected, twins)):
         each.param_groups[0]["betas"] = [0.5, 0.75] if each is optimizer else (0.5, 0.75)
         set_grads(of_each, seed=5)
@@ -94,7 +94,7 @@ INCOMPLETE = [("exp_avg",), ("exp_avg_sq",), ("step",), ("exp_avg", "exp_avg_sq"
 def test_incomplete_state_of_adamw_is_named(missing):
     """By a step and by load_state_dict; all or nothing may be missing, and nothing is changed."""
     params = make_params([(3,), (4,)], torch.float32)
-    optimizer = run_steps(params, optimizer_class=CalibratedAdamW, fused=False)
+    optimizer = run_steps(params, optimizer_class=CalibratedAdamW)
     checkpoint = copy.deepcopy(optimizer.state_dict())
     for name in missing:
         del checkpoint["state"][1][name]
@@ -115,7 +115,7 @@ def test_incomplete_state_of_adamw_is_named(missing):
 
 
 def adamw_of(params, **options):
-    return CalibratedAdamW(params, fused=False, **options)
+    return CalibratedAdamW(params, **options)
 
 
 WRONG_CHECKPOINTS = {

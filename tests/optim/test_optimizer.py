@@ -5,13 +5,12 @@ import copy
 import io
 import math
 import pickle
-import warnings
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csgd_cuda import CSGD, CalibratedAdamW, calibrated_adamw_, csgd_, extension
+from csgd_cuda import CSGD, CalibratedAdamW, csgd_
 
 from ..conftest import need_kernel
 from ..helpers import (
@@ -288,26 +287,3 @@ def test_named_parameters_and_schedulers(device, fused):
 def test_backend_names_what_is_used(device, fused, optimizer_class):
     optimizer = optimizer_class(make_params([(5,)], torch.float32, device), fused=fused)
     assert optimizer.backend() == (f"{device.type} kernel" if fused else "reference")
-
-
-def test_a_build_without_the_kernel_of_an_optimizer_leaves_its_steps_to_the_reference(monkeypatch):
-    """Silently on a CPU; where the kernel is demanded, the error says which optimizer has none."""
-    need_kernel(torch.device("cpu"))
-    monkeypatch.setattr(extension, "_operators", extension._operators - {CalibratedAdamW.direction.operator})
-    fallen_back, reference = ([torch.nn.Parameter(torch.ones(300))] for _ in range(2))
-    set_grads(fallen_back, seed=0)
-    set_grads(reference, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer = CalibratedAdamW(fallen_back)
-        assert optimizer.backend() == "reference"
-        optimizer.step()
-    no_kernel = pytest.raises(RuntimeError, match=r"fused=True, but this build .* no kernel for CalibratedAdamW")
-    with no_kernel:
-        CalibratedAdamW(reference, fused=True)
-    buffers = [[torch.zeros(300)], [torch.zeros(300)], [torch.tensor(0)], [torch.tensor(0.0)]]
-    with no_kernel:
-        calibrated_adamw_(reference, [reference[0].grad], *buffers, lr=1e-3, fused=True)
-    assert_same_bits(reference[0], torch.ones(300))
-    calibrated_adamw_(reference, [reference[0].grad], *buffers, lr=1e-3, fused=False)
-    assert_same_bits(fallen_back[0], reference[0])

@@ -54,7 +54,7 @@ def assert_regrow_is_the_step_with_zeroed_gradients(
 ):
     params, others = make(device), make(device)
     optimizer_class = options.pop("optimizer", CSGD)
-    fused = fused and why_no_kernel(device, optimizer_class) is None
+    fused = fused and why_no_kernel(device) is None
     pruned = optimizer_class(params, lr=0.1, fused=fused, sparsity=0.5, regrow=False, structure=structure, **options)
     plain = optimizer_class(others, lr=0.1, fused=fused, **options)
     masks = [
@@ -175,13 +175,13 @@ def test_a_mask_made_between_the_steps_is_forgotten_with_regrow(device, fused):
 
 @pytest.mark.parametrize("structure", ["element", "filter", "2:4"])
 @pytest.mark.parametrize("dropped", ["clear", "keep"])
-def test_both_means_of_adamw_are_cleared_where_weights_are_dropped(dropped, structure, device, fused_adamw):
+def test_both_means_of_adamw_are_cleared_where_weights_are_dropped(dropped, structure, device, fused):
     """Also with regrow, where no mask is kept: those of all other entries stay, bit for bit."""
     options = {"sparsity": 0.5, "structure": structure, "dropped_momentum": dropped}
     results = []
     for each in ({}, options):
         params = make_params([(8, 4, 3), (7,)], torch.float32, device)
-        optimizer = CalibratedAdamW(params, lr=0.0, fused=fused_adamw, **each)
+        optimizer = CalibratedAdamW(params, lr=0.0, fused=fused, **each)
         for param in params:
             param.grad = torch.linspace(1, 2, param.numel(), device=device).view(param.shape)
         optimizer.step()

@@ -62,12 +62,12 @@ ORACLE_OPTIONS = [
 
 @pytest.mark.parametrize("options", ORACLE_OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_bits_are_those_of_the_formulas(dtype, options, device, fused_adamw):
+def test_bits_are_those_of_the_formulas(dtype, options, device, fused):
     """With a loss scale, and a step in between that overflows and changes nothing."""
     options = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "maximize": False, **options}
     generator = torch.Generator().manual_seed(1)
     param = heavy(1000, generator, dtype).to(device).requires_grad_()
-    optimizer = CalibratedAdamW([param], calibration=0.0, bound_decay=0.0, fused=fused_adamw, **options)
+    optimizer = CalibratedAdamW([param], calibration=0.0, bound_decay=0.0, fused=fused, **options)
     oracle = Oracle(param.detach().cpu().numpy(), **options)
     for step in range(20):
         g = torch.randn(1000, generator=generator, dtype=torch.float64).to(dtype) + 0.125

@@ -112,9 +112,9 @@ ADAMW_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 @pytest.mark.parametrize("options", ADAMW_OPTIONS.values(), ids=ADAMW_OPTIONS.keys())
 @pytest.mark.parametrize("dtype", ADAMW_TOLERANCE, ids=str)
-def test_zero_calibration_is_adamw(options, dtype, device, fused_adamw):
+def test_zero_calibration_is_adamw(options, dtype, device, fused):
     ours, theirs = make_params(SHAPES, dtype, device), make_params(SHAPES, dtype, device)
-    adamw = CalibratedAdamW(ours, lr=0.01, calibration=0.0, fused=fused_adamw, **options)
+    adamw = CalibratedAdamW(ours, lr=0.01, calibration=0.0, fused=fused, **options)
     torchs = torch.optim.AdamW(theirs, lr=0.01, foreach=False, **options)
     for step in range(20):
         for params, optimizer in ((ours, adamw), (theirs, torchs)):

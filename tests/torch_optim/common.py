@@ -3,12 +3,11 @@
 
 import copy
 
-import pytest
 import torch
 
 from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import assert_same_bits, make_params, set_grads, why_no_kernel
+from ..helpers import assert_same_bits, make_params, set_grads
 from .options import class_of, without_class
 
 SHAPES = [(3, 5), (70,), (1000,)]  # below a vector block, a block and a rest, many blocks
@@ -33,8 +32,6 @@ def optimizer_of(params, options, **more):
     """An optimizer that shares no tensor among its options with another one."""
     options = {**copy.deepcopy(options), **more}
     optimizer_class = class_of(options)
-    if options.get("fused") and optimizer_class is not CSGD and why_no_kernel("cpu", optimizer_class) is not None:
-        pytest.skip(f"no kernel: {why_no_kernel('cpu', optimizer_class)}")
     return optimizer_class(params, **without_class(options))
 
 
