@@ -91,8 +91,11 @@ def accesses_of_step(name, size):
     what is left of them; the second one accesses those arrays by vectors whose addresses allow it. Where nothing is
     written between the two reads of the parameter, the compiler makes one of them in the first loop.
     """
-    static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
-    weight_decay, buffers = (int(static[1]), int(static[2])) if static else (1, 2 if "AdamW" in name else 1)
+    if "AdamW" in name:
+        weight_decay, buffers = "StaticDecayILb0E" not in name, 2
+    else:
+        static = re.search(r"StaticPartsILb(\d)ELb(\d)ELb\dE", name)
+        weight_decay, buffers = (int(static[1]), int(static[2])) if static else (1, 1)
     return {"ld": 2 * (2 + buffers) + weight_decay * (1 + (buffers > 0)), "st": 2 * (1 + buffers)}
 
 

@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
     target: str
     dtype: str
-    options: str  # those of CSGD, or CalibratedAdamW
+    options: str  # those of CSGD, or CalibratedAdamW with its own
 
     def words(self):
         """As the table has them."""
@@ -113,7 +113,8 @@ def case_of(target, name):
     if not found or found[3] == "StepShard":
         return None
     if found[2] == "AdamW":
-        return Case(target, dtypes[found[1]], "CalibratedAdamW")
+        decays = "StaticDecayILb1E" in name
+        return Case(target, dtypes[found[1]], "CalibratedAdamW" + (" weight decay" if decays else ""))
     digits = re.search(r"StaticPartsILb(\d)ELb(\d)ELb(\d)E", name).groups()
     parts = zip(("weight decay", "momentum", "nesterov"), digits, strict=True)
     return Case(target, dtypes[found[1]], " ".join(part for part, digit in parts if digit == "1") or "plain")

@@ -38,16 +38,28 @@ struct AdamWTensorScalars {
   T root_factor;  // s
 };
 
-template <class T>
+// Whether the options have weight decay: decided while running, or while compiling.
+struct RuntimeDecay {
+  bool weight_decay;
+  CSGD_HOST_DEVICE explicit RuntimeDecay(const AdamWOptions& options) : weight_decay(options.weight_decay != 0) {}
+};
+
+template <bool kWeightDecay>
+struct StaticDecay {
+  static constexpr bool weight_decay = kWeightDecay;
+  CSGD_HOST_DEVICE explicit StaticDecay(const AdamWOptions&) {}
+};
+
+template <class T, class Decay>
 class AdamWDirection {
  public:
   CSGD_HOST_DEVICE AdamWDirection(const AdamWOptions& options, const AdamWOptionScalars<T>& numbers,
                                   AdamWTensorScalars<T> of_tensor)
-      : numbers_(numbers), of_tensor_(of_tensor), decays_(options.weight_decay != 0) {}
+      : numbers_(numbers), of_tensor_(of_tensor), decay_(options) {}
 
   // As those of SgdDirection.
   CSGD_HOST_DEVICE constexpr bool has_buffers() const { return true; }
-  CSGD_HOST_DEVICE bool reads_param() const { return decays_; }
+  CSGD_HOST_DEVICE constexpr bool reads_param() const { return decay_.weight_decay; }
   CSGD_HOST_DEVICE constexpr bool is_first() const { return false; }
   CSGD_HOST_DEVICE const AdamWDirection& of_later_steps() const { return *this; }
 
@@ -57,14 +69,14 @@ class AdamWDirection {
     m = numbers_.beta1 * m + numbers_.one_minus_beta1 * g;
     v = numbers_.beta2 * v + numbers_.one_minus_beta2 * (g * g);
     Value d = (of_tensor_.mean_factor * m) / (square_root(v) * of_tensor_.root_factor + numbers_.eps);
-    if (decays_) d = d + numbers_.weight_decay * param;
+    if (decay_.weight_decay) d = d + numbers_.weight_decay * param;
     return d;
   }
 
  private:
   AdamWOptionScalars<T> numbers_;
   AdamWTensorScalars<T> of_tensor_;
-  bool decays_;
+  Decay decay_;
 };
 
 // What a loop needs of a direction, as Sgd says it.
@@ -75,10 +87,11 @@ struct AdamW {
   template <class T>
   using TensorScalars = AdamWTensorScalars<T>;
   template <class T>
-  using AnyDirection = AdamWDirection<T>;
+  using AnyDirection = AdamWDirection<T, RuntimeDecay>;
 
   static constexpr int kBuffers = 2;
   static constexpr bool kTensorScalarsTakeLong = true;
+  static constexpr bool kCpuDecidesWhileRunning = true;  // beside a division and a root, a branch costs nothing
 
   template <class T>
   static CSGD_HOST_DEVICE AdamWOptionScalars<T> option_scalars(const AdamWOptions& options) {
@@ -93,10 +106,10 @@ struct AdamW {
             static_cast<T>(1.0 / square_root(1.0 - power(options.beta2, t)))};
   }
 
-  // One class for all options: beside a division and a root, a branch costs nothing.
   template <class T, class F>
-  static auto with_direction(const AdamWOptions&, F f) {
-    return f(Tag<AdamWDirection<T>>{});
+  static auto with_direction(const AdamWOptions& options, F f) {
+    return options.weight_decay != 0 ? f(Tag<AdamWDirection<T, StaticDecay<true>>>{})
+                                     : f(Tag<AdamWDirection<T, StaticDecay<false>>>{});
   }
 };
 

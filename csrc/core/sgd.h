@@ -95,6 +95,7 @@ struct Sgd {
 
   static constexpr int kBuffers = 1;
   static constexpr bool kTensorScalarsTakeLong = false;  // on a GPU, for each thread to compute them
+  static constexpr bool kCpuDecidesWhileRunning = false;
 
   template <class T>
   static CSGD_HOST_DEVICE SgdOptionScalars<T> option_scalars(const SgdOptions& options) {

@@ -256,12 +256,18 @@ static ChunkResult step_chunk_rounding(const typename Rule::Options& options, co
 template <class S, class Rule>
 static ChunkResult step_chunk_any(const typename Rule::Options& options, const StepShard& tensor, int64_t begin,
                                   int64_t end) {
-  return with_direction<Rule, typename Storage<S>::Opmath>(options, [&](auto tag) {
+  using T = typename Storage<S>::Opmath;
+  const auto step = [&](auto tag) {
     using Direction = typename decltype(tag)::Type;
     return Storage<S>::kRounds && options.stochastic_rounding
                ? step_chunk_rounding<S, Rule, Direction, Storage<S>::kRounds>(options, tensor, begin, end)
                : step_chunk_rounding<S, Rule, Direction, false>(options, tensor, begin, end);
-  });
+  };
+  if constexpr (Rule::kCpuDecidesWhileRunning) {
+    return step(Tag<typename Rule::template AnyDirection<T>>{});
+  } else {
+    return with_direction<Rule, T>(options, step);
+  }
 }
 
 template <class Rule>

@@ -93,13 +93,13 @@ __device__ __forceinline__ void step_vector(const Header& header, const Directio
 #pragma unroll
     for (int b = 0; b < kBuffers; ++b) buffers[b][k] = of_element[b];
   }
+  note_largest(d, partial);
 #pragma unroll
   for (int b = 0; b < kBuffers; ++b) {
     if (!direction.has_buffers()) continue;
     narrow<S>(stochastic, [&] { return draws_of(buffer_stream(b)); }, buffers[b], ~0u, stored_buffers[b]);
     store(part.buffers[b] + offset, wide(part.buffers[b]), count, stored_buffers[b]);
   }
-  note_largest(d, partial);
 
   const auto draws = draws_of(kCalibrationStream);
   find_moving_draws(d, scalars.scale, above);
