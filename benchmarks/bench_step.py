@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure one optimizer step: CSGD beside torch.optim.SGD and other packages, in one interleaved run.
+"""Measure one optimizer step: CSGD beside torch.optim.SGD and other packages, or CalibratedAdamW beside
+torch.optim.AdamW, in one interleaved run.
 
     python benchmarks/bench_step.py --device cuda
     python benchmarks/bench_step.py --device cpu --lists resnet50 --peers sgd_fused,csgd --repeat 31
 
-Writes step-DEVICE-DTYPE.md, .json and .png into --out and prints the table. The columns: benchmarks/README.md.
+    python benchmarks/bench_step.py --device cpu --family adamw
+
+Writes step-DEVICE-DTYPE.md, of AdamW step-adamw-DEVICE-DTYPE.md, with .json and .png into --out, and prints the table.
+The columns: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import torch
 from step_bench import machine, report
 from step_bench.gradients import Quantiles
 from step_bench.lists import LISTS, scaled
-from step_bench.peers import BASELINE, PEERS
+from step_bench.peers import BASELINES, PEERS, Peer
 from step_bench.run import ListRun, Settings
 
 from examples.training.errors import UserError, exit_status
@@ -55,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    p.add_argument("--family", choices=tuple(BASELINES), default="sgd", help="default: %(default)s")
     p.add_argument("--lists", type=_names(LISTS), metavar="A,B", help=f"of {', '.join(LISTS)} (default: the device's)")
     p.add_argument("--peers", type=_names(PEERS), metavar="A,B", help=f"of {', '.join(PEERS)} (default: the device's)")
     p.add_argument(
@@ -72,12 +77,22 @@ def _notes(args: argparse.Namespace) -> list[str]:
     notes = [f"gradients: {Quantiles().origin['what']}; {Quantiles().origin['training']}"]
     if args.scale != 1:
         notes.append(f"SCALED: tensors have {args.scale:g} times their size; not the figures of the real lists")
-    if args.device == "cpu" and args.dtype != "float32":
+    if args.device == "cpu" and args.dtype != "float32" and args.family == "sgd":
         notes.append(
             "torch SGD fused is no fair baseline here: with torch 2.13 it skips most of a low-precision parameter on a "
             "CPU (pytorch#191763), so its time is that of a step left undone"
         )
     return notes
+
+
+def chosen_peers(args: argparse.Namespace) -> list[Peer]:
+    """Those of --peers, or of the device, and the baseline ahead of them. UserError for one of another family."""
+    if foreign := [name for name in args.peers or () if PEERS[name].family != args.family]:
+        raise UserError(f"--peers {','.join(foreign)}: compared with --family {PEERS[foreign[0]].family} only.")
+    family = [peer for peer in PEERS.values() if peer.family == args.family]
+    peers = [p for p in family if (p.name in args.peers if args.peers else args.device in p.default_on)]
+    baseline = PEERS[BASELINES[args.family]]  # the ratios are formed to it
+    return peers if baseline in peers else [baseline, *peers]
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> dict:
@@ -87,13 +102,12 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
         torch.cuda.set_device(device)
     copy_bytes = max(_SMALLEST_COPY, int(_COPY_BYTES[args.device] * min(1, args.scale)))
     settings = Settings(device, getattr(torch, args.dtype), args.repeat, copy_bytes)
-    peers = [p for p in PEERS.values() if (p.name in args.peers if args.peers else args.device in p.default_on)]
-    if PEERS[BASELINE] not in peers:
-        peers.insert(0, PEERS[BASELINE])  # the ratios are formed to it
+    peers = chosen_peers(args)
     command = ["python", "benchmarks/bench_step.py", *machine.without_out(arguments)]
     results = {
         "device": args.device,
         "dtype": args.dtype,
+        "family": args.family,
         "machine": machine.describe(device, command),
         "settings": {"repeat": args.repeat, "scale": args.scale, "copy_bytes": copy_bytes},
         "notes": _notes(args),

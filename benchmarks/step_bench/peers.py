@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: CSGD in its regimes, torch's SGD, and other packages' SGD where they are installed."""
+"""What is compared: CSGD in its regimes, torch's SGD, and other packages' SGD where they are installed; and
+CalibratedAdamW with torch's AdamW."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 from csgd_cuda.reference import step
 
 MOMENTUM = 0.9
 LR = 1e-3  # times |d| <= 0.1: the parameters stay finite over any number of steps, also where |d| is raised to T
-BASELINE = "sgd_fused"  # the peer that the ratios are formed to
+BASELINES = {"sgd": "sgd_fused", "adamw": "adamw_fused"}  # the peers that the ratios are formed to
+ADAMW_LR = 1e-6
 TARGET_DENSITY = 0.05
 _NO_BOUND = 1e-30  # far below every |d|: each coordinate moves, though all is computed as for any other bound
 _LARGEST_REFERENCE = 3 * 10**8  # elements: it makes about 150 kernel launches per 2^15 of them
@@ -40,6 +43,7 @@ class Peer:
     package: str | None = None
     largest: int | None = None  # elements of the largest list it takes part in
     compiles: bool = False  # its first steps are no measure of the later ones
+    family: str = "sgd"  # only peers of one family are compared
 
     def version(self) -> str | None:
         """The version of the package it is from."""
@@ -70,6 +74,23 @@ def _csgd(**options):
 
 def _sgd(**options):
     return lambda params, grads: torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, **options)
+
+
+def _calibrated_adamw(density=None, **options):
+    """``density``: |d| is 1 where gradients stay the same, so a fixed constant gives the share of what moves."""
+
+    def make(params, grads):
+        given = {"calibration": 1.0, **({} if density is None else {"lipschitz": 1 / density}), **options}
+        try:
+            return CalibratedAdamW(params, lr=ADAMW_LR, **given)
+        except RuntimeError as error:  # there is no kernel
+            raise NotAvailable(str(error)) from None
+
+    return make
+
+
+def _adamw(**options):
+    return lambda params, grads: torch.optim.AdamW(params, lr=ADAMW_LR, **options)
 
 
 def _apex(params, grads):
@@ -127,6 +148,7 @@ class _CompiledReference:
 
 
 _CPU, _CUDA = ("cpu",), ("cuda",)
+_of_adamw = functools.partial(Peer, family="adamw")
 PEERS = {
     peer.name: peer
     for peer in (
@@ -142,5 +164,17 @@ PEERS = {
         Peer("apex", "apex FusedSGD", _apex, _CUDA, "apex"),
         Peer("optimi", "torch-optimi SGD", _optimi, package="torch-optimi"),
         Peer("flashoptim", "flashoptim FlashSGD (8-bit momentum)", _flashoptim, _CUDA, "flashoptim"),
+        _of_adamw("adamw_fused", "torch AdamW fused", _adamw(fused=True)),
+        _of_adamw("adamw_foreach", "torch AdamW foreach", _adamw(foreach=True)),
+        _of_adamw("adamw_25", "CalibratedAdamW, 25 %", _calibrated_adamw(0.25, fused=True)),
+        _of_adamw("adamw_5", "CalibratedAdamW, 5 %", _calibrated_adamw(0.05, fused=True)),
+        _of_adamw("adamw_dense", "CalibratedAdamW, dense", _calibrated_adamw(fused=True, lipschitz=_NO_BOUND)),
+        _of_adamw("adamw_off", "CalibratedAdamW, c = 0", _calibrated_adamw(fused=True, calibration=0.0)),
+        _of_adamw(
+            "adamw_reference",
+            "CalibratedAdamW reference",
+            _calibrated_adamw(0.25, fused=False),
+            largest=_LARGEST_REFERENCE,
+        ),
     )
 }

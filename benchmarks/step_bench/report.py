@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from . import bars
-from .peers import BASELINE, PEERS
+from .peers import BASELINES, PEERS
 
 _DASH = "-"
 _QUIET = 0.05  # share of the CPU that other processes may use
@@ -42,12 +42,16 @@ COLUMNS = (
 
 def markdown(results: dict) -> str:
     """The whole report: what it was measured on, then a table for each list."""
-    lines = [f"# One optimizer step, {results['device']}, {results['dtype']}", ""]
+    what = {"sgd": "One optimizer step", "adamw": "One step of AdamW"}[results["family"]]
+    lines = [f"# {what}, {results['device']}, {results['dtype']}", ""]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
     lines += [f"- {note}" for note in results["notes"]]
     if reached := bars.table(results):
         lines += ["", *reached]
-    lines += ["", f"ratio: to {PEERS[BASELINE].label} in the same round. The columns: benchmarks/README.md."]
+    lines += [
+        "",
+        f"ratio: to {PEERS[BASELINES[results['family']]].label} in the same round. The columns: benchmarks/README.md.",
+    ]
     for entry in results["lists"].values():
         lines += ["", *_list_section(entry)]
     return "\n".join(lines) + "\n"
@@ -88,7 +92,8 @@ def _table(cells: list[list[str]]) -> list[str]:
 
 def stem(results: dict, out: Path) -> Path:
     """Where the files of a run are, without their suffix."""
-    return out / f"step-{results['device']}-{results['dtype']}"
+    family = "" if results["family"] == "sgd" else f"{results['family']}-"
+    return out / f"step-{family}{results['device']}-{results['dtype']}"
 
 
 def write(results: dict, out: Path) -> list[Path]:

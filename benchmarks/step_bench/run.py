@@ -15,12 +15,14 @@ from torch import Tensor
 from .gradients import Quantiles
 from .lists import Shape, numel
 from .machine import OtherProcesses
-from .peers import BASELINE, MOMENTUM, PEERS, NotAvailable, Peer
+from .peers import BASELINES, MOMENTUM, PEERS, NotAvailable, Peer
 from .progress import bar
 from .timing import interleave, make_timer
 
-# Design of the package, "What it costs": read g, m, theta; write m, theta. Bytes per parameter.
-DENSE_FLOOR = {torch.float32: 20, torch.bfloat16: 10}
+# Numbers that a dense step reads and writes for each parameter: it reads g, m, theta and writes m, theta. AdamW has one
+# more buffer.
+DENSE_FLOOR = {"sgd": 5, "adamw": 7}
+STATE = {"sgd": 2, "adamw": 3}  # tensors of a list's size that a peer has of its own
 COPY, IN_PLACE = "copy", "in place"
 _QUICK_MS = 1.0  # a list whose baseline takes less is given ten times the rounds
 _SLOW_MS = 100.0  # a step that takes longer is neither profiled (thousands of launches) nor repeated for host_us
@@ -68,19 +70,19 @@ def batches(peers: list[Peer], nbytes: int, free: int | None, fixed: int) -> lis
     """Who is measured with whom: all at once if memory allows, else each with the baseline; None if not even that.
 
     Args:
-        nbytes: of all parameters of the list; an entrant needs twice as much.
+        nbytes: of all parameters of the list; an entrant needs twice as much, with AdamW three times.
         fixed: bytes needed in any case, beside the gradients.
     """
 
     def fits(entrants: int) -> bool:
-        return free is None or nbytes * (2 * entrants + 1) + fixed <= _MEMORY_SHARE * free
+        return free is None or nbytes * (STATE[peers[0].family] * entrants + 1) + fixed <= _MEMORY_SHARE * free
 
     if fits(len(peers)):
         return [peers]
     if not fits(2):
         return None
-    others = [peer for peer in peers if peer.name != BASELINE]
-    return [[PEERS[BASELINE], other] for other in others]
+    baseline = BASELINES[peers[0].family]
+    return [[PEERS[baseline], other] for other in peers if other.name != baseline]
 
 
 class _OneEach:
@@ -101,6 +103,8 @@ class ListRun:
         """``one_each``: an optimizer for each tensor."""
         self.label, self.shapes, self.peers, self.settings = label, shapes, peers, settings
         self.one_each = one_each
+        self.family = peers[0].family
+        self.baseline = BASELINES[self.family]
         self.rows: dict[str, dict] = {}
         self.notes: list[str] = []
         self.timer = make_timer(settings.device)
@@ -114,10 +118,13 @@ class ListRun:
         plan = batches(self.peers, elements * itemsize, free, 2 * self.settings.copy_bytes)
         result = {"tensors": len(self.shapes), "elements": elements, "notes": self.notes, "rows": self.rows}
         if plan is None:
-            self.notes.append(f"left out: needs {5 * elements * itemsize / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+            needed = (2 * STATE[self.family] + 1) * elements * itemsize
+            self.notes.append(f"left out: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
             return result
         if len(plan) > 1:
-            self.notes.append("not all peers fit into memory at once: each was interleaved with torch SGD fused only")
+            self.notes.append(
+                f"not all peers fit into memory at once: each was interleaved with {PEERS[self.baseline].label} only"
+            )
         grads = [Quantiles().draw(s.numel(), self.generator, self.settings.dtype).view(s) for s in self._sizes()]
         others = OtherProcesses()
         for batch in plan:
@@ -128,7 +135,7 @@ class ListRun:
                 result[key] = 2 * self.settings.copy_bytes / statistics.median(self.pass_ms[name]) / 1e6
         for row in self.rows.values():
             if "ms" in row:
-                row["gb_s"] = elements * DENSE_FLOOR[self.settings.dtype] / row["ms"] / 1e6
+                row["gb_s"] = elements * DENSE_FLOOR[self.family] * itemsize / row["ms"] / 1e6
                 row["share_of_copy"] = row["gb_s"] / result["copy_gb_s"]
         return result
 
@@ -154,7 +161,7 @@ class ListRun:
         return entrants
 
     def _entrant(self, peer: Peer, grads: list[Tensor]) -> Entrant:
-        """Builds a peer and brings it into the steady state of momentum, where every step has d = g / (1 - mu)."""
+        """Builds a peer and brings it into its steady state; with momentum every step then has d = g / (1 - mu)."""
         if peer.largest is not None and numel(self.shapes) > peer.largest:
             raise NotAvailable(f"takes part up to {peer.largest:,} elements only")
         params = []
@@ -165,21 +172,27 @@ class ListRun:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other packages, about precision
             optimizer = _OneEach(peer, params, grads) if self.one_each else peer.make(params, grads)
-            # The first step makes the gradient the momentum buffer.
-            torch._foreach_mul_(grads, 1 / (1 - MOMENTUM))
-            try:
-                optimizer.step()
-            finally:
-                torch._foreach_mul_(grads, 1 - MOMENTUM)
+            self._first_step(optimizer, grads)
             step_ms = self.timer.prepare(optimizer.step)
             if step_ms < _SLOW_MS or peer.compiles:  # what is slow at first may have been compiled there
                 step_ms = min(self.timer.prepare(optimizer.step) for _ in range(3))
         return Entrant(peer, optimizer, step_ms)
 
+    def _first_step(self, optimizer: object, grads: list[Tensor]) -> None:
+        """That of SGD makes the gradient the momentum buffer; AdamW has the same d in all steps with one gradient."""
+        if self.family == "adamw":
+            optimizer.step()
+            return
+        torch._foreach_mul_(grads, 1 / (1 - MOMENTUM))
+        try:
+            optimizer.step()
+        finally:
+            torch._foreach_mul_(grads, 1 - MOMENTUM)
+
     def _measure(self, entrants: list[Entrant]) -> None:
         rounds = self._rounds(entrants)
         samples = {e.peer.name: self._samples(e.step_ms, rounds) for e in entrants}
-        samples[BASELINE] = rounds  # every other sample is compared with one of these
+        samples[self.baseline] = rounds  # every other sample is compared with one of these
         calls = {e.peer.name: self._call(e) for e in entrants}
         passes = self._passes()
         for name, call in passes.items():
@@ -220,7 +233,7 @@ class ListRun:
         name = entrant.peer.name
         if name in self.rows:  # the baseline is measured once with each peer where memory is short
             return
-        mine, base = measured[name], measured.get(BASELINE, {})
+        mine, base = measured[name], measured.get(self.baseline, {})
         row = {**entrant.figures, "ms": statistics.median(mine.values()), "density": entrant.density()}
         row["samples_ms"] = [round(value, 5) for value in mine.values()]
         ratios = [value / base[turn] for turn, value in mine.items() if turn in base]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import bench_step
 from step_bench import bars, gradients, report, run, timing
 from step_bench.lists import LISTS, numel, scaled
-from step_bench.peers import BASELINE, PEERS
+from step_bench.peers import BASELINES, PEERS
 
 PROGRAM = Path(bench_step.__file__).resolve()
 
@@ -81,13 +81,14 @@ def test_no_call_always_goes_first():
     assert set(order[::2]) == {"a", "b"}
 
 
-def test_memory_decides_who_is_measured_with_whom():
-    peers = list(PEERS.values())
+@pytest.mark.parametrize("family", BASELINES)
+def test_memory_decides_which_peers_are_measured_together(family):
+    peers, baseline = [peer for peer in PEERS.values() if peer.family == family], BASELINES[family]
     assert run.batches(peers, 100, None, 0) == [peers]
     assert run.batches(peers, 100, 100_000, 0) == [peers]
     pairs = run.batches(peers, 100, 1000, 0)
-    assert [pair[0].name for pair in pairs] == [BASELINE] * (len(peers) - 1)
-    assert {pair[1].name for pair in pairs} == set(PEERS) - {BASELINE}
+    assert [pair[0].name for pair in pairs] == [baseline] * (len(peers) - 1)
+    assert {pair[1].name for pair in pairs} == {peer.name for peer in peers} - {baseline}
     assert run.batches(peers, 100, 500, 0) is None
 
 
@@ -121,18 +122,41 @@ def test_a_tiny_run_writes_figures_and_a_table(tmp_path, capsys):
         assert rows["csgd_dense"]["density"] == rows["csgd_off"]["density"] == 1
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_tiny_run_of_adamw(tmp_path):
+    command = ["--family", "adamw", "--lists", "flat", "--scale", "0.001", "--repeat", "2", "--out", str(tmp_path)]
+    assert bench_step.main(command) == 0
+    assert "# One step of AdamW, cpu, float32" in (tmp_path / "step-adamw-cpu-float32.md").read_text(encoding="utf-8")
+    (entry,) = json.loads((tmp_path / "step-adamw-cpu-float32.json").read_text(encoding="utf-8"))["lists"].values()
+    check_rows(entry)
+    rows = entry["rows"]
+    assert rows["adamw_reference"]["density"] == pytest.approx(0.25, rel=0.1)
+    if extension.why_no_kernel(torch.device("cpu")) is None:
+        assert rows["adamw_25"]["density"] == pytest.approx(0.25, rel=0.1)
+        assert rows["adamw_5"]["density"] == pytest.approx(0.05, rel=0.2)
+        assert rows["adamw_dense"]["density"] == rows["adamw_off"]["density"] == 1
+    assert bench_step.main([*command, "--peers", "csgd"]) == 2
+
+
 def check_list(entry, kernel):
     rows = entry["rows"]
     assert "left_out" in rows["apex"]
     assert ("left_out" in rows["csgd"]) is not kernel
+    check_rows(entry)
+
+
+def check_rows(entry):
+    rows = entry["rows"]
     assert entry["copy_gb_s"] > 0
     for name, row in rows.items():
         if "left_out" in row:
             continue
         assert row["ms"] > 0
-        assert math.isclose(row["gb_s"], 20e-6 * entry["elements"] / row["ms"])
+        assert math.isclose(
+            row["gb_s"], {"sgd": 20e-6, "adamw": 28e-6}[PEERS[name].family] * entry["elements"] / row["ms"]
+        )
         assert math.isclose(row["share_of_copy"], row["gb_s"] / entry["copy_gb_s"])
-        assert row["ratio"] == 1 if name == BASELINE else row["ratio"] > 0
+        assert row["ratio"] == 1 if name in BASELINES.values() else row["ratio"] > 0
         assert row["launches"] is row["host_us"] is row["extra_mib"] is None
 
 
@@ -140,7 +164,9 @@ def test_figures_not_measured_are_a_dash():
     row = dict.fromkeys(("ratio", "ratio_quartiles", "launches", "host_us", "extra_mib", "density", "version"))
     row |= {"ms": 1.0, "gb_s": 2.0, "share_of_copy": 0.5, "samples_ms": [1.0]}
     entry = {"label": "one", "tensors": 1, "elements": 100_000, "notes": [], "rows": {"sgd_fused": row}}
-    text = report.markdown({"device": "cuda", "dtype": "float32", "machine": {}, "notes": [], "lists": {"x": entry}})
+    text = report.markdown(
+        {"device": "cuda", "dtype": "float32", "family": "sgd", "machine": {}, "notes": [], "lists": {"x": entry}}
+    )
     line = next(line for line in text.splitlines() if line.startswith("| torch SGD fused"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "torch SGD fused", "1.00", "-", "-", "2.00", "50.0%", "-", "-", "-", "-", "1",
