@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgd_cuda import CSGD, PruningOptions
+from csgd_cuda import CSGD, CalibratedAdamW, PruningOptions
 
 from .distributed import launch
 
@@ -87,8 +87,8 @@ def options_in(path):
     return options
 
 
-def options_of_signature():
-    parameters = inspect.signature(CSGD).parameters.values()
+def options_of_signature(optimizer_class=CSGD):
+    parameters = inspect.signature(optimizer_class).parameters.values()
     return {p.name: p.default for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD}
 
 
@@ -100,6 +100,13 @@ def test_options_of_the_readme_are_those_of_the_optimizer():
 
 def test_page_of_options_has_those_of_the_optimizer_in_order():
     assert list(options_in(DOCS / "options.md").items()) == list(options_of_signature().items())
+
+
+def test_page_of_adamw_has_the_options_that_csgd_lacks():
+    of_csgd = list(options_of_signature().items())
+    calibration = next(place for place, (name, _) in enumerate(of_csgd) if name == "calibration")
+    own = list(options_in(DOCS / "adamw.md").items())
+    assert own + of_csgd[calibration:] == list(options_of_signature(CalibratedAdamW).items())
 
 
 def test_page_of_pruning_has_its_options():

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from output import say
 
-from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
+from csgd_cuda import CSGD, CalibratedAdamW, calibrate_grad, hard_threshold_
 from csgd_cuda.distributed.coding import choose_coding
 from csgd_cuda.distributed.shards import ShardLayout
 from tests.helpers import DTYPES, assert_same_bits, heavy_tailed, step_operator
@@ -34,10 +34,11 @@ def values(shapes, dtype, device, seed):
     return [*tensors[:-1], base[3:].view(last.shape).copy_(last)]
 
 
-def stepped(shapes, device, dtype, count, **options):
+def stepped(shapes, device, dtype, count, optimizer_class=CSGD, **options):
     """Makes so many steps; all that they change, beside the counts of coordinates; and the optimizer."""
     params = [param.requires_grad_() for param in values(shapes, dtype, device, 0)]
-    optimizer = CSGD(params, **{"lr": 0.1, "momentum": 0.9, **options}, fused=True)
+    usual = {"lr": 0.1, "momentum": 0.9} if optimizer_class is CSGD else {"lr": 0.1}
+    optimizer = optimizer_class(params, **{**usual, **options}, fused=True)
     for step in range(count):
         for param, grad in zip(params, values(shapes, dtype, device, step + 1), strict=True):
             param.grad = grad
@@ -47,7 +48,10 @@ def stepped(shapes, device, dtype, count, **options):
 
 def steps(device, dtype):
     shapes = [(n,) for n in (0, 1, 9, 2049, 70000, 4997)]
-    for options in ({}, {"weight_decay": 0.1, "nesterov": True}, {"momentum": 0.0, "lipschitz": 1.0}):
+    for options in (
+        {}, {"weight_decay": 0.1, "nesterov": True}, {"momentum": 0.0, "lipschitz": 1.0},
+        {"optimizer_class": CalibratedAdamW}, {"optimizer_class": CalibratedAdamW, "weight_decay": 0.0},
+    ):  # fmt: skip
         changed, optimizer = stepped(shapes, device, dtype, 2, **options)
         yield from changed
         yield torch.tensor(list(optimizer.density().values()))

@@ -52,6 +52,7 @@ CPU_ONLY = (
 TEST_PROCESSES = 12  # of which each holds a context of about 0.5 GB on the GPU
 # Not the reference, which takes seconds for a step of the larger lists, nor torch.compile, which takes minutes.
 PEERS = "sgd_fused,sgd_foreach,csgd,csgd_5,csgd_dense,csgd_off"
+ADAMW_PEERS = "adamw_fused,adamw_foreach,adamw_25,adamw_5,adamw_dense,adamw_off"
 
 
 class Command(NamedTuple):
@@ -90,6 +91,10 @@ def benchmarks(args):
     for dtype in ("float32", "bfloat16"):
         words = [sys.executable, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]
         yield Command(f"benchmark {dtype}", [*words, "--out", str(args.out)], 50)
+    for dtype in ("float32", "bfloat16"):
+        words = [sys.executable, "benchmarks/bench_step.py", "--family", "adamw", "--device", "cuda", "--dtype", dtype]
+        words += ["--lists", "flat,resnet50", "--repeat", "9", "--peers", ADAMW_PEERS, "--out", str(args.out)]
+        yield Command(f"benchmark AdamW {dtype}", words, 30)
 
 
 def moved_bytes(args):

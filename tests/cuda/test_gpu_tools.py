@@ -116,7 +116,8 @@ def rehearsal(tmp_path, monkeypatch):
     return Rehearsal(tmp_path, monkeypatch)
 
 
-FIRST_CALL = ["build", "kernels", "bits", "benchmark float32", "benchmark bfloat16", "bytes moved", "tests"]
+BENCHMARKS = [f"benchmark {what}" for what in ("float32", "bfloat16", "AdamW float32", "AdamW bfloat16")]
+FIRST_CALL = ["build", "kernels", "bits", *BENCHMARKS, "bytes moved", "tests"]
 SANITIZED = [f"sanitizer {tool}" for tool in ("memcheck", "racecheck", "initcheck", "synccheck")]
 
 
@@ -124,8 +125,7 @@ def test_the_first_call_is_all_but_the_sanitizers(rehearsal, capsys):
     assert rehearsal.run() == 0
     assert rehearsal.results() == dict.fromkeys(FIRST_CALL, "passed")
     assert [call.split("/")[-1] for call in rehearsal.calls()] == [
-        "python setup.py", "call_kernels.py", "python -m", "bench_step.py", "bench_step.py", "count_bytes.py",
-        "python -m",
+        "python setup.py", "call_kernels.py", "python -m", *["bench_step.py"] * 4, "count_bytes.py", "python -m",
     ]  # fmt: skip
     assert rehearsal.report()["gpu"] == "a stand-in"
     for place in (capsys.readouterr().out, (rehearsal.out / "gpu-suite.md").read_text()):
@@ -160,7 +160,7 @@ def test_a_failed_build_and_wrong_kernels_end_the_suite(rehearsal, word, part):
 
 def test_another_failure_does_not_end_the_suite(rehearsal):
     assert rehearsal.run(FAILING="no:cacheprovider bfloat16") == 1
-    failed = dict.fromkeys(["bits", "benchmark bfloat16", "tests"], "failed, exit status 3")
+    failed = dict.fromkeys(["bits", "benchmark bfloat16", "benchmark AdamW bfloat16", "tests"], "failed, exit status 3")
     assert rehearsal.results() == dict.fromkeys(FIRST_CALL, "passed") | failed
 
 
