@@ -7,11 +7,14 @@ import os
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
 from ..helpers import assert_same_snapshots, snapshot
 
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+OPTIONS = {
+    CSGD: {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    CalibratedAdamW: {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 1e-3},
+}
 
 
 def make_model(dtype=torch.float32, seed=0):
@@ -28,8 +31,14 @@ def make_data(batches=12, size=32, dtype=torch.float32, seed=1):
     return list(zip(x.to(dtype), y.to(dtype), strict=True))
 
 
-def make_optimizer(model, **options):
-    return CSGD(model.parameters(), **{**OPTIONS, **options})
+def make_optimizer(optimizer_class, params, **options):
+    """``params``: parameters, groups of them, or a model."""
+    params = params.parameters() if isinstance(params, torch.nn.Module) else params
+    return optimizer_class(params, **{**OPTIONS[optimizer_class], **options})
+
+
+def buffer_dtypes(optimizer):
+    return {state[name].dtype for state in optimizer.state.values() for name in optimizer.direction.buffers}
 
 
 def loss_of(model, x, y):
@@ -53,10 +62,10 @@ def train(model, optimizer, data, after_step=lambda: None, accumulate=1, clip=No
     return losses
 
 
-def plainly_trained(data, dtype=torch.float32, **options):
+def plainly_trained(optimizer_class, data, dtype=torch.float32, **options):
     """(model, optimizer) after the plain loop over the data."""
     model = make_model(dtype)
-    optimizer = make_optimizer(model, **options)
+    optimizer = make_optimizer(optimizer_class, model, **options)
     train(model, optimizer, data)
     return model, optimizer
 

@@ -11,9 +11,10 @@ import torch
 from csgd_cuda import CSGD
 
 from ..conftest import need_kernel
-from ..helpers import DTYPES
+from ..helpers import DTYPES, TORCH_CLASS
 from .helpers import (
     assert_same_training,
+    buffer_dtypes,
     loss_of,
     loss_went_down,
     make_data,
@@ -41,37 +42,37 @@ def scaled_loop(model, optimizer, scaler, data, poison=(), before_step=None):
 
 # In float16 a scaled gradient is rounded on another grid near zero, so bits cannot be equal there.
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.float16], ids=str)
-def test_loss_scale_leaves_no_trace(dtype, fused):
+def test_loss_scale_leaves_no_trace(dtype, fused, optimizer_class):
     data = make_data(dtype=dtype)
     model = make_model(dtype)
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     losses = scaled_loop(model, optimizer, scaler, data)
     assert scaler.get_scale() == 2.0**14
     assert loss_went_down(losses)
-    assert_same_training((model, optimizer), plainly_trained(data, dtype, fused=fused))
+    assert_same_training((model, optimizer), plainly_trained(optimizer_class, data, dtype, fused=fused))
 
 
-def test_skipped_batches_leave_no_trace(fused):
+def test_skipped_batches_leave_no_trace(fused, optimizer_class):
     """Not in the step count, and so not in the random draws of the later steps."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     poison = (0, 5, 6)  # the first one before there is any state
     scaled_loop(model, optimizer, scaler, data, poison)
     assert scaler.get_scale() == 2.0**7
     clean = [batch for k, batch in enumerate(data) if k not in poison]
-    assert_same_training((model, optimizer), plainly_trained(clean, fused=fused))
+    assert_same_training((model, optimizer), plainly_trained(optimizer_class, clean, fused=fused))
 
 
-def test_scale_is_undone_by_the_step_or_before_it_with_the_same_bits():
+def test_scale_is_undone_by_the_step_or_before_it_with_the_same_bits(optimizer_class):
     """With fused=True by the step, unless scaler.unscale_ was called; else by scaler.step."""
     need_kernel(torch.device("cpu"))
     data, results = make_data(), []
     for fused, before_step in ((True, None), (True, lambda: None), (None, None), (None, lambda: None)):
         model = make_model()
-        optimizer = make_optimizer(model, fused=fused)
+        optimizer = make_optimizer(optimizer_class, model, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         scaled_loop(model, optimizer, scaler, data, poison=(3,), before_step=before_step)
         results.append((model, optimizer))
@@ -80,28 +81,29 @@ def test_scale_is_undone_by_the_step_or_before_it_with_the_same_bits():
 
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
-def test_hooks_see_scaled_gradients_only_where_those_of_sgd_do(options):
+def test_hooks_see_scaled_gradients_only_where_those_of_torch_do(options, optimizer_class):
     """A hook that clips must get them without the scale, and so must code that logs them after the step. With
-    fused=True they still have the scale, with CSGD as with torch.optim.SGD, whose kernel unscales them in place; ours
-    does not."""
+    fused=True they still have the scale, as with torch's optimizers, whose kernels unscale them in place; ours do
+    not."""
     if options.get("fused"):
         need_kernel(torch.device("cpu"))
 
     def clip(optimizer, *_):
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
 
-    seen = []
-    for cls, own in ((torch.optim.SGD, {}), (CSGD, {"calibration": 0.0})):
+    seen, momentum = [], {"momentum": 0.9} if optimizer_class is CSGD else {}
+    for cls, own in ((TORCH_CLASS[optimizer_class], {}), (optimizer_class, {"calibration": 0.0})):
         param = torch.zeros(3, requires_grad=True)
-        optimizer = cls([param], lr=0.5, **options, **own)
+        optimizer = cls([param], lr=0.5, **options, **momentum, **own)
         optimizer.register_step_pre_hook(clip)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         scaler.scale((param * 5).sum()).backward()
         scaler.step(optimizer)
-        seen.append((param.detach(), param.grad))
-    (theirs, their_grad), (ours, our_grad) = seen
+        buffer = optimizer.state[param][optimizer_class.direction.buffers[0]]
+        seen.append((param.detach(), buffer, param.grad))
+    (*theirs, their_grad), (*ours, our_grad) = seen
     torch.testing.assert_close(ours, theirs)
-    assert (ours.norm() > 0.4) == (not options.get("fused"))
+    assert (buffer.norm() > 0.05) == (not options.get("fused"))  # else the norm of 1 was divided by the scale
     torch.testing.assert_close(our_grad, their_grad * (1024.0 if options.get("fused") else 1.0))
 
 
@@ -109,10 +111,10 @@ def test_hooks_see_scaled_gradients_only_where_those_of_sgd_do(options):
 @pytest.mark.parametrize(
     "copy_of", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "copy", "pickle"]
 )
-def test_who_undoes_the_scale_is_the_same_for_copies(copy_of, fused):
+def test_who_undoes_the_scale_is_the_same_for_copies(copy_of, fused, optimizer_class):
     if fused:
         need_kernel(torch.device("cpu"))
-    optimizer = make_optimizer(make_model(), fused=fused)
+    optimizer = make_optimizer(optimizer_class, make_model(), fused=fused)
     assert optimizer._step_supports_amp_scaling is bool(fused)
     assert copy_of(optimizer)._step_supports_amp_scaling is bool(fused)
     optimizer._step_supports_amp_scaling = not fused
@@ -120,12 +122,12 @@ def test_who_undoes_the_scale_is_the_same_for_copies(copy_of, fused):
     assert optimizer._step_supports_amp_scaling is (not fused)
 
 
-def test_one_scaler_serves_two_optimizers():
+def test_one_scaler_serves_two_optimizers(optimizer_class):
     """An overflow in one optimizer's gradients skips that one only, as with torch.optim.SGD."""
     data, results = make_data(batches=4), []
     for poisoned in (None, 2):
         models = [make_model(seed=k) for k in range(2)]
-        optimizers = [make_optimizer(model) for model in models]
+        optimizers = [make_optimizer(optimizer_class, model) for model in models]
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
         for k, (x, y) in enumerate(data):
             for model, optimizer in zip(models, optimizers, strict=True):
@@ -142,11 +144,11 @@ def test_one_scaler_serves_two_optimizers():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_trains(dtype, fused):
+def test_autocast_trains(dtype, fused, optimizer_class):
     """Parameters and state stay float32, the products are of low precision; a scaler as in any AMP recipe."""
     data = make_data(batches=30)
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     losses = []
     for x, y in data:
@@ -160,14 +162,14 @@ def test_autocast_trains(dtype, fused):
         scaler.update()
         losses.append(loss.item())
     assert loss_went_down(losses)
-    assert all(state["momentum_buffer"].dtype is torch.float32 for state in optimizer.state.values())
+    assert buffer_dtypes(optimizer) == {torch.float32}
 
 
-def test_float16_parameters_train_under_a_scaler(fused):
-    """torch refuses to unscale float16 gradients; with fused=True CSGD does it in float32, inside the step."""
+def test_float16_parameters_train_under_a_scaler(fused, optimizer_class):
+    """torch refuses to unscale float16 gradients; with fused=True our step does it in float32, inside the step."""
     data = make_data(batches=30, dtype=torch.float16)
     model = make_model(torch.float16)
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6)
     if not fused:
         with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
@@ -176,17 +178,17 @@ def test_float16_parameters_train_under_a_scaler(fused):
     assert loss_went_down(scaled_loop(model, optimizer, scaler, data))
 
 
-def test_scaler_and_optimizer_resume_together():
+def test_scaler_and_optimizer_resume_together(optimizer_class):
     data, results = make_data(), []
     for pause in (None, 7):
         model = make_model()
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(optimizer_class, model)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
         scaled_loop(model, optimizer, scaler, data[:pause], poison=(4,))
         if pause:
             saved = copy.deepcopy([thing.state_dict() for thing in (model, optimizer, scaler)])
             model = make_model(seed=9)
-            optimizer = CSGD(model.parameters(), lr=1.0)
+            optimizer = optimizer_class(model.parameters(), lr=1.0)
             scaler = torch.amp.GradScaler("cpu")
             for thing, state in zip((model, optimizer, scaler), saved, strict=True):
                 thing.load_state_dict(state)

@@ -6,13 +6,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
+from csgd_cuda import CSGD, CalibratedAdamW, calibrate_grad, hard_threshold_
 
 from ..conftest import need_kernel
-from ..helpers import assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import TORCH_CLASS, assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
 from .helpers import OPTIONS, assert_same_training, loss_of, loss_went_down, make_data, make_model, make_optimizer
-
-OPERATOR = "csgd_cuda.csgd_"
 
 
 @pytest.fixture(autouse=True)
@@ -38,48 +36,53 @@ def forward_backward_step(model, optimizer):
     return step
 
 
-def operator_calls(counter):
+def operator_calls(optimizer_class, counter):
     """The calls of the operator in each graph."""
-    return [sum(OPERATOR in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
-
-
-def train_compiled(data, *, lr, change_lr, backend="aot_eager", dynamic=None):
-    """(model, optimizer, losses, number of compilations after each step)."""
-    model = make_model()
-    optimizer = make_optimizer(model, lr=lr)
-    counter = CompileCounterWithBackend(backend)
-    # Without this torch breaks the graph at backward().
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        step = torch.compile(forward_backward_step(model, optimizer), backend=counter, fullgraph=True, dynamic=dynamic)
-        losses, compiled = [], []
-        for k, (x, y) in enumerate(data):
-            change_lr(optimizer, k)
-            losses.append(step(x, y).item())
-            compiled.append(counter.frame_count)
-    assert all(count <= 1 for count in operator_calls(counter))
-    return model, optimizer, losses, compiled
-
-
-def train_eagerly(data, *, lr, change_lr):
-    model = make_model()
-    optimizer = make_optimizer(model, lr=lr)
-    step = forward_backward_step(model, optimizer)
-    for k, (x, y) in enumerate(data):
-        change_lr(optimizer, k)
-        step(x, y)
-    return model, optimizer
+    operator = f"csgd_cuda.{optimizer_class.direction.operator}"
+    return [sum(operator in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
 
 
 def constant(optimizer, k):
     pass
 
 
+def train_compiled(optimizer_class, data, *, make_lr=float, change_options=constant, backend="aot_eager", dynamic=None):
+    """(model, optimizer, losses, number of compilations after each step)."""
+    model = make_model()
+    optimizer = make_optimizer(optimizer_class, model, lr=make_lr(OPTIONS[optimizer_class]["lr"]))
+    counter = CompileCounterWithBackend(backend)
+    # Without this torch breaks the graph at backward().
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        step = torch.compile(forward_backward_step(model, optimizer), backend=counter, fullgraph=True, dynamic=dynamic)
+        losses, compiled = [], []
+        for k, (x, y) in enumerate(data):
+            change_options(optimizer, k)
+            losses.append(step(x, y).item())
+            compiled.append(counter.frame_count)
+    assert all(count <= 1 for count in operator_calls(optimizer_class, counter))
+    return model, optimizer, losses, compiled
+
+
+def train_eagerly(optimizer_class, data, *, make_lr=float, change_options=constant):
+    model = make_model()
+    optimizer = make_optimizer(optimizer_class, model, lr=make_lr(OPTIONS[optimizer_class]["lr"]))
+    step = forward_backward_step(model, optimizer)
+    for k, (x, y) in enumerate(data):
+        change_options(optimizer, k)
+        step(x, y)
+    return model, optimizer
+
+
+def rate(optimizer, k):
+    return OPTIONS[type(optimizer)]["lr"] * 0.95**k
+
+
 def new_number(optimizer, k):
-    optimizer.param_groups[0]["lr"] = 0.1 * 0.95**k
+    optimizer.param_groups[0]["lr"] = rate(optimizer, k)
 
 
 def refill(optimizer, k):
-    optimizer.param_groups[0]["lr"].fill_(0.1 * 0.95**k)
+    optimizer.param_groups[0]["lr"].fill_(rate(optimizer, k))
 
 
 def same_until_3(optimizer, k):
@@ -89,29 +92,29 @@ def same_until_3(optimizer, k):
 # The first step makes the state, and so is another graph than the later ones. A number that changes for the first
 # time is compiled once more, as an input; dynamic=True says so from the start.
 CASES = {
-    "constant number": (0.1, constant, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
-    "number changed by a scheduler": (0.1, same_until_3, None, [1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]),
-    "number changed by a scheduler, dynamic": (0.1, new_number, True, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
-    "tensor filled by a scheduler": (torch.tensor(0.1), refill, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+    "constant number": (float, constant, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+    "number changed by a scheduler": (float, same_until_3, None, [1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]),
+    "number changed by a scheduler, dynamic": (float, new_number, True, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
+    "tensor filled by a scheduler": (torch.tensor, refill, None, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_step_is_one_graph_and_is_not_compiled_again(case):
+def test_training_step_is_one_graph_and_is_not_compiled_again(case, optimizer_class):
     """fullgraph=True raises at a graph break. The bits are those of the same steps without a compiler."""
-    lr, change_lr, dynamic, expected = CASES[case]
-    data = make_data(len(expected))
-    model, optimizer, losses, compiled = train_compiled(data, lr=lr, change_lr=change_lr, dynamic=dynamic)
+    make_lr, change_options, dynamic, expected = CASES[case]
+    data, schedule = make_data(len(expected)), {"make_lr": make_lr, "change_options": change_options}
+    model, optimizer, losses, compiled = train_compiled(optimizer_class, data, **schedule, dynamic=dynamic)
     # A graph may be traced twice for one compilation: what counts is when there were any.
     assert [b > a for a, b in zip([0, *compiled], compiled, strict=False)] == [
         b > a for a, b in zip([0, *expected], expected, strict=False)
     ]
     assert not counters["graph_break"]
     assert loss_went_down(losses)
-    assert_same_training((model, optimizer), train_eagerly(data, lr=lr, change_lr=change_lr))
+    assert_same_training((model, optimizer), train_eagerly(optimizer_class, data, **schedule))
 
 
-def test_step_beyond_2_24_is_not_compiled_again():
+def test_step_beyond_2_24_is_not_compiled_again(optimizer_class):
     """The step is a tensor that the operator reads, not a number that the graph was made for."""
     data = make_data(6)
 
@@ -120,12 +123,26 @@ def test_step_beyond_2_24_is_not_compiled_again():
             for state in optimizer.state.values():
                 state["step"] += 2**24
 
-    model, optimizer, _, compiled = train_compiled(data, lr=0.1, change_lr=jump)
+    model, optimizer, _, compiled = train_compiled(optimizer_class, data, change_options=jump)
     assert compiled == [1, 2, 2, 2, 2, 2]
-    assert_same_training((model, optimizer), train_eagerly(data, lr=0.1, change_lr=jump))
+    assert_same_training((model, optimizer), train_eagerly(optimizer_class, data, change_options=jump))
 
 
-def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is():
+def test_changed_momentum_is_compiled_again_and_not_ignored(optimizer_class):
+    """Also what a scheduler changes of the betas: it puts a new tuple in place of the old one."""
+    names = {CSGD: "momentum", CalibratedAdamW: "betas"}
+
+    def change(optimizer, k):
+        momentum = 0.9 - 0.1 * k
+        optimizer.param_groups[0][names[optimizer_class]] = momentum if optimizer_class is CSGD else (momentum, 0.99)
+
+    data = make_data(4)
+    model, optimizer, _, compiled = train_compiled(optimizer_class, data, change_options=change)
+    assert len(set(compiled)) == len(data)
+    assert_same_training((model, optimizer), train_eagerly(optimizer_class, data, change_options=change))
+
+
+def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is(optimizer_class):
     """zero_grad and backward in the loop, no setting: the same breaks as with an optimizer that does nothing."""
 
     class Nothing(torch.optim.Optimizer):
@@ -136,11 +153,11 @@ def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is():
             pass
 
     reasons = []
-    for make in (lambda model: Nothing(model.parameters()), make_optimizer):
+    for cls in (Nothing, optimizer_class):
         torch._dynamo.reset()
         counters.clear()
         model = make_model()
-        optimizer = make(model)
+        optimizer = cls(model.parameters())
         counter = CompileCounterWithBackend("eager")
 
         @torch.compile(backend=counter)
@@ -155,22 +172,18 @@ def test_breaks_are_those_of_torch_where_the_loop_is_compiled_as_it_is():
             step(x, y)
         reasons.append({reason.splitlines()[0] for reason in counters["graph_break"]})
     assert reasons[0] == reasons[1]
-    assert sum(operator_calls(counter)) == 2  # once without state, once with
+    assert sum(operator_calls(optimizer_class, counter)) == 2  # once without state, once with
 
 
-def make_sgd(model):
-    return torch.optim.SGD(model.parameters(), **OPTIONS)
-
-
-def test_scheduler_attached_to_the_optimizer_breaks_the_graph_as_with_sgd():
+def test_scheduler_attached_to_the_optimizer_breaks_the_graph_as_with_torch(optimizer_class):
     """torch's schedulers wrap optimizer.step in a function that torch.compile skips; the model and the step are then
-    graphs of their own. The bits are the same, and no learning rate is compiled anew (by SGD each one is)."""
-    data, reasons = make_data(8), []
-    for make in (make_sgd, make_optimizer):
+    graphs of their own. The bits are the same, and no learning rate is compiled anew (by torch's SGD each one is)."""
+    data, reasons, options = make_data(8), [], OPTIONS[optimizer_class]
+    for cls in (TORCH_CLASS[optimizer_class], optimizer_class):
         torch._dynamo.reset()
         counters.clear()
         model = make_model()
-        optimizer = make(model)
+        optimizer = cls(model.parameters(), **options)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
         counter = CompileCounterWithBackend("aot_eager")
         with torch._dynamo.config.patch(trace_autograd_ops=True):
@@ -184,21 +197,21 @@ def test_scheduler_attached_to_the_optimizer_breaks_the_graph_as_with_sgd():
                 compiled.append(counter.frame_count)
         reasons.append({reason.splitlines()[0] for reason in counters["graph_break"]})
     assert reasons[1] <= reasons[0]
-    assert sum(operator_calls(counter)) == 2  # without state, and with it
+    assert sum(operator_calls(optimizer_class, counter)) == 2  # without state, and with it
     assert len(set(compiled[2:])) == 1
 
     def by_hand(optimizer, k):
         optimizer.param_groups[0]["lr"] *= 0.95 if k else 1
 
-    assert_same_training((model, optimizer), train_eagerly(data, lr=0.1, change_lr=by_hand))
+    assert_same_training((model, optimizer), train_eagerly(optimizer_class, data, change_options=by_hand))
 
 
-def test_reference_makes_the_bits_of_an_eager_step():
+def test_reference_makes_the_bits_of_an_eager_step(optimizer_class):
     """fused=False, without a graph break."""
     results = []
     for compiled in (False, True):
         (param,) = make_params([(70,)], torch.float32)
-        optimizer = CSGD([param], fused=False)
+        optimizer = optimizer_class([param], fused=False)
         step = torch.compile(optimizer.step, backend="eager", fullgraph=True) if compiled else optimizer.step
         for k in range(3):
             set_grads([param], seed=k)
@@ -208,12 +221,13 @@ def test_reference_makes_the_bits_of_an_eager_step():
 
 
 def reference_calls(device):
-    """Calls of the reference. Where it is compiled, a graph of the first two has a ceil_, one of the last a sort."""
+    """Calls of the reference. Where it is compiled, a graph of the last has a sort, those of the others a ceil_."""
     param, grad = (torch.ones(8, 4, device=device) for _ in range(2))
     param.requires_grad_().grad = grad
     state = {name: torch.tensor(0, device=device) for name in ("index", "step")}
     return {
-        "step": CSGD([param], momentum=0.9, fused=False).step,
+        "CSGD": CSGD([param], momentum=0.9, fused=False).step,
+        "CalibratedAdamW": CalibratedAdamW([param], fused=False).step,
         "layer": lambda: calibrate_grad(grad, lipschitz=1.0, fused=False, **state),
         "threshold": lambda: hard_threshold_([param], [3], structure="filter", fused=False),
     }
@@ -235,24 +249,26 @@ def test_reference_is_compiled_for_cpus_only(name):
         torch.compile(reference_calls("meta")[name], backend="eager", fullgraph=True)()
 
 
-def test_inductor_compiles_a_whole_training_step():
+def test_inductor_compiles_a_whole_training_step(optimizer_class):
     """Its products and sums of the model are not the eager ones to the last bit; the steps are counted alike."""
     data = make_data(12)
-    model, optimizer, losses, _ = train_compiled(data, lr=0.1, change_lr=new_number, backend="inductor")
-    expected, other = train_eagerly(data, lr=0.1, change_lr=new_number)
+    model, optimizer, losses, _ = train_compiled(optimizer_class, data, change_options=new_number, backend="inductor")
+    expected, other = train_eagerly(optimizer_class, data, change_options=new_number)
     assert loss_went_down(losses)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
         assert int(optimizer.state[a]["step"]) == int(other.state[b]["step"]) == len(data)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_inductor_makes_the_bits_of_an_eager_step(dtype):
+@pytest.mark.parametrize(
+    ("optimizer_class", "dtype"), [(CSGD, torch.float64), (CalibratedAdamW, torch.bfloat16)], ids=["CSGD", "AdamW"]
+)
+def test_inductor_makes_the_bits_of_an_eager_step(optimizer_class, dtype):
     """optimizer.step alone, by the default backend, under a schedule; the gradients are given."""
     results = []
     for compiled in (False, True):
         model = make_model(dtype)
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(optimizer_class, model)
         step = torch.compile(optimizer.step, fullgraph=True) if compiled else optimizer.step
         for k, (x, y) in enumerate(make_data(5, dtype=dtype)):
             new_number(optimizer, k)
@@ -263,14 +279,18 @@ def test_inductor_makes_the_bits_of_an_eager_step(dtype):
     assert_same_training(*results)
 
 
-@pytest.mark.parametrize("options", [{}, {"regrow": False, "threshold_every": 2}, {"structure": "filter"}], ids=str)
-def test_a_pruning_optimizer_steps_outside_the_graph(options):
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [(CSGD, {}), (CalibratedAdamW, {"regrow": False, "threshold_every": 2}), (CSGD, {"structure": "filter"})],
+    ids=["CSGD", "AdamW, no regrowth", "CSGD, filters"],
+)
+def test_a_pruning_optimizer_steps_outside_the_graph(optimizer_class, options):
     """Its schedule counts in Python: traced, every step would be compiled anew. The bits are those without a compiler,
     and fullgraph=True raises an error."""
     results, data = [], make_data(12)
     for compiled in (False, True):
         model = make_model()
-        optimizer = make_optimizer(model, sparsity=0.5, sparsity_schedule=("cubic", 1, 8), **options)
+        optimizer = make_optimizer(optimizer_class, model, sparsity=0.5, sparsity_schedule=("cubic", 1, 8), **options)
         counter = CompileCounterWithBackend("aot_eager")
         step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
         frames = []
@@ -288,47 +308,47 @@ def test_a_pruning_optimizer_steps_outside_the_graph(options):
         torch.compile(optimizer.step, backend="eager", fullgraph=True)()
 
 
-def test_step_of_two_groups_is_one_graph_with_two_calls():
+def test_step_of_two_groups_is_one_graph_with_two_calls(optimizer_class):
     """The checks before the first of several calls are made when the graph is traced, and cost nothing in it."""
     results = []
     for compiled in (False, True):
         params = make_params([(70,), (3, 4)], torch.float32)
-        optimizer = CSGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}], lr=0.1)
+        optimizer = optimizer_class([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}], lr=0.1)
         counter = CompileCounterWithBackend("aot_eager")
         step = torch.compile(optimizer.step, backend=counter, fullgraph=True) if compiled else optimizer.step
         for k in range(3):
             set_grads(params, seed=k)
             step()
-        assert operator_calls(counter) == ([2, 2] if compiled else [])  # without state, and with it
+        assert operator_calls(optimizer_class, counter) == ([2, 2] if compiled else [])  # without state, and with it
         results.append(snapshot(params, optimizer))
     assert_same_snapshots(*results)
 
 
-def test_compiled_optimizer_resumes():
+def test_compiled_optimizer_resumes(optimizer_class):
     """A state that was loaded is stepped by the compiled code, too."""
     data = make_data(8)
-    model, optimizer, _, _ = train_compiled(data[:4], lr=0.1, change_lr=constant)
-    second = make_optimizer(model, lr=7.0)
+    model, optimizer, _, _ = train_compiled(optimizer_class, data[:4])
+    second = make_optimizer(optimizer_class, model, lr=7.0)
     second.load_state_dict(optimizer.state_dict())
     step = torch.compile(second.step, backend="aot_eager", fullgraph=True)
     for x, y in data[4:]:
         second.zero_grad()
         loss_of(model, x, y).backward()
         step()
-    assert_same_training((model, second), train_eagerly(data, lr=0.1, change_lr=constant))
+    assert_same_training((model, second), train_eagerly(optimizer_class, data))
 
 
 def test_compiled_model_and_eager_optimizer():
     """The usual recipe: torch.compile of the model alone."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(CSGD, model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for x, y in data:
         optimizer.zero_grad()
         loss_of(compiled, x, y).backward()
         optimizer.step()
-    expected = train_eagerly(data, lr=0.1, change_lr=constant)
+    expected = train_eagerly(CSGD, data)
     assert_same_training((model, optimizer), expected)
     for a, b in zip(compiled.parameters(), expected[0].parameters(), strict=True):
         assert_same_bits(a, b)

@@ -10,7 +10,6 @@ from csgd_cuda import CSGD
 
 from ..helpers import assert_same_bits, assert_same_snapshots, snapshot
 from .helpers import (
-    OPTIONS,
     assert_same_training,
     loss_of,
     loss_went_down,
@@ -29,11 +28,11 @@ CLIPPING = {
 
 
 @pytest.mark.parametrize("how", CLIPPING)
-def test_clipped_gradients_are_the_ones_that_are_stepped(how):
+def test_clipped_gradients_are_the_ones_that_are_stepped(how, optimizer_class):
     """The bits of an optimizer that is given the clipped gradients as tensors of their own."""
     data = make_data(24)
     model, twin = make_model(), make_model()
-    optimizer, other = make_optimizer(model), make_optimizer(twin)
+    optimizer, other = make_optimizer(optimizer_class, model), make_optimizer(optimizer_class, twin)
     losses = []
     for x, y in data:
         optimizer.zero_grad()
@@ -53,8 +52,9 @@ def test_clipped_gradients_are_the_ones_that_are_stepped(how):
 
 
 def test_clipping_limits_the_bound():
+    """Of SGD's direction, which without momentum is the gradient."""
     model = make_model()
-    optimizer = make_optimizer(model, momentum=0, weight_decay=0)
+    optimizer = make_optimizer(CSGD, model, momentum=0, weight_decay=0)
     for x, y in make_data(4):
         optimizer.zero_grad()
         loss_of(model, x, y).backward()
@@ -65,11 +65,11 @@ def test_clipping_limits_the_bound():
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_accumulated_gradients_make_one_step(set_to_none):
+def test_accumulated_gradients_make_one_step(set_to_none, optimizer_class):
     """One step for several backward passes: counted once, drawn once, with the sum of the gradients."""
     data = make_data()
     model, twin = make_model(), make_model()
-    optimizer, other = make_optimizer(model), make_optimizer(twin)
+    optimizer, other = make_optimizer(optimizer_class, model), make_optimizer(optimizer_class, twin)
     for k in range(0, len(data), 3):
         optimizer.zero_grad(set_to_none=set_to_none)
         sums = None
@@ -85,11 +85,11 @@ def test_accumulated_gradients_make_one_step(set_to_none):
     assert {int(state["step"]) for state in optimizer.state.values()} == {len(data) // 3}
 
 
-def test_zeroed_gradients_give_the_bits_of_removed_ones():
+def test_zeroed_gradients_give_the_bits_of_removed_ones(optimizer_class):
     """zero_grad(set_to_none=False): gradients are added into the same tensors, which the step must not change."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     addresses = set()
     for x, y in data:
         optimizer.zero_grad(set_to_none=False)
@@ -100,14 +100,14 @@ def test_zeroed_gradients_give_the_bits_of_removed_ones():
             assert_same_bits(p.grad, grad)
         addresses.add(tuple(p.grad.data_ptr() for p in model.parameters()))
     assert len(addresses) == 1
-    assert_same_training((model, optimizer), plainly_trained(data))
+    assert_same_training((model, optimizer), plainly_trained(optimizer_class, data))
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_gradient_is_a_step_and_no_gradient_is_none(set_to_none):
-    """As in torch.optim.SGD: momentum and weight decay go on under a gradient of zeros."""
+def test_zero_gradient_is_a_step_and_no_gradient_is_none(set_to_none, optimizer_class):
+    """As in torch's optimizers: momentum and weight decay go on under a gradient of zeros."""
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     train(model, optimizer, make_data(2))
     optimizer.zero_grad(set_to_none=set_to_none)
     before = copy.deepcopy(model)
@@ -136,34 +136,37 @@ def train_releasing(model, optimizer_of, data):
     return losses
 
 
-def test_gradient_release_with_one_optimizer_for_all_gives_the_bits_of_a_normal_step(fused):
+def test_gradient_release_with_one_optimizer_for_all_gives_the_bits_of_a_normal_step(fused, optimizer_class):
     data = make_data(24)
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     losses = train_releasing(model, lambda _: optimizer, data)
     assert loss_went_down(losses)
-    assert_same_training((model, optimizer), plainly_trained(data, fused=fused))
+    assert_same_training((model, optimizer), plainly_trained(optimizer_class, data, fused=fused))
 
 
-def test_gradient_release_with_one_optimizer_per_parameter_gives_the_bits_of_a_normal_step(fused):
+def test_gradient_release_with_one_optimizer_per_parameter_gives_the_bits_of_a_normal_step(fused, optimizer_class):
     data = make_data(24)
     model = make_model()
     optimizers = {
-        param: CSGD([param], first_index=k, fused=fused, **OPTIONS) for k, param in enumerate(model.parameters())
+        param: make_optimizer(optimizer_class, [param], first_index=k, fused=fused)
+        for k, param in enumerate(model.parameters())
     }
     losses = train_releasing(model, optimizers.__getitem__, data)
     assert loss_went_down(losses)
-    expected, optimizer = plainly_trained(data, fused=fused)
+    expected, optimizer = plainly_trained(optimizer_class, data, fused=fused)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert_same_snapshots(snapshot([a], optimizers[a]), snapshot([b], optimizer))
 
 
-def test_gradient_release_with_one_optimizer_per_parameter_trains():
+def test_gradient_release_with_one_optimizer_per_parameter_trains(optimizer_class):
     """With a seed each, so that equal tensors do not draw equally; a run can be repeated bit for bit."""
     data, models = make_data(24), []
     for _ in range(2):
         model = make_model()
-        optimizers = {param: CSGD([param], seed=k, **OPTIONS) for k, param in enumerate(model.parameters())}
+        optimizers = {
+            param: make_optimizer(optimizer_class, [param], seed=k) for k, param in enumerate(model.parameters())
+        }
         assert loss_went_down(train_releasing(model, optimizers.__getitem__, data))
         models.append(model)
     for a, b in zip(*(model.parameters() for model in models), strict=True):

@@ -8,7 +8,9 @@ import torch
 
 from ..conftest import need_kernel
 from .helpers import (
+    OPTIONS,
     assert_same_training,
+    buffer_dtypes,
     import_or_skip,
     loss_of,
     loss_went_down,
@@ -32,9 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 class Regression(pl.LightningModule):
     """``options``: of the optimizer."""
 
-    def __init__(self, seed=0, **options):
+    def __init__(self, optimizer_class, seed=0, **options):
         super().__init__()
-        self.model, self.options, self.losses = make_model(seed=seed), options, []
+        self.model, self.losses = make_model(seed=seed), []
+        self.optimizer_class, self.options = optimizer_class, options
 
     def training_step(self, batch, _):
         loss = loss_of(self.model, *batch)
@@ -42,7 +45,7 @@ class Regression(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = make_optimizer(self.model, **self.options)
+        optimizer = make_optimizer(self.optimizer_class, self.model, **self.options)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)]
 
 
@@ -59,7 +62,7 @@ class ByHand(Regression):
         optimizer.step()
 
     def configure_optimizers(self):
-        return make_optimizer(self.model)
+        return make_optimizer(self.optimizer_class, self.model)
 
 
 def fit(module, folder, epochs=EPOCHS, ckpt_path=None, **options):
@@ -78,9 +81,9 @@ def pair(trainer):
     return trainer.lightning_module.model, trainer.optimizers[0]
 
 
-def plain_loop(accumulate=1, clip=None):
+def plain_loop(optimizer_class, accumulate=1, clip=None):
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
     for _ in range(EPOCHS):
         train(model, optimizer, DATA, accumulate=accumulate, clip=clip)
@@ -89,57 +92,64 @@ def plain_loop(accumulate=1, clip=None):
 
 
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (1, 0.3), (3, 0.3)])
-def test_trainer_gives_the_bits_of_a_plain_loop(accumulate, clip, tmp_path):
-    module = Regression()
+def test_trainer_gives_the_bits_of_a_plain_loop(accumulate, clip, tmp_path, optimizer_class):
+    module = Regression(optimizer_class)
     trainer = fit(module, tmp_path, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
     assert loss_went_down(module.losses)
-    assert_same_training(pair(trainer), plain_loop(accumulate, clip))
+    assert_same_training(pair(trainer), plain_loop(optimizer_class, accumulate, clip))
 
 
-def test_checkpoint_of_the_trainer_resumes_with_every_bit(tmp_path):
-    first = fit(Regression(), tmp_path, epochs=1)
+def test_checkpoint_of_the_trainer_resumes_with_every_bit(tmp_path, optimizer_class):
+    first = fit(Regression(optimizer_class), tmp_path, epochs=1)
     first.save_checkpoint(tmp_path / "first.ckpt")
-    trainer = fit(Regression(seed=6), tmp_path, ckpt_path=tmp_path / "first.ckpt")
-    assert_same_training(pair(trainer), plain_loop())
+    trainer = fit(Regression(optimizer_class, seed=6), tmp_path, ckpt_path=tmp_path / "first.ckpt")
+    assert_same_training(pair(trainer), plain_loop(optimizer_class))
 
 
-def test_manual_optimization_gives_the_bits_of_a_plain_loop(tmp_path):
-    trainer = fit(ByHand(), tmp_path)
-    assert_same_training(pair(trainer), plainly_trained(DATA * EPOCHS))
+def test_manual_optimization_gives_the_bits_of_a_plain_loop(tmp_path, optimizer_class):
+    trainer = fit(ByHand(optimizer_class), tmp_path)
+    assert_same_training(pair(trainer), plainly_trained(optimizer_class, DATA * EPOCHS))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize(("options", "clip"), [({}, None), ({}, 0.5), ({"fused": True}, None)], ids=str)
-def test_mixed_precision_trains(options, clip, precision, tmp_path):
+def test_mixed_precision_trains(options, clip, precision, tmp_path, optimizer_class):
     if options:
         need_kernel(torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if precision == "16-mixed" else None
-    module = Regression(**options)
+    module = Regression(optimizer_class, **options)
     plugin = MixedPrecision(precision, "cpu", scaler)
     trainer = fit(module, tmp_path, plugins=[plugin], gradient_clip_val=clip)
     assert loss_went_down(module.losses)
-    assert all(state["momentum_buffer"].dtype is torch.float32 for state in trainer.optimizers[0].state.values())
+    assert buffer_dtypes(trainer.optimizers[0]) == {torch.float32}
 
 
-def test_clipping_under_mixed_precision_is_refused_for_fused_as_for_sgd(tmp_path):
+def test_clipping_under_mixed_precision_is_refused_for_fused_as_for_torch(tmp_path, optimizer_class):
     """Lightning cannot clip what the optimizer unscales by itself."""
     need_kernel(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="performs unscaling of gradients internally"):
-        fit(Regression(fused=True), tmp_path, plugins=[MixedPrecision("bf16-mixed", "cpu")], gradient_clip_val=0.5)
+        fit(
+            Regression(optimizer_class, fused=True),
+            tmp_path,
+            plugins=[MixedPrecision("bf16-mixed", "cpu")],
+            gradient_clip_val=0.5,
+        )
 
 
-def test_low_precision_parameters_train(tmp_path):
+def test_low_precision_parameters_train(tmp_path, optimizer_class):
     """precision="bf16-true": no float32 copies anywhere."""
-    module = Regression()
+    module = Regression(optimizer_class)
     trainer = fit(module, tmp_path, precision="bf16-true")
     assert {p.dtype for p in module.model.parameters()} == {torch.bfloat16}
-    assert {s["momentum_buffer"].dtype for s in trainer.optimizers[0].state.values()} == {torch.bfloat16}
+    assert buffer_dtypes(trainer.optimizers[0]) == {torch.bfloat16}
     assert loss_went_down(module.losses)
 
 
-def test_weight_averaging_callback(tmp_path):
-    module = Regression()
-    averaging = StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=1, annealing_epochs=1)
+def test_weight_averaging_callback(tmp_path, optimizer_class):
+    module = Regression(optimizer_class)
+    averaging = StochasticWeightAveraging(
+        swa_lrs=0.2 * OPTIONS[optimizer_class]["lr"], swa_epoch_start=1, annealing_epochs=1
+    )
     fit(module, tmp_path, epochs=4, callbacks=[averaging])
     assert loss_went_down(module.losses)
     x, y = (torch.cat(parts) for parts in zip(*DATA, strict=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad
 
-from csgd_cuda import CSGD, csgd_
+from csgd_cuda import CSGD, CalibratedAdamW, calibrated_adamw_, csgd_
 
 from ..helpers import assert_same_bits, snapshot
 from .helpers import (
@@ -24,44 +24,47 @@ from .helpers import (
 )
 
 
-def test_functional_call_and_func_grad_give_the_bits_of_a_normal_step(fused):
+def test_functional_call_and_func_grad_give_the_bits_of_a_normal_step(fused, optimizer_class):
     """Gradients of a pure function of a dict of parameters, stepped by the optimizer."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     params = dict(model.named_parameters())
     gradient = grad(lambda values, x, y: (functional_call(model, values, (x,)) - y).square().mean())
     for x, y in data:
         for name, value in gradient({k: p.detach() for k, p in params.items()}, x, y).items():
             params[name].grad = value
         optimizer.step()
-    assert_same_training((model, optimizer), plainly_trained(data, fused=fused))
+    assert_same_training((model, optimizer), plainly_trained(optimizer_class, data, fused=fused))
 
 
-def test_functional_step_beside_functional_call_gives_the_bits_of_the_optimizer(fused):
+def test_functional_step_beside_functional_call_gives_the_bits_of_the_optimizer(fused, optimizer_class):
     """No module and no optimizer in the loop: parameters and state are tensors in lists."""
     data = make_data()
     model = make_model()
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     lists = list(values.values())
-    momentum_buffers = [torch.zeros_like(v) for v in lists]
+    function = {CSGD: csgd_, CalibratedAdamW: calibrated_adamw_}[optimizer_class]
+    names = optimizer_class.direction.buffers
+    buffers = [[torch.zeros_like(v) for v in lists] for _ in names]
     steps = [torch.zeros((), dtype=torch.int64) for _ in lists]
     bounds = [torch.zeros(()) for _ in lists]
     gradient = grad(lambda values, x, y: (functional_call(model, values, (x,)) - y).square().mean())
     for x, y in data:
         grads = list(gradient(values, x, y).values())
-        csgd_(lists, grads, momentum_buffers, steps, bounds, fused=fused, **OPTIONS)
-    expected, optimizer = plainly_trained(data, fused=fused)
+        function(lists, grads, *buffers, steps, bounds, fused=fused, **OPTIONS[optimizer_class])
+    expected, optimizer = plainly_trained(optimizer_class, data, fused=fused)
     for k, param in enumerate(expected.parameters()):
         assert_same_bits(param, lists[k])
-        assert_same_bits(optimizer.state[param]["momentum_buffer"], momentum_buffers[k])
+        for name, of_name in zip(names, buffers, strict=True):
+            assert_same_bits(optimizer.state[param][name], of_name[k])
 
 
-def test_frozen_layers_rest_and_unfrozen_ones_go_on(fused):
+def test_frozen_layers_rest_and_unfrozen_ones_go_on(fused, optimizer_class):
     """Frozen: not one bit of parameter and state changes, and its steps are not counted."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     losses = train(model, optimizer, data[:4])
     model[0].requires_grad_(False)
     optimizer.zero_grad()
@@ -75,12 +78,12 @@ def test_frozen_layers_rest_and_unfrozen_ones_go_on(fused):
     assert [int(optimizer.state[p]["step"]) for p in model.parameters()] == [8, 8, 12, 12]
 
 
-def test_freezing_does_not_change_what_the_others_draw():
+def test_freezing_does_not_change_what_the_others_draw(optimizer_class):
     """The draws depend on the position over all parameters: a missing gradient does not shift those of others."""
     results = []
     for frozen in (False, True):
         model = make_model()
-        optimizer = make_optimizer(model, lipschitz=1.0)
+        optimizer = make_optimizer(optimizer_class, model, lipschitz=8.0)  # so large that not all coordinates move
         for k in range(3):
             for index, param in enumerate(model.parameters()):
                 generator = torch.Generator().manual_seed(10 * k + index)
@@ -91,23 +94,23 @@ def test_freezing_does_not_change_what_the_others_draw():
         assert_same_bits(a, b)
 
 
-def test_parameters_frozen_from_the_start_may_be_given():
+def test_parameters_frozen_from_the_start_may_be_given(optimizer_class):
     model = make_model()
     model[0].requires_grad_(False)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     before = copy.deepcopy(model[0])
     train(model, optimizer, make_data())
     for a, b in zip(model[0].parameters(), before.parameters(), strict=True):
         assert_same_bits(a, b)
 
 
-def test_added_group_does_not_change_what_the_others_draw(fused):
+def test_added_group_does_not_change_what_the_others_draw(fused, optimizer_class):
     """A head that joins the training later, e.g. in fine-tuning by stages."""
     data = make_data()
     whole = make_model()
-    expected = make_optimizer(whole, fused=fused)
+    expected = make_optimizer(optimizer_class, whole, fused=fused)
     model = make_model()
-    optimizer = CSGD(model[0].parameters(), fused=fused, **OPTIONS)
+    optimizer = make_optimizer(optimizer_class, model[0].parameters(), fused=fused)
     for k, (x, y) in enumerate(data):
         if k == 3:
             optimizer.add_param_group({"params": model[2].parameters()})
@@ -122,17 +125,18 @@ def test_added_group_does_not_change_what_the_others_draw(fused):
     assert_same_training((whole, expected), (model, optimizer))
 
 
-def test_checkpoint_with_an_added_group_resumes():
+def test_checkpoint_with_an_added_group_resumes(optimizer_class):
     data, results = make_data(), []
     for pause in (len(data), 6):
         model = make_model()
-        optimizer = CSGD(model[0].parameters(), **OPTIONS)
+        optimizer = make_optimizer(optimizer_class, model[0].parameters())
         train(model, optimizer, data[:3])
         optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.01, "calibration": 0.5})
         train(model, optimizer, data[3:pause])
         if pause < len(data):
             saved = copy.deepcopy(optimizer.state_dict())
-            optimizer = CSGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=1.0)
+            groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
+            optimizer = optimizer_class(groups, lr=1.0)
             optimizer.load_state_dict(saved)
             train(model, optimizer, data[pause:])
         results.append((model, optimizer))
@@ -153,11 +157,11 @@ class Tied(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("error")
-def test_tied_weights_are_stepped_once_with_the_sum_of_their_gradients(fused):
+def test_tied_weights_are_stepped_once_with_the_sum_of_their_gradients(fused, optimizer_class):
     model = Tied()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     twin = Tied().encoder.weight.detach().clone().requires_grad_()
-    other = CSGD([twin], fused=fused, **OPTIONS)
+    other = make_optimizer(optimizer_class, [twin], fused=fused)
     losses = []
     for x, _ in make_data(24):
         loss = loss_of(model, x, x)
@@ -173,20 +177,20 @@ def test_tied_weights_are_stepped_once_with_the_sum_of_their_gradients(fused):
     torch.testing.assert_close(model.encoder.weight, twin)
 
 
-def test_one_parameter_in_two_groups_is_refused():
+def test_one_parameter_in_two_groups_is_refused(optimizer_class):
     model = Tied()
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
-        CSGD([{"params": [model.encoder.weight]}, {"params": [model.decoder.weight]}])
+        optimizer_class([{"params": [model.encoder.weight]}, {"params": [model.decoder.weight]}])
 
 
 @pytest.mark.parametrize(
     "copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
 )
-def test_model_and_optimizer_copied_together_stay_together(copy_of, fused):
+def test_model_and_optimizer_copied_together_stay_together(copy_of, fused, optimizer_class):
     """Both copies train on, independently, to the same bits."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model, fused=fused)
+    optimizer = make_optimizer(optimizer_class, model, fused=fused)
     train(model, optimizer, data[:5])
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     second_model, second, state = *copy_of((model, optimizer)), scheduler.state_dict()

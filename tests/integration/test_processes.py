@@ -47,56 +47,56 @@ def in_another_process(method, model, optimizer, data):
     return checkpoint
 
 
-def loaded(checkpoint):
+def loaded(optimizer_class, checkpoint):
     model = make_model(seed=3)
     model.load_state_dict(checkpoint["model"])
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     optimizer.load_state_dict(checkpoint["optimizer"])
     return model, optimizer
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_optimizer_goes_on_in_another_process_with_the_same_bits(method):
+def test_optimizer_goes_on_in_another_process_with_the_same_bits(method, optimizer_class):
     """Sent there in the middle of a training (spawn), or inherited (fork); then back as a state_dict."""
     data = make_data()
     model = make_model()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(optimizer_class, model)
     train(model, optimizer, data[:PAUSE])
     checkpoint = in_another_process(method, model, optimizer, data[PAUSE:])
-    assert_same_training(loaded(checkpoint), plainly_trained(data))
+    assert_same_training(loaded(optimizer_class, checkpoint), plainly_trained(optimizer_class, data))
 
 
-def step_shared(model, data):
+def step_shared(optimizer_class, model, data):
     torch.set_num_threads(1)
-    train(model, make_optimizer(model), data)
+    train(model, make_optimizer(optimizer_class, model), data)
 
 
-def test_steps_in_another_process_move_shared_parameters():
+def test_steps_in_another_process_move_shared_parameters(optimizer_class):
     """Hogwild: the parameters lie in shared memory, each process has an optimizer of its own."""
     data = make_data()
     model = make_model().share_memory()
-    process = forkserver.Process(target=step_shared, args=(model, data))
+    process = forkserver.Process(target=step_shared, args=(optimizer_class, model, data))
     process.start()
     process.join(WAIT)
     assert process.exitcode == 0
-    expected, _ = plainly_trained(data)
+    expected, _ = plainly_trained(optimizer_class, data)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert a.is_shared()
         assert torch.equal(a, b)
 
 
-def hogwild(model, seed, data):
+def hogwild(optimizer_class, model, seed, data):
     torch.set_num_threads(1)
-    train(model, make_optimizer(model, seed=seed, lr=OPTIONS["lr"] / 2), data)
+    train(model, make_optimizer(optimizer_class, model, seed=seed, lr=OPTIONS[optimizer_class]["lr"] / 2), data)
 
 
-def test_two_processes_train_one_model():
+def test_two_processes_train_one_model(optimizer_class):
     """Their writes race, so only the outcome is looked at: both have pushed the loss down."""
     data = make_data(40)
     model = make_model().share_memory()
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     before = (model(x) - y).square().mean().item()
-    processes = [forkserver.Process(target=hogwild, args=(model, k, data[k::2])) for k in range(2)]
+    processes = [forkserver.Process(target=hogwild, args=(optimizer_class, model, k, data[k::2])) for k in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -6,10 +6,10 @@ import copy
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import assert_same_bits
-from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down
+from ..helpers import OPTIMIZERS, assert_same_bits
+from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down, make_optimizer
 
 timm = import_or_skip("timm")
 timm_optim = pytest.importorskip("timm.optim")
@@ -27,9 +27,10 @@ pytestmark = pytest.mark.xdist_group("timm")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def csgd_is_registered():
-    """As a user does it: then --opt csgd, with timm's parameter groups."""
+def optimizers_are_registered():
+    """As a user does it: then --opt csgd or --opt calibratedadamw, with timm's parameter groups."""
     default_registry.register(OptimInfo("csgd", CSGD, "Calibrated SGD", has_eps=False, has_momentum=True))
+    default_registry.register(OptimInfo("calibratedadamw", CalibratedAdamW, "Calibrated AdamW", has_betas=True))
 
 
 def tiny_network():
@@ -48,10 +49,10 @@ def pictures(epoch):
 class Script:
     """train.py of timm, in small: everything that it would make from its arguments."""
 
-    def __init__(self, clip_mode="norm", **optimizer_options):
+    def __init__(self, optimizer_class, clip_mode="norm", **factory_options):
         self.model = tiny_network()
         self.optimizer = timm_optim.create_optimizer_v2(
-            self.model, opt="csgd", lr=0.1, weight_decay=1e-3, momentum=0.9, **optimizer_options
+            self.model, opt=optimizer_class.__name__.lower(), **OPTIONS[optimizer_class], **factory_options
         )
         self.scheduler = timm_scheduler.CosineLRScheduler(
             self.optimizer, t_initial=EPOCHS * BATCHES, warmup_t=4, warmup_lr_init=1e-3, t_in_epochs=False
@@ -80,28 +81,28 @@ class Script:
         return losses
 
 
-@pytest.fixture(scope="module")
-def whole_training():
-    """(Script, losses), trained without a break."""
-    script = Script()
-    return script, [loss for epoch in range(EPOCHS) for loss in script.run_epoch(epoch)]
+@pytest.fixture(scope="module", params=OPTIMIZERS, ids=lambda optimizer_class: optimizer_class.__name__)
+def whole_training(request):
+    """(optimizer class, Script, losses), trained without a break."""
+    script = Script(request.param)
+    return request.param, script, [loss for epoch in range(EPOCHS) for loss in script.run_epoch(epoch)]
 
 
 def test_training_script_lowers_the_loss_with_calibrated_steps(whole_training):
-    script, losses = whole_training
-    assert type(script.optimizer) is CSGD
+    optimizer_class, script, losses = whole_training
+    assert type(script.optimizer) is optimizer_class
     assert loss_went_down(losses)
     assert 0 < min(script.optimizer.density().values()) < 0.9
 
 
 def test_training_script_gives_the_bits_of_a_plain_loop(whole_training):
     """timm's scaler, clipping, scheduler and EMA, against the gradients and rates set by hand."""
-    script, _ = whole_training
+    optimizer_class, script, _ = whole_training
     model = tiny_network()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = CSGD([{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 1e-3}], 0.1, 0.9)
-    rates = Script().scheduler
+    optimizer = make_optimizer(optimizer_class, [{"params": others, "weight_decay": 0.0}, {"params": decayed}])
+    rates = Script(optimizer_class).scheduler
     ema = [value.clone() for value in model.state_dict().values()]
     criterion = LabelSmoothingCrossEntropy(0.1)
     for k, (x, labels) in enumerate(batch for epoch in range(EPOCHS) for batch in pictures(epoch)):
@@ -122,13 +123,14 @@ def test_training_script_gives_the_bits_of_a_plain_loop(whole_training):
 
 def test_checkpoint_of_timm_resumes_with_every_bit(whole_training, tmp_path):
     """CheckpointSaver and resume_checkpoint; the latter loads with weights_only=True."""
-    first = Script()
+    optimizer_class, whole, _ = whole_training
+    first = Script(optimizer_class)
     first.run_epoch(0)
     saver = timm_utils.CheckpointSaver(
         first.model, first.optimizer, amp_scaler=first.scaler, checkpoint_dir=tmp_path, recovery_dir=tmp_path
     )
     saver.save_checkpoint(epoch=0, metric=1.0)
-    second = Script()
+    second = Script(optimizer_class)
     with torch.no_grad():
         next(second.model.parameters()).zero_()
     begin = resume_checkpoint(second.model, str(tmp_path / "last.pth.tar"), second.optimizer, second.scaler)
@@ -136,35 +138,34 @@ def test_checkpoint_of_timm_resumes_with_every_bit(whole_training, tmp_path):
     second.scheduler.step_update(begin * BATCHES)
     for epoch in range(begin, EPOCHS):
         second.run_epoch(epoch)
-    whole, _ = whole_training
     assert_same_training((whole.model, whole.optimizer), (second.model, second.optimizer))
 
 
 @pytest.mark.parametrize("mode", ["value", "agc"])
-def test_other_ways_of_clipping(mode):
-    script = Script(clip_mode=mode)
+def test_other_ways_of_clipping(mode, optimizer_class):
+    script = Script(optimizer_class, clip_mode=mode)
     assert loss_went_down([loss for epoch in range(EPOCHS) for loss in script.run_epoch(epoch)])
 
 
-def test_layer_decay_scales_the_rate_of_each_group():
+def test_layer_decay_scales_the_rate_of_each_group(optimizer_class):
     """timm puts lr_scale into the groups, and its scheduler multiplies by it."""
-    script = Script(layer_decay=0.5)
+    script = Script(optimizer_class, layer_decay=0.5)
     groups = script.optimizer.param_groups
     assert len({group["lr_scale"] for group in groups}) > 2
     script.run_epoch(0)
     assert len({group["lr"] / group["lr_scale"] for group in groups}) == 1
     saved = copy.deepcopy(script.optimizer.state_dict())
-    second = Script(layer_decay=0.5)
+    second = Script(optimizer_class, layer_decay=0.5)
     second.optimizer.load_state_dict(saved)
     assert [g["lr_scale"] for g in second.optimizer.param_groups] == [g["lr_scale"] for g in groups]
 
 
-def test_lookahead_around_the_optimizer_resumes_with_every_bit():
+def test_lookahead_around_the_optimizer_resumes_with_every_bit(optimizer_class):
     """timm's wrapper keeps its slow weights in our state; they come back, and are no longer the checkpoint's."""
 
     def begin():
         model = tiny_network()
-        return model, timm_optim.Lookahead(CSGD(model.parameters(), **OPTIONS), k=2)
+        return model, timm_optim.Lookahead(make_optimizer(optimizer_class, model), k=2)
 
     def go(model, optimizer, batches):
         for x, labels in batches:

@@ -6,9 +6,7 @@ import sys
 import pytest
 import torch
 
-from csgd_cuda import CSGD
-
-from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down
+from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down, make_optimizer
 
 if sys.version_info < (3, 11):
     pytest.skip("the pinned transformers needs Python 3.11", allow_module_level=True)
@@ -53,17 +51,18 @@ class StopAfter(transformers.TrainerCallback):
         return control
 
 
-def make_trainer(folder, *, by_class=False, callbacks=None, **options):
+def make_trainer(optimizer_class, folder, *, by_class=False, callbacks=None, **options):
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=OPTIONS["lr"],
-        lr_scheduler_type="linear", max_grad_norm=1.0, use_cpu=True, report_to=[], logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH,
+        learning_rate=OPTIONS[optimizer_class]["lr"], lr_scheduler_type="linear", max_grad_norm=1.0, use_cpu=True,
+        report_to=[], logging_steps=1, disable_tqdm=True,
         **{"save_strategy": "no", "warmup_steps": 3, **options},
     )  # fmt: skip
     model = tiny_gpt2()
     chosen = (
-        {"optimizer_cls_and_kwargs": (CSGD, OPTIONS)}
+        {"optimizer_cls_and_kwargs": (optimizer_class, OPTIONS[optimizer_class])}
         if by_class
-        else {"optimizers": (CSGD(model.parameters(), **OPTIONS), None)}
+        else {"optimizers": (make_optimizer(optimizer_class, model), None)}
     )
     return InOrder(model, arguments, train_dataset=sequences(), callbacks=callbacks, **chosen)
 
@@ -77,9 +76,9 @@ def trained(trainer):
     return trainer.model, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
-def plain_loop():
+def plain_loop(optimizer_class):
     model = tiny_gpt2()
-    optimizer = CSGD(model.parameters(), **OPTIONS)
+    optimizer = make_optimizer(optimizer_class, model)
     scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 3, STEPS)
     data = sequences()
     model.train()
@@ -96,42 +95,43 @@ def plain_loop():
     return model, optimizer
 
 
-def test_trainer_gives_the_bits_of_a_plain_loop(tmp_path):
+def test_trainer_gives_the_bits_of_a_plain_loop(tmp_path, optimizer_class):
     """An optimizer that was handed in; clipping and a schedule with warm-up by the Trainer; tied weights."""
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(optimizer_class, tmp_path)
     trainer.train()
     assert loss_went_down(losses_of(trainer))
     assert trainer.model.lm_head.weight is trainer.model.transformer.wte.weight
-    assert_same_training(trained(trainer), plain_loop())
+    assert_same_training(trained(trainer), plain_loop(optimizer_class))
 
 
-def test_trainer_makes_the_optimizer_from_its_class(tmp_path):
+def test_trainer_makes_the_optimizer_from_its_class(tmp_path, optimizer_class):
     """optimizer_cls_and_kwargs: the Trainer groups the parameters with and without weight decay."""
-    trainer = make_trainer(tmp_path, by_class=True, weight_decay=0.01)
+    trainer = make_trainer(optimizer_class, tmp_path, by_class=True, weight_decay=0.01)
     trainer.train()
     assert loss_went_down(losses_of(trainer))
     _, optimizer = trained(trainer)
-    assert type(optimizer) is CSGD
+    assert type(optimizer) is optimizer_class
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
-    assert all(group["momentum"] == OPTIONS["momentum"] for group in optimizer.param_groups)
+    given = {name: value for name, value in OPTIONS[optimizer_class].items() if name in ("momentum", "betas")}
+    assert all(given.items() <= group.items() for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("stop", [2 * BATCHES, BATCHES + 2], ids=["after an epoch", "mid-epoch"])
-def test_checkpoint_of_the_trainer_resumes_with_every_bit(stop, tmp_path):
+def test_checkpoint_of_the_trainer_resumes_with_every_bit(stop, tmp_path, optimizer_class):
     """resume_from_checkpoint, by another Trainer with another model."""
-    first = make_trainer(tmp_path, save_strategy="steps", save_steps=stop, callbacks=[StopAfter(stop)])
+    first = make_trainer(optimizer_class, tmp_path, save_strategy="steps", save_steps=stop, callbacks=[StopAfter(stop)])
     first.train()
     assert first.state.global_step == stop
-    second = make_trainer(tmp_path)
+    second = make_trainer(optimizer_class, tmp_path)
     with torch.no_grad():
         next(second.model.parameters()).zero_()
     second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert second.state.global_step == STEPS
-    assert_same_training(trained(second), plain_loop())
+    assert_same_training(trained(second), plain_loop(optimizer_class))
 
 
-def test_accumulation_and_bfloat16_autocast_train(tmp_path):
-    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, bf16=True, warmup_steps=0)
+def test_accumulation_and_bfloat16_autocast_train(tmp_path, optimizer_class):
+    trainer = make_trainer(optimizer_class, tmp_path, gradient_accumulation_steps=2, bf16=True, warmup_steps=0)
     trainer.train()
     assert loss_went_down(losses_of(trainer))
     model, optimizer = trained(trainer)
