@@ -76,9 +76,9 @@ def trained(trainer):
     return trainer.model, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
-def plain_loop(optimizer_class):
+def plain_loop(optimizer_class, groups_of=torch.nn.Module.parameters):
     model = tiny_gpt2()
-    optimizer = make_optimizer(optimizer_class, model)
+    optimizer = make_optimizer(optimizer_class, groups_of(model))
     scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 3, STEPS)
     data = sequences()
     model.train()
@@ -104,6 +104,14 @@ def test_trainer_gives_the_bits_of_a_plain_loop(tmp_path, optimizer_class):
     assert_same_training(trained(trainer), plain_loop(optimizer_class))
 
 
+def groups_of_the_trainer(model):
+    """With weight decay, and without: biases and layer norms."""
+    groups = [{"params": [], "weight_decay": 0.01}, {"params": [], "weight_decay": 0.0}]
+    for name, param in model.named_parameters():
+        groups[name.endswith("bias") or ".ln_" in name]["params"].append(param)
+    return groups
+
+
 def test_trainer_makes_the_optimizer_from_its_class(tmp_path, optimizer_class):
     """optimizer_cls_and_kwargs: the Trainer groups the parameters with and without weight decay."""
     trainer = make_trainer(optimizer_class, tmp_path, by_class=True, weight_decay=0.01)
@@ -114,6 +122,7 @@ def test_trainer_makes_the_optimizer_from_its_class(tmp_path, optimizer_class):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     given = {name: value for name, value in OPTIONS[optimizer_class].items() if name in ("momentum", "betas")}
     assert all(given.items() <= group.items() for group in optimizer.param_groups)
+    assert_same_training(trained(trainer), plain_loop(optimizer_class, groups_of_the_trainer))
 
 
 @pytest.mark.parametrize("stop", [2 * BATCHES, BATCHES + 2], ids=["after an epoch", "mid-epoch"])
