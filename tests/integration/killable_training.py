@@ -9,22 +9,26 @@ import os
 
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import DTYPES
+from ..helpers import DTYPES, snapshot
 
 EPOCHS, BATCHES, SAVE_EVERY = 2, 8, 3
-# A group for each dtype; the first has every option at work.
-GROUPS = [
-    {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "seed": 2**63 + 5},
-    {"lr": 0.1, "momentum": 0.5, "dampening": 0.3, "bound_decay": 0.9},
-    {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2},
-    {"lr": 0.02, "lipschitz": 0.5, "calibration": 0.7, "rounding": "nearest", "momentum": 0.9},
-]
-
-
-def parameters_of(models):
-    return [param for model in models for param in model.parameters()]
+# Of each optimizer a group for each dtype; the first has every option at work.
+GROUPS = {
+    CSGD: [
+        {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "seed": 2**63 + 5},
+        {"lr": 0.1, "momentum": 0.5, "dampening": 0.3, "bound_decay": 0.9},
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2},
+        {"lr": 0.02, "lipschitz": 0.5, "calibration": 0.7, "rounding": "nearest", "momentum": 0.9},
+    ],
+    CalibratedAdamW: [
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1, "seed": 2**63 + 6},
+        {"lr": 0.01, "bound_decay": 0.9},
+        {"lr": 0.01, "weight_decay": 0.0},
+        {"lr": 0.01, "lipschitz": 2.0, "calibration": 0.7, "rounding": "nearest"},
+    ],
+}
 
 
 class Training:
@@ -35,11 +39,17 @@ class Training:
         torch.manual_seed(0)
         self.models = torch.nn.ModuleList(
             torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Dropout(0.2), torch.nn.Linear(40, 1)).to(dtype)
+            for _ in GROUPS
             for dtype in DTYPES
         )
-        groups = zip(self.models, GROUPS, strict=True)
-        self.optimizer = CSGD([{"params": model.parameters(), **options} for model, options in groups])
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.95)
+        models = iter(self.models)
+        self.optimizers = [
+            optimizer_class(
+                [{"params": next(models).parameters(), **options} for options in groups], first_index=64 * k
+            )
+            for k, (optimizer_class, groups) in enumerate(GROUPS.items())
+        ]
+        self.schedulers = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95) for optimizer in self.optimizers]
         self.data = torch.randn(BATCHES * 8, 6)
         self.order = torch.Generator().manual_seed(1)
         self.permutation = None
@@ -50,24 +60,33 @@ class Training:
             self.permutation = torch.randperm(len(self.data), generator=self.order)
         k = self.batch % BATCHES
         x = self.data[self.permutation[8 * k : 8 * (k + 1)]]
-        self.optimizer.zero_grad()
-        for model, dtype in zip(self.models, DTYPES, strict=True):  # dropout draws from torch's own generator
+        self.models.zero_grad()
+        for model in self.models:  # dropout draws from torch's own generator
+            dtype = model[0].weight.dtype
             (model(x.to(dtype)) - x[:, :1].sin().to(dtype)).square().mean().backward()
-        self.optimizer.step()
-        if self.batch == 0:
-            for state in self.optimizer.state.values():
-                state["step"] += self.start
-        self.scheduler.step()
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
+            if self.batch == 0:
+                for state in optimizer.state.values():
+                    state["step"] += self.start
+            scheduler.step()
         self.batch += 1
 
     def finished(self):
         return self.batch == EPOCHS * BATCHES
 
+    def snapshot(self):
+        """Copies of everything that the steps change."""
+        out = []
+        for optimizer in self.optimizers:
+            out += snapshot([param for group in optimizer.param_groups for param in group["params"]], optimizer)
+        return out
+
     def state_dict(self):
         return {
             "models": self.models.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "rng": torch.get_rng_state(),
             "order": self.order.get_state(),
             "permutation": self.permutation,
@@ -75,8 +94,10 @@ class Training:
         }
 
     def load_state_dict(self, saved):
-        for name in ("models", "optimizer", "scheduler"):
-            getattr(self, name).load_state_dict(saved[name])
+        self.models.load_state_dict(saved["models"])
+        for name in ("optimizers", "schedulers"):
+            for thing, state in zip(getattr(self, name), saved[name], strict=True):
+                thing.load_state_dict(state)
         torch.set_rng_state(saved["rng"])
         self.order.set_state(saved["order"])
         self.permutation, self.batch = saved["permutation"], saved["batch"]

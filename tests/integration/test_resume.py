@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training killed by SIGKILL, twice, in the middle of an epoch, ends with the bits of one that never was."""
 
+import copy
 import os
 import signal
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from ..distributed.launch import PATIENCE, forkserver
-from ..helpers import DTYPES, assert_same_snapshots, snapshot
-from .killable_training import BATCHES, EPOCHS, SAVE_EVERY, Training, main, parameters_of
+from ..helpers import DTYPES, OPTIMIZERS, assert_same_snapshots
+from .helpers import buffer_dtypes
+from .killable_training import BATCHES, EPOCHS, SAVE_EVERY, Training, main
 
 
 class Child:
@@ -60,7 +62,8 @@ def run_and_kill(folder, start, *, at):
 
 @pytest.mark.parametrize("start", [0, 2**24 - 4, 2**32 - 4], ids=["0", "2^24", "2^32"])
 def test_killed_training_resumes_with_every_bit(start, tmp_path):
-    """In all dtypes at once, under torch.load(weights_only=True); the counted steps pass 2^24, and 2^32."""
+    """Both optimizers and all dtypes at once, under torch.load(weights_only=True); the counted steps pass 2^24, and
+    2^32."""
     kills = (SAVE_EVERY + 1, BATCHES + SAVE_EVERY)
     assert all(at % BATCHES and (at + 2) // BATCHES == at // BATCHES for at in kills), "not mid-epoch"
     begun = [run_and_kill(tmp_path, start, at=at) for at in kills]
@@ -80,10 +83,11 @@ def test_killed_training_resumes_with_every_bit(start, tmp_path):
     whole = Training(start)
     while not whole.finished():
         whole.run_batch()
-    assert_same_snapshots(*(snapshot(parameters_of(t.models), t.optimizer) for t in (whole, resumed)))
-    states = [whole.optimizer.state[param] for param in parameters_of(whole.models)]
-    assert {int(state["step"]) for state in states} == {start + EPOCHS * BATCHES}
-    assert {state["momentum_buffer"].dtype for state in states} == set(DTYPES)
+    assert_same_snapshots(whole.snapshot(), resumed.snapshot())
+    assert [type(optimizer) for optimizer in whole.optimizers] == OPTIMIZERS
+    for optimizer in whole.optimizers:
+        assert {int(state["step"]) for state in optimizer.state.values()} == {start + EPOCHS * BATCHES}
+        assert buffer_dtypes(optimizer) == set(DTYPES)
 
 
 def test_every_part_of_the_checkpoint_counts():
@@ -92,16 +96,15 @@ def test_every_part_of_the_checkpoint_counts():
     for _ in range(3):
         whole.run_batch()
     saved = whole.state_dict()
-    for name in ("step", "momentum_buffer", "lipschitz_bound"):
-        state = {
-            index: {key: torch.zeros_like(value) if key == name else value for key, value in entries.items()}
-            for index, entries in saved["optimizer"]["state"].items()
-        }
-        results = []
-        for optimizer in (saved["optimizer"], {**saved["optimizer"], "state": state}):
-            training = Training()
-            training.load_state_dict({**saved, "optimizer": optimizer})
-            training.run_batch()
-            results.append(snapshot(parameters_of(training.models), training.optimizer))
-        with pytest.raises(AssertionError, match="differ"):
-            assert_same_snapshots(*results)
+    for k, optimizer in enumerate(whole.optimizers):
+        for name in ("step", "lipschitz_bound", *optimizer.direction.buffers):
+            results = []
+            for lost in ((), (name,)):
+                training, checkpoint = Training(), copy.deepcopy(saved)
+                for entries in checkpoint["optimizers"][k]["state"].values():
+                    entries.update({key: torch.zeros_like(entries[key]) for key in lost if key in entries})
+                training.load_state_dict(checkpoint)
+                training.run_batch()
+                results.append(training.snapshot())
+            with pytest.raises(AssertionError, match="differ"):
+                assert_same_snapshots(*results)
