@@ -8,7 +8,7 @@ import torch
 
 from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import TORCH_CLASS, assert_same_snapshots, make_params, snapshot
+from ..helpers import TORCH_CLASS, assert_same_bits, assert_same_snapshots, make_params, run_steps, snapshot
 from .common import SHAPES, assert_same_tree, copies_of, go_on, optimizer_of, other_options, tolerance_of, trained
 from .info import INFO
 from .options import class_of, of_torch, with_options, without_class
@@ -103,6 +103,22 @@ def test_can_load_state_dict_of_torch(how, options, device, fused):
 
 def names_of(optimizer):
     return [group.get("param_names") for group in optimizer.param_groups]
+
+
+def test_detour_over_torch_keeps_the_bound_and_the_count(device, fused, optimizer_class):
+    """SGD does not count steps, AdamW does."""
+    params = make_params(SHAPES, torch.float32, device)
+    optimizer = run_steps(params, steps=3, optimizer_class=optimizer_class, fused=fused)
+    detour = TORCH_CLASS[optimizer_class](params)
+    detour.load_state_dict(optimizer.state_dict())
+    go_on(params, detour, steps=2)
+    back = optimizer_class(params, fused=fused)
+    back.load_state_dict(detour.state_dict())
+    for param in params:
+        assert int(back.state[param]["step"]) == (3 if optimizer_class is CSGD else 5)
+        assert_same_bits(back.state[param]["lipschitz_bound"], optimizer.state[param]["lipschitz_bound"])
+        for name in optimizer_class.direction.buffers:
+            assert_same_bits(back.state[param][name], detour.state[param][name])
 
 
 @with_options(saved_names=[None, "abc"], own_names=[None, "xyz"])
