@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/compatibility.md is no staler than the pins: its versions are theirs, and its tests are there."""
+"""docs/compatibility.md is no staler than pins and tests: its versions, files and optimizers are theirs."""
 
 import importlib.metadata
 import os
@@ -41,10 +41,21 @@ def test_versions_of_the_table_are_the_pinned_ones():
     assert named == {name: version for name, version in pinned.items() if name != "torchvision"}  # only timm's need
 
 
+def file_of(row):
+    return (HERE / row[4].strip("`")).resolve()
+
+
 def test_table_names_every_file_and_no_other():
-    named = {(HERE / cell.strip("`")).resolve() for row in TABLE for cell in row[3:]}
+    named = {file_of(row) for row in TABLE}
     assert all(path.is_file() for path in named)
     assert {path for path in named if path.parent == HERE} == {*HERE.glob("test_*.py")} - {Path(__file__)}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+def test_table_says_which_optimizers_a_file_tests(row):
+    """Both, where a test takes the fixture or names the second one."""
+    of_both = re.compile(r"\boptimizer_class\):|\bCalibratedAdamW\b|\bOPTIMIZERS\b")
+    assert row[2] == ("both" if of_both.search(file_of(row).read_text(encoding="utf-8")) else "CSGD")
 
 
 @pytest.mark.parametrize("name", sorted(pins()))
