@@ -111,7 +111,7 @@ def test_hooks_see_scaled_gradients_only_where_those_of_torch_do(options, optimi
 @pytest.mark.parametrize(
     "copy_of", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "copy", "pickle"]
 )
-def test_who_undoes_the_scale_is_the_same_for_copies(copy_of, fused, optimizer_class):
+def test_copies_leave_the_scale_to_the_step_or_not_as_the_original(copy_of, fused, optimizer_class):
     if fused:
         need_kernel(torch.device("cpu"))
     optimizer = make_optimizer(optimizer_class, make_model(), fused=fused)
