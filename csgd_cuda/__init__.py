@@ -2,15 +2,18 @@
 """Calibrated Stochastic Gradient Descent for PyTorch, fused in C++ and CUDA.
 
 ``CSGD`` and ``CalibratedAdamW`` are the optimizers, ``csgd_`` and ``calibrated_adamw_`` their steps as functions.
-``GradientCalibration`` is the layer, ``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into
-a model, ``uncalibrate(model)`` takes it out. ``hard_threshold_`` keeps the k largest elements or filters of tensors,
-``export_pruned`` makes a smaller model of what is left.
+``GradientCalibration`` is our layer, ``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into
+a model, ``uncalibrate(model)`` takes it out. ``GCConv2d`` and ``GCLinear`` are the paper's layer, ``calibrate_filters``
+reads it as an estimator of the filters, and ``fold(model)`` makes plain layers of these. ``hard_threshold_`` keeps the
+k largest elements or filters of tensors, ``export_pruned`` makes a smaller model of what is left.
 ``show_config()`` says what was built.
 """
 
 from . import moved
 from .extension import show_config
+from .layers.branches import calibrate_filters, fold
 from .layers.convert import calibrate, number_layers, uncalibrate
+from .layers.filters import GCConv2d, GCLinear
 from .layers.functional import calibrate_grad
 from .layers.module import GradientCalibration
 from .optim.adamw import CalibratedAdamW
@@ -23,13 +26,17 @@ from .pruning.options import PruningOptions
 __all__ = [
     "CSGD",
     "CalibratedAdamW",
+    "GCConv2d",
+    "GCLinear",
     "GradientCalibration",
     "PruningOptions",
     "calibrate",
+    "calibrate_filters",
     "calibrate_grad",
     "calibrated_adamw_",
     "csgd_",
     "export_pruned",
+    "fold",
     "hard_threshold_",
     "number_layers",
     "show_config",

@@ -28,16 +28,17 @@ from .helpers import set_grads
 
 NUMBERS = {
     "lr", "momentum", "dampening", "weight_decay", "calibration", "bound_decay", "sparsity", "clip", "lipschitz", "eps",
+    "spread",
 }  # fmt: skip
 INTEGERS = {
     "seed", "first_index", "threshold_every", "filter_dim", "channels", "channel_dim", "index", "rank", "block",
-    "skip_below",
+    "skip_below", "branches",
 }  # fmt: skip
 FLAGS = {
     "nesterov", "maximize", "foreach", "differentiable", "fused", "capturable", "regrow", "per_channel", "across",
-    "amsgrad",
+    "amsgrad", "normalize", "same_on_all_ranks",
 }  # fmt: skip
-TEXTS = {"rounding", "structure", "threshold_scope", "dropped_momentum", "where"}
+TEXTS = {"rounding", "structure", "threshold_scope", "dropped_momentum", "where", "factors_per"}
 MAY_BE_NONE = {
     "lipschitz", "foreach", "fused", "first_index", "sparsity_schedule", "channels", "index", "clip", "block", "tally",
     "lipschitz_bound", "grad_scale", "found_inf", "keeps", "indices", "process_group", "group",
@@ -135,6 +136,7 @@ def threshold(**given):
         assert "params" in given or call["params"][0].all()
 
 
+OF_BRANCHES = ["branches", "normalize", "factors_per", "spread"]
 FUNCTIONS = {
     "CSGD": (new_optimizer, [*SGD_OPTIONS, *PRUNING_OPTIONS]),
     "CSGD.add_param_group": (new_group, [*SGD_OPTIONS, *PRUNING_OPTIONS]),
@@ -150,6 +152,13 @@ FUNCTIONS = {
     "calibrate": (
         lambda **given: calibrate(**{"model": nn.Linear(3, 4), **given}), list(inspect.signature(calibrate).parameters),
     ),
+    "calibrate_filters": (
+        lambda **given: csgd_cuda.calibrate_filters(**{"model": nn.Conv2d(3, 4, 1), **given}),
+        list(inspect.signature(csgd_cuda.calibrate_filters).parameters),
+    ),
+    "GCConv2d": (lambda **given: csgd_cuda.GCConv2d(4, 4, 1, **given), OF_BRANCHES),
+    "GCLinear": (lambda **given: csgd_cuda.GCLinear(4, 4, **given), [o for o in OF_BRANCHES if o != "factors_per"]),
+    "fold": (csgd_cuda.fold, ["model"]),
     "hard_threshold_": (threshold, list(inspect.signature(hard_threshold_).parameters)),
     "CalibratedHookState": (
         lambda **given: CalibratedHookState(**{"module": nn.Linear(3, 4), **given}),

@@ -16,8 +16,10 @@ from torch.utils.hooks import RemovableHandle
 from ..kinds import FLAG, MODULE, TEXT
 from .module import GradientCalibration
 
-# The names of the layers in the module whose weight or outputs they get; of their state in a state dict's metadata.
+# The names of the layers in the module whose weight or outputs they get, and of their state in a state dict's metadata.
 LAYER_NAMES = {"weight": "weight_calibration", "output": "output_calibration"}
+BRANCHES = "filter_branches"  # that of branches.py, which gets the weight after weight_calibration
+_NAMES = {"weight": LAYER_NAMES["weight"], "branches": BRANCHES, "output": LAYER_NAMES["output"]}
 _STATE = "csgd_cuda.calibration"
 _HANDLES = "_csgd_cuda_handles"  # of the hooks of a calibrated module
 _SAVED = ("step", "lipschitz_bound")  # not the index, which is a layer's place in this very model
@@ -69,22 +71,15 @@ def calibrate(
     FLAG.check("per_channel", per_channel)
     if where not in LAYER_NAMES:
         raise ValueError(f"where must be 'weight' or 'output', got {where!r}")
-    kinds: Any = tuple(types) if isinstance(types, Iterable) and not isinstance(types, str) else (types,)
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise TypeError(f"types must be classes of modules, such as torch.nn.Linear, got {kind!r}")
-    found = [(name, module) for name, module in model.named_modules() if _can_have(module, kinds)]
-    if not found:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"the model has no module of type {names} to calibrate; name others in types")
-    modules = [(name, module) for name, module in found if not _has_layer(module, where)]
+    found = modules_of(model, types)
+    modules = [(name, module) for name, module in found if not has_layer(module, where)]
     options: dict[str, Any] = {
         "calibration": calibration, "lipschitz": lipschitz, "bound_decay": bound_decay, "seed": seed,
         "rounding": rounding, "fused": fused, "index": 0,
     }  # fmt: skip
     # All layers and classes are made before the first is put in: on an error nothing has been changed.
     layers = [GradientCalibration(**options, **_channels(name, m, where, per_channel)) for name, m in modules]
-    classes = [_class_with(module, where) for _, module in modules]
+    classes = [class_with_layers(module, where) for _, module in modules]
     for (_, module), layer, kind in zip(modules, layers, classes, strict=True):
         _add(module, layer, where, kind)
     return number_layers(model)
@@ -117,13 +112,17 @@ def uncalibrate(model: nn.Module) -> nn.Module:
                 "parametrization?); take that off first"
             )
     for module in calibrated:
-        for name in LAYER_NAMES.values():
-            module._modules.pop(name, None)
-        kind = type(module)
-        module.__class__ = kind.plain_class
+        remove_layers(module, LAYER_NAMES.values())
         for handle in module.__dict__.pop(_HANDLES):
             handle.remove()
     return model
+
+
+def remove_layers(module: nn.Module, names: Iterable[str]) -> None:
+    """Takes the layers of these names off a module, which gets the class that the others need."""
+    for name in names:
+        module._modules.pop(name, None)
+    module.__class__ = class_with_layers(module)
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -135,9 +134,19 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return kind
 
 
-def _can_have(module: nn.Module, kinds: Any) -> bool:
+def modules_of(model: nn.Module, types: Any) -> list[tuple[str, nn.Module]]:
+    """(name, module) of those of a type or of several; raises for what is no type, and where there are none."""
+    kinds: Any = tuple(types) if isinstance(types, Iterable) and not isinstance(types, str) else (types,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"types must be classes of modules, such as torch.nn.Linear, got {kind!r}")
     # nn.MultiheadAttention uses the weight of its output projection, and never calls that module.
-    return isinstance(module, kinds) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) and not isinstance(m, never_called)]
+    if not found:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"the model has no module of type {names} to calibrate; name others in types")
+    return found
 
 
 def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> dict[str, Any]:
@@ -166,10 +175,11 @@ def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> di
     return {"channels": weight.shape[dim], "channel_dim": dim}
 
 
-def _class_with(module: nn.Module, where: str) -> Any:
-    """The class of ``module`` with a layer there, beside the one that it may have already."""
+def class_with_layers(module: nn.Module, where: str | None = None) -> Any:
+    """The class of ``module`` with the layers that it has, and with one there."""
     plain: Any = getattr(type(module), "plain_class", type(module))
-    return _calibrated_class(plain, tuple(w for w in LAYER_NAMES if w == where or _has_layer(module, w)))
+    places = tuple(w for w in _NAMES if w == where or has_layer(module, w))
+    return _calibrated_class(plain, places) if places else plain
 
 
 def _add(module: nn.Module, layer: GradientCalibration, where: str, kind: Any) -> None:
@@ -182,8 +192,9 @@ def _add(module: nn.Module, layer: GradientCalibration, where: str, kind: Any) -
     module.__class__ = kind
 
 
-def _has_layer(module: nn.Module, where: str) -> bool:
-    return LAYER_NAMES[where] in module._modules
+def has_layer(module: nn.Module, where: str) -> bool:
+    """Whether a module has a layer for its "weight" or "output", or "branches" of its filters."""
+    return _NAMES[where] in module._modules
 
 
 class _Calibrated:
@@ -204,7 +215,7 @@ class _Calibrated:
 
 
 class _CalibratedWeight(_Calibrated):
-    """The module's own forward gets its weight through the layer; to all other code ``weight`` is the parameter."""
+    """The module's own forward gets its weight through its layers; to all other code ``weight`` is the parameter."""
 
     _in_forward = False
 
@@ -228,7 +239,7 @@ class _CalibratedWeight(_Calibrated):
             value = self.__dict__["weight"]
         elif value is None and "weight" not in parameters:
             raise AttributeError("weight")  # torch.nn.Module.__getattr__ is called now
-        return self.weight_calibration(value) if self._in_forward and value is not None else value  # type: ignore[attr-defined]
+        return _through_layers(self, value) if self._in_forward and value is not None else value
 
     @weight.setter
     def weight(self, value: Any) -> None:  # called by torch.nn.Module.__setattr__ for what is no parameter
@@ -240,15 +251,22 @@ class _CalibratedWeight(_Calibrated):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute 'weight'")
 
 
+def _through_layers(module: Any, weight: Tensor) -> Tensor:
+    for where in ("weight", "branches"):
+        layer = module._modules.get(_NAMES[where])
+        weight = weight if layer is None else layer(weight)
+    return weight
+
+
 def _hook_parametrization(module: Any) -> RemovableHandle | None:
-    """Lets the layer have what a parametrization (torch.nn.utils.parametrize) makes of the parameter.
+    """Lets the layers have what a parametrization (torch.nn.utils.parametrize) makes of the parameter.
 
     There ``weight`` is a property of a class made later, which calls the parametrization for each value.
     """
     if not parametrize.is_parametrized(module, "weight"):
         return None
     made: nn.Module = module.parametrizations["weight"]
-    return made.register_forward_hook(lambda _, inputs, weight: module.weight_calibration(weight))
+    return made.register_forward_hook(lambda _, inputs, weight: _through_layers(module, weight))
 
 
 class _CalibratedOutput(_Calibrated):
@@ -264,12 +282,12 @@ class _CalibratedOutput(_Calibrated):
         return out
 
 
-_MIXINS = {"weight": _CalibratedWeight, "output": _CalibratedOutput}
+_MIXINS = {"weight": _CalibratedWeight, "branches": _CalibratedWeight, "output": _CalibratedOutput}
 
 
 @functools.cache
 def _calibrated_class(plain: Any, places: tuple[str, ...]) -> Any:
-    bases = (*(_MIXINS[where] for where in places), plain)
+    bases = (*dict.fromkeys(_MIXINS[where] for where in places), plain)
     return type(f"Calibrated{plain.__name__}", bases, {"plain_class": plain, "places": places})
 
 

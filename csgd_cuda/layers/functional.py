@@ -26,10 +26,10 @@ from ..reference.rule import (
     round_stochastic,
 )
 from ..tensors import SUPPORTED_DTYPES, opmath_dtype, outside_gpu_code
+from .numbered import MOST_RANKS
 
 # Entries of ``tally`` before those of the channels (csrc/core/params.h).
 CALIBRATION_TALLY_WORDS = 4
-MOST_RANKS = 2**16
 _DRAWN_AT_ONCE = 2**20  # elements: their Philox words take 50 bytes each
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed.shards import is_dtensor
 from ..kinds import FUSED, INTEGER
 from ..optim.options import CALIBRATION_OPTIONS, check_options
 from ..tensors import lasting_tensors
-from .functional import CALIBRATION_TALLY_WORDS, MOST_RANKS, calibrate_grad
+from .functional import CALIBRATION_TALLY_WORDS, calibrate_grad
+from .numbered import MOST_LAYERS, NumberedLayer, rank
 
-MOST_LAYERS = 2**16
 # From the far end, since calibrate() numbers the layers of a model from 0 on.
 _next_index = itertools.count(MOST_LAYERS - 1, -1)
 
 
-class GradientCalibration(nn.Module):
+class GradientCalibration(NumberedLayer):
     """Passes its input on; its gradient g comes back as an unbiased random estimate: sparse, and g in the mean.
 
     A coordinate of g comes back as g / p with probability ``p = min(1, |g| / (c * l))``, rounded up to a multiple of
@@ -61,8 +60,6 @@ class GradientCalibration(nn.Module):
     Source: the layer of Zhuo et al., AAAI 2019; the formulation is ours (docs/algorithm.md).
     """
 
-    index: Tensor
-    step: Tensor
     lipschitz_bound: Tensor | None
     tally: Tensor
 
@@ -97,9 +94,7 @@ class GradientCalibration(nn.Module):
         self.number(next(_next_index) % MOST_LAYERS if index is None else index)
 
     def _make_buffers(self) -> None:
-        # On the CPU, whatever torch.device() the model is made under: on meta they would lose their values.
-        self.register_buffer("index", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self._make_counters()
         shape = () if self.channels is None else (self.channels,)
         bound = torch.zeros(shape, dtype=torch.float64, device="cpu") if self.lipschitz is None else None
         self.register_buffer("lipschitz_bound", bound)
@@ -109,13 +104,6 @@ class GradientCalibration(nn.Module):
         words = CALIBRATION_TALLY_WORDS + (self.channels or 1)
         with lasting_tensors():
             return torch.zeros(words, dtype=torch.int64, device=device)
-
-    def number(self, index: int) -> None:
-        """Sets ``index``, by which this layer's draws differ from those of others with the same seed."""
-        INTEGER.check("index", index)
-        if not 0 <= operator.index(index) < MOST_LAYERS:
-            raise ValueError(f"index must be in 0 ... {MOST_LAYERS - 1}, got {index}")
-        self.index.fill_(index)
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` itself, of any shape; its gradient, of any floating dtype, will be calibrated."""
@@ -148,18 +136,6 @@ class GradientCalibration(nn.Module):
         text = text if self.lipschitz is None else f"{text}, lipschitz={self.lipschitz}"
         return text if self.channels is None else f"{text}, channels={self.channels}, channel_dim={self.channel_dim}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientCalibration:
-        # model.half() casts, model.to_empty() forgets: the buffers go to the new device, but stay what they are.
-        before = dict(self._buffers)
-        with lasting_tensors():
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            for name, old in before.items():
-                new = self._buffers[name]
-                if old is not None and new is not None and new is not old:
-                    lost = old.is_meta and not new.is_meta
-                    self._buffers[name] = torch.zeros_like(old, device=new.device) if lost else old.to(new.device)
-        return self
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.tally.device != self.step.device:  # which assign=True may have brought to another
@@ -171,12 +147,6 @@ def _check_channels(channels: int | None, lipschitz: float | None) -> None:
         raise ValueError("channels and a fixed lipschitz exclude each other: a fixed bound is one for all channels")
     if channels is not None and operator.index(channels) < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
-
-
-def _rank() -> int:
-    """Of this process, 0 without torch.distributed."""
-    distributed = torch.distributed
-    return distributed.get_rank() % MOST_RANKS if distributed.is_available() and distributed.is_initialized() else 0
 
 
 class _Identity(torch.autograd.Function):
@@ -218,7 +188,7 @@ def _calibrate(
     return calibrate_grad(
         grad, index=index, step=step, lipschitz_bound=lipschitz_bound, tally=tally, calibration=calibration,
         lipschitz=lipschitz, bound_decay=bound_decay, rounding=rounding, seed=seed, channel_dim=channel_dim,
-        rank=_rank(), fused=fused,
+        rank=rank(), fused=fused,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ GRAD_STREAM = 3  # a layer's calibration of a gradient: is this coordinate passe
 GRAD_ROUNDING_STREAM = 4  # stochastic rounding of a calibrated gradient
 EXCHANGE_STREAM = 5  # the code of a gradient that goes to other processes
 SECOND_MOMENT_STREAM = 6  # stochastic rounding of exp_avg_sq
+BRANCH_STREAM = 7  # which branch of a filter a training forward pass uses
 
 DRAW_RANGE = 2**16  # a draw is an integer in [0, DRAW_RANGE)
 DRAWS_PER_CALL = 8
