@@ -182,8 +182,8 @@ CSGD_HOST_DEVICE void step_tile(const ChunkDraws<kBuffers>& tensor_draws, const 
 template <class S>
 constexpr auto kNoBits = FloatBits<typename Storage<S>::Opmath>::kAboveInfinity;  // ordered_bits(0)
 
-// Adds what was counted in `stepped` elements, `count` of which are not padding, to the result of their chunk. Padding
-// may have been counted as moving.
+// Adds what was counted in `stepped` elements, `count` of which are not padding, to the result of their chunk. The
+// others may have been counted as moving where all of these have.
 template <class S>
 static inline void add_totals(const StepTotals<S>& totals, int64_t stepped, int64_t count, ChunkResult* result) {
   int64_t moved = stepped;
@@ -215,8 +215,7 @@ static ChunkResult step_chunk(const typename Rule::Options& options, Direction d
   }
   add_totals<S>(totals, whole_end - begin, whole_end - begin, &result);
   if (whole_end < end) {
-    // The elements that do not fill a group go through the same code in padded copies. If the padding moves (T = 0, or
-    // a factor that makes all of d NaN), so does every element.
+    // The elements that do not fill a group go through the same code in copies, padded with zeros.
     const Arrays<S, kBuffers> rest = arrays.from(whole_end);
     const int64_t count = end - whole_end;
     const size_t bytes = static_cast<size_t>(count) * sizeof(S);
@@ -235,7 +234,11 @@ static ChunkResult step_chunk(const typename Rule::Options& options, Direction d
     for (int b = 0; b < kBuffers; ++b) {
       if (direction.has_buffers()) memcpy(rest.buffers[b], buffers[b], bytes);
     }
-    add_totals<S>(tail, kGroupElements<S>, count, &result);
+    // The padding moves where T = 0, and with it every element; and where zeros make d NaN, as those of AdamW do
+    // without eps. Then it has become NaN, and is left out of the count.
+    const S zero = {};
+    const bool is_nan = memcmp(&param[kGroupElements<S> - 1], &zero, sizeof(S)) != 0;
+    add_totals<S>(tail, is_nan ? count : kGroupElements<S>, count, &result);
   }
   return result;
 }

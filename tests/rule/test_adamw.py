@@ -90,6 +90,22 @@ def test_bits_are_those_of_the_formulas(dtype, options, device, fused):
         assert int(state["step"]) == oracle.steps == step + 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_directions_that_zeros_make_nan_are_counted_one_by_one(dtype, device, fused):
+    """Without eps 0 / 0 is NaN, which moves: of a parameter's own coordinates alone, not of what a vector lacks."""
+    sizes = [1, 5, 70, 300]
+    params = [torch.ones(n, dtype=dtype, device=device).requires_grad_() for n in sizes]
+    optimizer = CalibratedAdamW(params, lr=0.5, eps=0.0, weight_decay=0.0, lipschitz=100.0, fused=fused)
+    for param in params:
+        param.grad = torch.ones_like(param)
+        param.grad[::3] = 0.0
+    optimizer.step()
+    moved = [int((param != 1).sum()) for param in params]
+    assert [int(param.isnan().sum()) for param in params] == [-(-n // 3) for n in sizes]
+    assert optimizer.density() == {k: moved[k] / n for k, n in enumerate(sizes)}
+    assert sum(moved) < sum(sizes) / 2
+
+
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 100, 1023, 1024, 2**24 + 1, 2**32 - 1, 2**40 + 12345, 2**63 - 1]
 BASES = [0.9, 0.999, 0.0, 0.5, 1 - 2.0**-53, 1 - 2.0**-40]
 
