@@ -37,15 +37,17 @@ def change(**strategies):
 class TwinMachine(RuleBasedStateMachine):
     seen = Counter()  # what all sequences together have done
 
-    @initialize(groups=st.lists(st.tuples(drawn.tensors, drawn.options), min_size=1, max_size=2), seed=drawn.seeds)
-    def start(self, groups, seed):
+    @initialize(start=drawn.starts, seed=drawn.seeds)
+    def start(self, start, seed):
+        self.optimizer_class, groups = start
         self.threads, self.usual_isa = torch.get_num_threads(), extension.build_info()["cpu_isa"]
         self.first_threads = 1
-        self.twins = [Twin(True, "kept"), Twin(False, "new plan"), Twin(True, "reborn")]
+        habits = [(True, "kept"), (False, "new plan"), (True, "reborn")]
+        self.twins = [Twin(self.optimizer_class, fused, habit) for fused, habit in habits]
         for members, group in groups:
             self.add(members, group)
         self.give_grads(range(len(self.params)), "heavy", seed, None)
-        self.seen["sequences"] += 1
+        self.seen[f"sequences of {self.optimizer_class.__name__}"] += 1
 
     def teardown(self):
         if hasattr(self, "threads"):

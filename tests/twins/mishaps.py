@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from csgd_cuda import CSGD, CalibratedAdamW
+
 from ..helpers import STATE_NAMES
 
 
@@ -35,7 +37,8 @@ class Mishap:
         """Whether the parameter's next step uses this, and it can be wrong."""
         param = twin.params[k]
         group = next(group for group in twin.opt.param_groups if any(param is p for p in group["params"]))
-        unused = (self.what == "momentum_buffer" and group["momentum"] == 0) or (
+        direction = twin.opt.direction
+        unused = (self.what in direction.buffers and self.what not in direction.buffers_for(group)) or (
             self.what == "lipschitz_bound" and group["lipschitz"] is not None
         )
         if param.grad is None or unused or (self.wrong is overlapping and param.numel() < 2):
@@ -69,35 +72,72 @@ def of_another_shape(tensor):
     return tensor.new_ones(tensor.numel() + 2)
 
 
-MISHAPS = [
+def gone(tensor):
+    return None
+
+
+_MISHAPS = [
     Mishap("parameter overlaps itself", "data", overlapping),
     Mishap("parameter moved, gradient not", "data", of_another_dtype),
     Mishap("sparse gradient", "grad", torch.Tensor.to_sparse),
     *(
         Mishap(f"{what} {wrong.__name__}", what, wrong)
-        for what in ("momentum_buffer", "step", "lipschitz_bound", "grad_scale", "found_inf")
+        for what in ("step", "lipschitz_bound", "grad_scale", "found_inf")
         for wrong in (of_another_dtype, of_another_shape)
     ),
-    Mishap("momentum_buffer overlaps itself", "momentum_buffer", overlapping),
 ]
 
-BAD_GROUPS = [
-    {"momentum": -1}, {"weight_decay": -0.1}, {"lr": -0.1}, {"lr": torch.tensor(-0.1)}, {"lr": float("nan")},
-    {"nesterov": True, "momentum": 0}, {"nesterov": True, "momentum": 0.9, "dampening": 0.5}, {"rounding": "down"},
+
+def _to(names, *wrongs):
+    """Mishaps to entries of the state."""
+    return [Mishap(f"{name} {wrong.__name__}", name, wrong) for name in names for wrong in wrongs]
+
+
+_TO_BUFFERS = (of_another_dtype, of_another_shape, overlapping)
+MISHAPS = {
+    CSGD: [*_MISHAPS, *_to(["momentum_buffer"], *_TO_BUFFERS)],
+    CalibratedAdamW: [*_MISHAPS, *_to(["exp_avg", "exp_avg_sq"], *_TO_BUFFERS, gone), *_to(["step"], gone)],
+}
+
+_BAD_GROUPS = [
+    {"weight_decay": -0.1}, {"lr": -0.1}, {"lr": torch.tensor(-0.1)}, {"lr": float("nan")}, {"rounding": "down"},
 ]  # fmt: skip
+BAD_GROUPS = {
+    CSGD: [
+        {"momentum": -1}, {"nesterov": True, "momentum": 0}, {"nesterov": True, "momentum": 0.9, "dampening": 0.5},
+        *_BAD_GROUPS,
+    ],
+    CalibratedAdamW: [{"betas": (0.9, 1.0)}, {"eps": -1.0}, {"decoupled_weight_decay": False}, *_BAD_GROUPS],
+}  # fmt: skip
 
 
-def without_a_group(state_dict):
+def without_a_group(state_dict, direction):
     state_dict["param_groups"].pop()
 
 
-def without_a_parameter(state_dict):
+def without_a_parameter(state_dict, direction):
     state_dict["param_groups"][0]["params"].pop()
 
 
-def with_a_wrong_momentum_buffer(state_dict):
-    last = state_dict["param_groups"][-1]["params"][-1]
-    state_dict["state"].setdefault(last, {})["momentum_buffer"] = torch.ones(2, 3, 1, 2)
+def of_another_optimizer(state_dict, direction):
+    for name in ("momentum", "betas"):
+        state_dict["param_groups"][-1].pop(name, None)
 
 
-BAD_LOADS = [without_a_group, without_a_parameter, with_a_wrong_momentum_buffer]
+def _last_state(state_dict):
+    return state_dict["state"].setdefault(state_dict["param_groups"][-1]["params"][-1], {})
+
+
+def with_wrong_buffers(state_dict, direction):
+    _last_state(state_dict).update({name: torch.ones(2, 3, 1, 2) for name in direction.buffers}, step=torch.tensor(1))
+
+
+def with_incomplete_state(state_dict, direction):
+    state = _last_state(state_dict)
+    state.setdefault("step", torch.tensor(1))
+    state.pop(direction.buffers[0], None)
+
+
+_BAD_LOADS = [without_a_group, without_a_parameter, of_another_optimizer, with_wrong_buffers]
+# CSGD goes on without a momentum buffer.
+BAD_LOADS = {CSGD: _BAD_LOADS, CalibratedAdamW: [*_BAD_LOADS, with_incomplete_state]}

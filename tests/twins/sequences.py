@@ -9,15 +9,18 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from csgd_cuda import extension
+from csgd_cuda import CSGD, CalibratedAdamW, extension
 
 from ..helpers import DTYPES, assert_same_snapshots
 from . import drawn
-from .drawn import kinds, layouts, seeds, some
+from .drawn import kinds, layouts, one_of_its, seeds, some
 from .guarded import LAYOUTS
 from .machine import TwinMachine, change
 from .mishaps import BAD_GROUPS, BAD_LOADS, MISHAPS
 from .twin import assert_unchanged
+
+# An entry of the state, or (None) all of it. The means of AdamW may be lost only together: mishaps.py.
+MAY_BE_LOST = {CSGD: ["momentum_buffer", "lipschitz_bound", None], CalibratedAdamW: ["lipschitz_bound", None]}
 
 
 class Sequences(TwinMachine):
@@ -61,12 +64,12 @@ class Sequences(TwinMachine):
         if with_grads:
             self.give_grads(range(first, len(self.params)), "heavy", seed, "contiguous")
 
-    @change(which=some, changes=st.lists(st.sampled_from(drawn.CHANGES), min_size=1, max_size=4))
+    @change(which=some, changes=st.lists(drawn.changes, min_size=1, max_size=4))
     def change_options(self, which, changes):
         for name, value in changes:
             self.set_option(which, name, value, invalid=False)
 
-    @rule(which=some, option=st.sampled_from(drawn.BAD_CHANGES))
+    @rule(which=some, option=drawn.bad_changes)
     def change_option_to_invalid(self, which, option):
         self.set_option(which, *option, invalid=True)
 
@@ -93,7 +96,7 @@ class Sequences(TwinMachine):
     def change_lr_tensor_in_place(self, which, dtype, factor):
         which = which % len(self.groups)
         if not isinstance(self.groups[which]["lr"], torch.Tensor):
-            self.set_option(which, "lr", (0.1, dtype), invalid=False)
+            self.set_option(which, "lr", drawn.TensorOf(0.1, dtype), invalid=False)
             self.step()
         for twin in self.twins:
             lr = twin.opt.param_groups[which]["lr"]
@@ -152,9 +155,9 @@ class Sequences(TwinMachine):
                 values = drawn.make_values("heavy", values.shape, values.dtype, seed)
             twin.set_data(k, values, layout)
 
-    @change(which=some, entry=st.sampled_from(["momentum_buffer", "lipschitz_bound", None]))
+    @change(which=some, entry=one_of_its(MAY_BE_LOST))
     def lose_state(self, which, entry):
-        """An entry of one parameter's state, or (None) all of it."""
+        """Of one parameter."""
         for twin in self.twins:
             state = twin.opt.state.get(twin.params[which % len(self.params)], {})
             if entry is None:
@@ -168,7 +171,7 @@ class Sequences(TwinMachine):
         if not extension._C.set_cpu_isa(isa):
             note(f"no {isa} here")
 
-    @rule(which=some, mishap=st.sampled_from(MISHAPS))
+    @rule(which=some, mishap=one_of_its(MISHAPS))
     def mishap(self, which, mishap):
         """The mishap happens to the first parameter from ``which`` on to which it can. Not in the twin that loads its
         state, and so mends it."""
@@ -180,7 +183,7 @@ class Sequences(TwinMachine):
             self.seen["mishaps"] += 1
             self.seen[mishap.name] += 1
 
-    @rule(options=st.sampled_from(BAD_GROUPS), new=st.booleans())
+    @rule(options=one_of_its(BAD_GROUPS), new=st.booleans())
     def bad_group(self, options, new):
         """One with wrong options, or one with a parameter that is there already."""
 
@@ -192,14 +195,15 @@ class Sequences(TwinMachine):
         self.seen["bad group" if new else "parameter in two groups"] += 1
         assert len({len(twin.opt.param_groups) for twin in self.twins}) == 1
 
-    @rule(spoil=st.sampled_from(BAD_LOADS))
+    @rule(spoil=one_of_its(BAD_LOADS))
     def bad_load(self, spoil):
         def load(twin):
             state_dict = copy.deepcopy(twin.opt.state_dict())
-            spoil(state_dict)
+            spoil(state_dict, twin.opt.direction)
             twin.opt.load_state_dict(state_dict)
 
         self.fails(load, self.twins)
+        self.seen["bad load"] += 1
         self.seen[spoil.__name__] += 1
 
 

@@ -3,10 +3,10 @@
 
 import torch
 
-from csgd_cuda import CSGD
 from csgd_cuda.tensors import opmath_dtype
 
 from ..helpers import STATE_NAMES, assert_same_snapshots
+from .drawn import TensorOf
 from .guarded import Guarded, strides_of
 
 
@@ -18,8 +18,8 @@ class Twin:
             fresh optimizer that loads the state of the last one.
     """
 
-    def __init__(self, fused, habit):
-        self.fused, self.habit = fused, habit
+    def __init__(self, optimizer_class, fused, habit):
+        self.optimizer_class, self.fused, self.habit = optimizer_class, fused, habit
         self.params, self.opt = [], None
         self.guards = {}  # what it is of: Guarded
         self.scaler = {}  # as torch.amp.GradScaler sets them for a step
@@ -38,15 +38,14 @@ class Twin:
             new.append(self.lay_out(("param", k), values, layout).requires_grad_())
         group = {"params": new, **options, "fused": self.fused}
         if self.opt is None:
-            self.opt = CSGD([group])
+            self.opt = self.optimizer_class([group])
         else:
             self.opt.add_param_group(group)
         self.params += new
 
     def set_option(self, group, name, value):
-        """``value``: for a tensor (number, dtype)."""
-        if isinstance(value, tuple):
-            value = self._guard((name, group), torch.tensor(value[0], dtype=value[1]))
+        if isinstance(value, TensorOf):
+            value = self._guard((name, group), torch.tensor(value.value, dtype=value.dtype))
         self.opt.param_groups[group][name] = value
 
     def set_data(self, k, values, layout):
@@ -68,7 +67,8 @@ class Twin:
         return "found_inf" in self.scaler and bool(self.scaler["found_inf"] != 0)
 
     def load(self, state_dict, fresh):
-        opt = CSGD([{"params": group["params"]} for group in self.opt.param_groups]) if fresh else self.opt
+        groups = [{"params": group["params"]} for group in self.opt.param_groups]
+        opt = self.optimizer_class(groups) if fresh else self.opt
         opt.load_state_dict(state_dict)
         self.opt = opt
         for group in opt.param_groups:  # the checkpoint may be a twin's
@@ -113,9 +113,9 @@ class Twin:
 
     def state_in(self, k, dtype):
         """The state of parameter k as it has to be after a move to this dtype."""
-        dtypes = {"momentum_buffer": dtype, "step": torch.int64, "lipschitz_bound": opmath_dtype(dtype)}
+        dtypes = {"step": torch.int64, "lipschitz_bound": opmath_dtype(dtype)}
         state = self.opt.state.get(self.params[k], {})
-        return [(f"{name} {k}", state[name].to(dtypes[name])) for name in STATE_NAMES if name in state]
+        return [(f"{name} {k}", state[name].to(dtypes.get(name, dtype))) for name in STATE_NAMES if name in state]
 
     def check_guards(self):
         broken = [key for key, guarded in self.guards.items() if not guarded.intact()]
@@ -148,8 +148,8 @@ def assert_unchanged(twin, before):
 
 
 def assert_skipped(twin, before):
-    """The step overflowed: all is as it was. State it needed may be there now, but of zeros; a momentum buffer only
-    where there was no state at all, as one that joins later has yet to take its first gradient."""
+    """The step overflowed: all is as it was. State it needed may be there now, but of zeros; buffers only where there
+    was no state at all, as those that join later have yet to take their first gradient."""
     tensors, density = before
     names = {name for name, _ in tensors}
     assert_same_snapshots([(name, tensor) for name, tensor in twin.tensors() if name in names], tensors)
@@ -157,7 +157,7 @@ def assert_skipped(twin, before):
         if name not in names:
             what, k, _ = name.split()
             assert not tensor.any(), name
-            assert what != "momentum_buffer" or f"step {k} torch.int64" not in names, name
+            assert what not in twin.opt.direction.buffers or f"step {k} torch.int64" not in names, name
     assert twin.density() == density, twin
 
 
