@@ -13,6 +13,7 @@ from csgd_cuda.optim.direction import SGD
 from csgd_cuda.optim.options import step_options
 from csgd_cuda.tensors import StepTensors
 
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 STATE_NAMES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", "lipschitz_bound")
 # Each optimizer with options for steps of which every part does something.
@@ -40,6 +41,16 @@ BACKENDS = [
 def why_no_kernel(device):
     """Why there is no kernel for tensors on a device; None where there is one."""
     return extension.why_no_kernel(torch.device(device))
+
+
+@contextlib.contextmanager
+def instruction_set(name):
+    """Runs the kernels' loops on a CPU in this instruction set; False where this machine or build does not have it."""
+    usual = extension.build_info()["cpu_isa"]
+    try:
+        yield extension._C.set_cpu_isa(name)
+    finally:
+        extension._C.set_cpu_isa(usual)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Same seed, same gradients, same bits: reference, CPU kernel and CUDA kernel, at any thread count and width."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgd_cuda import CSGD, extension
+from csgd_cuda import CSGD
 from csgd_cuda.reference import step as reference_step
 
 from ..conftest import need_kernel
@@ -18,11 +19,15 @@ from ..helpers import (
     BACKENDS,
     BOUNDARIES,
     DTYPES,
+    INSTRUCTION_SETS,
     LAYOUTS,
+    OPTIMIZERS,
+    USUAL_OPTIONS,
     assert_same_bits,
     assert_same_snapshots,
     edge_values,
     heavy_tailed,
+    instruction_set,
     laid_out,
     make_params,
     run_steps,
@@ -64,38 +69,42 @@ def test_any_nan_agrees_with_any_other_and_with_nothing_else(dtype, integer, nan
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
-def test_every_boundary_size(dtype, rounding):
+def test_every_boundary_size(dtype, rounding, optimizer_class):
     shapes = [(n,) for n in BOUNDARIES]
+    options = {"optimizer_class": optimizer_class, "rounding": rounding, "seed": 2**64 - 1}
     assert_backends_agree(
         lambda device: make_params(shapes, dtype, device),
-        lambda params, fused: run_steps(params, fused=fused, rounding=rounding, seed=2**64 - 1),
+        lambda params, fused: run_steps(params, fused=fused, **options),
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_tensors_at_once(dtype):
+def test_many_tensors_at_once(dtype, optimizer_class):
     """More tensors than one CUDA launch takes, of mixed sizes."""
+    options = {"optimizer_class": optimizer_class, "weight_decay": 0.01}
+    if optimizer_class is CSGD:
+        options["nesterov"] = True
     shapes = [(1 + 37 * k % 211,) for k in range(120)]
     assert_backends_agree(
         lambda device: make_params(shapes, dtype, device),
-        lambda params, fused: run_steps(params, fused=fused, nesterov=True, weight_decay=0.01),
+        lambda params, fused: run_steps(params, fused=fused, **options),
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_boundaries_of_the_reference(dtype, monkeypatch):
+def test_boundaries_of_the_reference(dtype, optimizer_class, monkeypatch):
     """Its blocks, four of which share their draws, and its stacks of equal tensors, made small."""
     monkeypatch.setattr(reference_step, "block_elements", lambda device: 64)
     shapes = [(n,) for n in (0, 1, 7, 8, 63, 64, 65, 128, 255, 256, 257, 264, 513, 1025)]
     shapes += 5 * [(0,)] + 9 * [(3, 4)] + 9 * [(8,)] + 17 * [(32,)] + 3 * [(33,)] + 3 * [(65,)]  # up to 64 in a stack
     assert_backends_agree(
         lambda device: make_params(shapes, dtype, device),
-        lambda params, fused: run_steps(params, fused=fused, weight_decay=0.01),
+        lambda params, fused: run_steps(params, optimizer_class=optimizer_class, fused=fused, weight_decay=0.01),
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equal_lengths_with_state_of_their_own(dtype):
+def test_equal_lengths_with_state_of_their_own(dtype, optimizer_class):
     """Of one length, but each with a shape, layouts, a number of steps and a bound of its own; one step overflows."""
     places = [(shape, layout) for shape in [(4, 6), (24,), (2, 3, 4)] for layout in LAYOUTS]
 
@@ -105,7 +114,7 @@ def test_equal_lengths_with_state_of_their_own(dtype):
         return [param.detach().requires_grad_() for param in params]
 
     def step_all(params, fused):
-        optimizer = CSGD(params, lr=0.1, momentum=0.9, fused=fused)
+        optimizer = optimizer_class(params, **USUAL_OPTIONS[optimizer_class], fused=fused)
         generator = torch.Generator().manual_seed(2)
         for step in range(5):
             for k, param in enumerate(params):
@@ -119,11 +128,11 @@ def test_equal_lengths_with_state_of_their_own(dtype):
     assert_backends_agree(build, step_all)
 
 
-def test_mixed_dtypes_in_one_group():
+def test_mixed_dtypes_in_one_group(optimizer_class):
     def build(device):
         return [p for k, dtype in enumerate(DTYPES) for p in make_params([(65,), (8, 9)], dtype, device, seed=k)]
 
-    assert_backends_agree(build, lambda params, fused: run_steps(params, fused=fused))
+    assert_backends_agree(build, lambda params, fused: run_steps(params, optimizer_class=optimizer_class, fused=fused))
 
 
 @st.composite
@@ -134,21 +143,38 @@ def cases(draw):
         st.lists(small, min_size=0, max_size=4).map(tuple),
         st.tuples(st.integers(1, 5), st.sampled_from([63, 64, 65, 4096, 4099])),
     )
-    momentum = draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
-    nesterov = momentum > 0 and draw(st.booleans())
+    optimizer_class = draw(st.sampled_from(OPTIMIZERS))
+    if optimizer_class is CSGD:
+        momentum = draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+        nesterov = momentum > 0 and draw(st.booleans())
+        dampening = 0.0 if nesterov else draw(st.sampled_from([0.0, 0.1, 1.0]))
+        own = {"momentum": momentum, "nesterov": nesterov, "dampening": dampening}
+    else:
+        betas = st.sampled_from([(0.9, 0.999), (0.9, 0.99), (0.0, 0.0), (0.0, 0.9), (0.5, 1 - 2.0**-40)])
+        own = {"betas": draw(betas), "eps": draw(st.sampled_from([1e-8, 1e-8, 1e-3, 0.0, 1e-50, 1e30]))}
+    lrs = [
+        0.0,
+        1e-3,
+        0.1,
+        1.0,
+        torch.tensor(0.1),
+        torch.tensor(0.3, dtype=torch.float64),
+        torch.tensor([0.3]).bfloat16(),
+    ]
     return {
+        "optimizer_class": optimizer_class,
         "tensors": draw(st.lists(st.tuples(sizes, *[st.sampled_from(LAYOUTS)] * 2), min_size=1, max_size=4)),
         "dtype": draw(st.sampled_from(DTYPES)),
         "data_seed": draw(st.integers(0, 2**32 - 1)),
         "edges": draw(st.booleans()),
         "steps": draw(st.integers(1, 4)),
         "threads": draw(st.integers(1, 3)),
+        "count": draw(st.sampled_from([None, None, 10**6, 2**24, 2**31 - 1, 2**32 - 1, 2**40])),
         "scaled": draw(st.booleans()),
+        "overflowing": draw(st.sampled_from([None, None, 0, 1])),
         "options": {
-            "lr": draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0])),
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "dampening": 0.0 if nesterov else draw(st.sampled_from([0.0, 0.1, 1.0])),
+            **own,
+            "lr": draw(st.sampled_from(lrs)),
             "weight_decay": draw(st.sampled_from([0.0, 1e-4, 0.1])),
             "calibration": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 1e6])),
             "lipschitz": draw(st.sampled_from([None, None, 0.0, 0.7, 1e-3, 1e30])),
@@ -161,6 +187,7 @@ def cases(draw):
 
 
 def run_case(case, device, fused):
+    """``count``: of the steps, after the first; ``overflowing``: the step that must not be made."""
     generator = torch.Generator().manual_seed(case["data_seed"])
     params, grad_layouts = [], []
     for shape, layout, grad_layout in case["tensors"]:
@@ -169,12 +196,16 @@ def run_case(case, device, fused):
         values = torch.randn(shape, generator=generator).to(case["dtype"]).to(device)
         params.append(laid_out(values, layout).detach().requires_grad_())
         grad_layouts.append("contiguous" if len(shape) == 0 else grad_layout)
-    optimizer = CSGD(params, fused=fused, **case["options"])
+    optimizer = case["optimizer_class"](params, fused=fused, **case["options"])
     if case["scaled"]:
         optimizer.grad_scale = torch.tensor(3.0, device=device)
-        optimizer.found_inf = torch.tensor(0.0, device=device)
     make = edge_values if case["edges"] else heavy_tailed
-    for _ in range(case["steps"]):
+    for step in range(case["steps"]):
+        if step == 1 and case["count"] is not None:
+            for state in optimizer.state.values():
+                state["step"].fill_(case["count"])
+        if case["scaled"]:
+            optimizer.found_inf = torch.tensor(float(step == case["overflowing"]), device=device)
         for param, layout in zip(params, grad_layouts, strict=True):
             param.grad = laid_out(make(tuple(param.shape), generator, case["dtype"]).to(device), layout)
         with threads(case["threads"]):
@@ -186,21 +217,26 @@ def run_case(case, device, fused):
 @given(cases())
 def test_random_cases(case):
     need_kernel(torch.device("cpu"))
-    (first, density), *others = (run_case(case, device, fused) for device, fused in BACKENDS)
+    results = []
+    for device, fused in BACKENDS:
+        for name in INSTRUCTION_SETS if fused and device == "cpu" else [None]:
+            with contextlib.nullcontext() if name is None else instruction_set(name):
+                results.append(run_case(case, device, fused))
+    (first, density), *others = results
     for other, other_density in others:
         assert_same_snapshots(first, other)
         assert str(density) == str(other_density)  # NaN for empty parameters
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_number_of_threads_gives_the_same_bits(dtype):
+def test_any_number_of_threads_gives_the_same_bits(dtype, optimizer_class):
     need_kernel(torch.device("cpu"))
     shapes = [(16384 * 5 + 3,), (100,), (40000,)]
     results = []
     for count in (1, 2, 3, 7):
         with threads(count):
             params = make_params(shapes, dtype)
-            results.append(snapshot(params, run_steps(params, fused=True)))
+            results.append(snapshot(params, run_steps(params, optimizer_class=optimizer_class, fused=True)))
     for other in results[1:]:
         assert_same_snapshots(results[0], other)
 
@@ -226,28 +262,26 @@ def test_kernel_runs_on_the_threads_of_torch():
     assert int(done.stdout) == 4
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set_gives_the_same_bits(isa, dtype, compiled):
-    usual = extension.build_info()["cpu_isa"]
+def test_every_instruction_set_gives_the_same_bits(isa, dtype, compiled, optimizer_class):
     results = []
-    try:
-        for name in (usual, isa):
-            if not compiled.set_cpu_isa(name):
+    for name in (compiled.build_info()["cpu_isa"], isa):
+        with instruction_set(name) as there:
+            if not there:
                 pytest.skip(f"this machine or build has no {name}")
             params = make_params([(n,) for n in BOUNDARIES], dtype)
-            results.append(snapshot(params, run_steps(params, fused=True, weight_decay=0.01)))
-    finally:
-        compiled.set_cpu_isa(usual)
+            optimizer = run_steps(params, optimizer_class=optimizer_class, fused=True, weight_decay=0.01)
+            results.append(snapshot(params, optimizer))
     assert_same_snapshots(*results)
 
 
-def test_steps_beyond_float32_integers():
+def test_steps_beyond_float32_integers(optimizer_class):
     """Around 2^24 and 2^32 applied steps the backends still agree, and the count is exact."""
-    for start in (2**24 - 1, 2**24, 2**24 + 1, 2**32 - 1, 2**32, 2**40):
+    for start in (10**6, 2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40):
 
         def step_all(params, fused, start=start):
-            optimizer = run_steps(params, steps=1, fused=fused)
+            optimizer = run_steps(params, steps=1, optimizer_class=optimizer_class, fused=fused)
             optimizer.state[params[0]]["step"].fill_(start)
             optimizer.step()
             assert int(optimizer.state[params[0]]["step"]) == start + 1
