@@ -126,7 +126,9 @@ def laid_out(values, layout):
 def edge_values(shape, generator, dtype):
     """Gradients with zeros, subnormals, huge values, Inf and NaN among them."""
     values = heavy_tailed(shape, generator, torch.float64)
-    special = torch.tensor([0.0, -0.0, 1e-45, -3e-42, 1e-7, 6e4, math.inf, -math.inf, math.nan], dtype=torch.float64)
+    info = torch.finfo(dtype)
+    special = [0.0, -0.0, 1e-45, -3e-42, 1e-7, 6e4, math.inf, -math.inf, math.nan, info.max, -info.tiny / 4]
+    special = torch.tensor(special, dtype=torch.float64)
     pick = torch.randint(0, 4 * len(special), shape, generator=generator)
     chosen = special[pick.clamp(max=len(special) - 1)]
     return torch.where(pick < len(special), chosen, values).to(dtype)
@@ -152,20 +154,18 @@ def run_steps(params, steps=3, optimizer_class=CSGD, **options):
     return optimizer
 
 
-def step_operator(
-    params, grads, momentum_buffers, steps, bounds, *, indices=None, shards=(), fused=False, tallies=None, **given
-):
-    """The step's operator, or the reference, with the arguments that csgd_ does not have: shards, tallies,
-    fresh_momentum."""
+def step_operator(params, grads, *lists, direction=SGD, indices=None, shards=(), fused=False, tallies=None, **given):
+    """A direction's operator, or its reference, with the arguments that csgd_ does not have: shards, tallies,
+    fresh_momentum. ``lists``: of the direction's buffers, the steps and the bounds."""
+    *buffers, steps, bounds = lists
+    named = dict(zip(direction.buffers, buffers, strict=True))
     indices = list(range(len(params)) if indices is None else indices)
-    tensors = StepTensors(
-        params, grads, {"momentum_buffer": momentum_buffers}, steps, bounds, indices, [n for row in shards for n in row]
-    )
-    options = {name: option.default for name, option in SGD.options.items()} | given
+    tensors = StepTensors(params, grads, named, steps, bounds, indices, [n for row in shards for n in row])
+    options = {name: option.default for name, option in direction.options.items()} | given
     of_call = {"tallies": tallies, **{name: given.get(name) for name in ("grad_scale", "found_inf")}}
-    of_call["fresh_momentum"] = given.get("fresh_momentum", False)
+    of_call |= direction.fresh_argument(given.get("fresh_momentum", False))
     kernel = extension.takes_kernel(params[0].device, fused)
-    SGD.step(tensors, step_options(SGD.options, options, params[0].device) | of_call, kernel=kernel)
+    direction.step(tensors, step_options(direction.options, options, params[0].device) | of_call, kernel=kernel)
 
 
 def made_once(path, make):
