@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from csgd_cuda import CSGD, CalibratedAdamW, extension
+from csgd_cuda import CSGD, CalibratedAdamW, calibrated_adamw_, csgd_, extension
 from csgd_cuda.optim.direction import SGD
 from csgd_cuda.optim.options import step_options
 from csgd_cuda.tensors import StepTensors
@@ -19,6 +19,7 @@ STATE_NAMES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", "lipschitz_bo
 # Each optimizer with options for steps of which every part does something.
 USUAL_OPTIONS = {CSGD: {"lr": 0.1, "momentum": 0.9}, CalibratedAdamW: {"lr": 0.1, "weight_decay": 0.1}}
 OPTIMIZERS = list(USUAL_OPTIONS)
+FUNCTIONS = {CSGD: csgd_, CalibratedAdamW: calibrated_adamw_}
 TORCH_CLASS = {CSGD: torch.optim.SGD, CalibratedAdamW: torch.optim.AdamW}
 LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}

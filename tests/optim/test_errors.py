@@ -9,65 +9,88 @@ import torch
 
 from csgd_cuda import CSGD, CalibratedAdamW, extension
 
-from ..helpers import assert_same_bits, assert_same_snapshots, make_params, run_steps, set_grads, snapshot
+from ..helpers import (
+    USUAL_OPTIONS,
+    assert_same_bits,
+    assert_same_snapshots,
+    make_params,
+    run_steps,
+    set_grads,
+    snapshot,
+)
 
+# Of both optimizers, and those of each.
 BAD_OPTIONS = [
-    ({"lr": -0.1}, "lr must be a finite number >= 0"),
-    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
-    ({"lr": torch.tensor(-1.0)}, "lr must be a finite number >= 0"),
-    ({"lr": torch.ones(2)}, "lr must be a number or a tensor with one element"),
-    ({"momentum": -0.1}, "momentum must be a finite number >= 0"),
-    ({"weight_decay": -1}, "weight_decay must be a finite number >= 0"),
-    ({"calibration": -1}, "calibration must be a finite number >= 0"),
-    ({"calibration": float("inf")}, "calibration must be a finite number >= 0"),
-    ({"lipschitz": -2.0}, "lipschitz must be a finite number >= 0"),
-    ({"bound_decay": -0.01}, "bound_decay must be in [0, 1]"),
-    ({"bound_decay": 1.01}, "bound_decay must be in [0, 1]"),
-    ({"dampening": float("inf"), "momentum": 0.9}, "dampening must be a finite number"),
-    ({"rounding": "up"}, "rounding must be 'stochastic' or 'nearest'"),
-    ({"seed": -1}, "seed must be in 0 ... 2^64-1"),
-    ({"seed": 2**64}, "seed must be in 0 ... 2^64-1"),
-    ({"nesterov": True}, "nesterov needs momentum > 0 and dampening = 0"),
-    ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov needs momentum > 0 and dampening = 0"),
-    ({"differentiable": True}, "differentiable=True is not supported"),
-    ({"fused": True, "foreach": True}, "fused and foreach cannot both be True"),
-]
-BAD_ADAMW_OPTIONS = [
     ({"lr": -0.1}, ValueError, "lr must be a finite number >= 0"),
-    ({"betas": (1.0, 0.9)}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
-    ({"betas": (0.9, -1e-9)}, ValueError, "betas must be two numbers in [0, 1), got -1e-09 among them"),
-    ({"betas": (0.9, float("nan"))}, ValueError, "betas must be two numbers in [0, 1), got nan among them"),
-    ({"betas": (0.9, torch.tensor(1.0))}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
-    ({"betas": (torch.ones(2), 0.9)}, ValueError, "betas must be a number or a tensor with one element, got 2"),
-    ({"betas": (0.9,)}, TypeError, "betas must be two numbers, got (0.9,) of type tuple"),
-    ({"betas": 0.9}, TypeError, "betas must be two numbers, got 0.9 of type float"),
-    ({"betas": "0.9, 0.99"}, TypeError, "betas must be two numbers, got '0.9, 0.99' of type str"),
-    ({"betas": ("0.9", 0.99)}, TypeError, "betas must be two numbers, got ('0.9', 0.99) of type tuple"),
-    ({"eps": -1e-8}, ValueError, "eps must be a finite number >= 0"),
-    ({"eps": float("inf")}, ValueError, "eps must be a finite number >= 0"),
+    ({"lr": float("nan")}, ValueError, "lr must be a finite number, got nan"),
+    ({"lr": torch.tensor(-1.0)}, ValueError, "lr must be a finite number >= 0"),
+    ({"lr": torch.ones(2)}, ValueError, "lr must be a number or a tensor with one element"),
     ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number >= 0"),
-    ({"amsgrad": True}, ValueError, "amsgrad=True is not supported"),
+    ({"calibration": -1}, ValueError, "calibration must be a finite number >= 0"),
+    ({"calibration": float("inf")}, ValueError, "calibration must be a finite number >= 0"),
+    ({"lipschitz": -2.0}, ValueError, "lipschitz must be a finite number >= 0"),
+    ({"bound_decay": -0.01}, ValueError, "bound_decay must be in [0, 1]"),
+    ({"bound_decay": 1.01}, ValueError, "bound_decay must be in [0, 1]"),
+    ({"rounding": "up"}, ValueError, "rounding must be 'stochastic' or 'nearest'"),
+    ({"seed": -1}, ValueError, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 2**64}, ValueError, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 1.5}, TypeError, "seed must be an integer"),
+    ({"seed": "1"}, TypeError, "seed must be an integer"),
+    ({"seed": None}, TypeError, "seed must be an integer"),
+    ({"maximize": "False"}, TypeError, "maximize must be True or False, got 'False'"),  # it would count as true
     ({"differentiable": True}, ValueError, "differentiable=True is not supported"),
-    ({"sparsety": 0.5}, TypeError, "CalibratedAdamW got an unexpected keyword argument 'sparsety'"),
-    ({"momentum": 0.9}, TypeError, "CalibratedAdamW got an unexpected keyword argument 'momentum'"),
+    ({"fused": True, "foreach": True}, ValueError, "fused and foreach cannot both be True"),
 ]
+OWN_BAD_OPTIONS = {
+    CSGD: [
+        ({"momentum": -0.1}, ValueError, "momentum must be a finite number >= 0"),
+        ({"dampening": float("inf"), "momentum": 0.9}, ValueError, "dampening must be a finite number"),
+        ({"nesterov": True}, ValueError, "nesterov needs momentum > 0 and dampening = 0"),
+        (
+            {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError,
+            "nesterov needs momentum > 0 and dampening = 0",
+        ),
+        ({"nesterov": "False", "momentum": 0.9}, TypeError, "nesterov must be True or False, got 'False'"),
+    ],
+    CalibratedAdamW: [
+        ({"betas": (1.0, 0.9)}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
+        ({"betas": (0.9, -1e-9)}, ValueError, "betas must be two numbers in [0, 1), got -1e-09 among them"),
+        ({"betas": (0.9, float("nan"))}, ValueError, "betas must be two numbers in [0, 1), got nan among them"),
+        ({"betas": (0.9, torch.tensor(1.0))}, ValueError, "betas must be two numbers in [0, 1), got 1.0 among them"),
+        ({"betas": (torch.ones(2), 0.9)}, ValueError, "betas must be a number or a tensor with one element, got 2"),
+        ({"betas": (0.9,)}, TypeError, "betas must be two numbers, got (0.9,) of type tuple"),
+        ({"betas": 0.9}, TypeError, "betas must be two numbers, got 0.9 of type float"),
+        ({"betas": "0.9, 0.99"}, TypeError, "betas must be two numbers, got '0.9, 0.99' of type str"),
+        ({"betas": ("0.9", 0.99)}, TypeError, "betas must be two numbers, got ('0.9', 0.99) of type tuple"),
+        ({"eps": -1e-8}, ValueError, "eps must be a finite number >= 0"),
+        ({"eps": float("inf")}, ValueError, "eps must be a finite number >= 0"),
+        ({"amsgrad": True}, ValueError, "amsgrad=True is not supported"),
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "error", "message"), BAD_ADAMW_OPTIONS, ids=str)
-def test_bad_option_of_adamw_is_refused(options, error, message):
-    """By the constructor, and where it is set later by the step, which changes nothing."""
+def cases_of_each(common, own):
+    """pytest.mark.parametrize over the optimizers, each with the common cases and its own."""
+    cases = [(optimizer, *case) for optimizer, its_own in own.items() for case in [*common, *its_own]]
+    ids = [f"{optimizer.__name__}-{options}" for optimizer, options, *_ in cases]
+    return pytest.mark.parametrize(("optimizer_class", "options", "error", "message"), cases, ids=ids)
+
+
+@cases_of_each(BAD_OPTIONS, OWN_BAD_OPTIONS)
+def test_bad_option_is_refused_by_the_constructor(optimizer_class, options, error, message):
     params = make_params([(3,)], torch.float32)
     with pytest.raises(error, match=re.escape(message)):
-        CalibratedAdamW(params, **options)
-    name = next(iter(options))
-    if name not in ("betas", "eps", "amsgrad", "differentiable"):  # a scheduler may set it, or it is no option
-        return
-    optimizer = run_steps(params, optimizer_class=CalibratedAdamW)
-    before = snapshot(params, optimizer)
-    optimizer.param_groups[0].update(options)
+        optimizer_class(params, **options)
+    optimizer = optimizer_class(params)
     with pytest.raises(error, match=re.escape(message)):
-        optimizer.step()
-    assert_same_snapshots(before, snapshot(params, optimizer))
+        optimizer.add_param_group({"params": make_params([(4,)], torch.float32), **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", ["sparsety", "momentun", "beta"])
+def test_unknown_option_is_refused_by_the_constructor(name, optimizer_class):
+    with pytest.raises(TypeError, match=f"{optimizer_class.__name__} got an unexpected keyword argument '{name}'"):
+        optimizer_class(make_params([(3,)], torch.float32), **{name: 0.5})
 
 
 def test_betas_become_a_tuple_of_numbers():
@@ -179,55 +202,37 @@ def test_means_in_float32_are_rounded_to_nearest_when_loaded():
         assert_same_bits(state[name], adamw.state[theirs[0]][name].bfloat16())
 
 
-@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_bad_option_is_refused_by_the_constructor(options, message):
-    params = make_params([(3,)], torch.float32)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        CSGD(params, **options)
-    optimizer = CSGD(params)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        optimizer.add_param_group({"params": make_params([(4,)], torch.float32), **options})
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize("seed", [1.5, "1", None])
-def test_seed_of_another_type(seed):
-    with pytest.raises(TypeError):
-        CSGD(make_params([(3,)], torch.float32), seed=seed)
-
-
-@pytest.mark.parametrize("name", ["nesterov", "maximize"])
-def test_flag_as_text_is_refused(name):
-    """From a configuration file: "False" would count as true."""
-    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'False'"):
-        CSGD(make_params([(3,)], torch.float32), momentum=0.9, **{name: "False"})
-
-
 SET_LATER = [
-    ({"lr": float("inf")}, "lr must be a finite number, got inf"),
-    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
-    ({"momentum": float("nan")}, "momentum must be"),
-    ({"weight_decay": float("nan")}, "weight_decay must be"),
-    ({"dampening": float("inf")}, "dampening must be"),
-    ({"calibration": -1}, "calibration must be"),
-    ({"lipschitz": -2.0}, "lipschitz must be"),
-    ({"bound_decay": 1.01}, "bound_decay must be"),
-    ({"rounding": "up"}, "rounding must be"),
-    ({"lr": torch.ones(2)}, "lr must be a number or a tensor with one element"),
-    ({"lr": torch.tensor(float("-inf"))}, "lr must be a finite number, got -inf"),
-    ({"lr": torch.tensor(float("nan"))}, "lr must be a finite number, got nan"),
-    ({"lr": torch.tensor([0.1]).to_sparse()}, "lr must be a dense tensor"),
-    ({"seed": -1}, "seed must be in 0 ... 2^64-1"),
-    ({"seed": 2**64}, "seed must be in 0 ... 2^64-1"),
-    ({"differentiable": True}, "differentiable=True is not supported"),
+    ({"lr": float("inf")}, ValueError, "lr must be a finite number, got inf"),
+    ({"lr": float("nan")}, ValueError, "lr must be a finite number, got nan"),
+    ({"weight_decay": float("nan")}, ValueError, "weight_decay must be"),
+    ({"calibration": -1}, ValueError, "calibration must be"),
+    ({"lipschitz": -2.0}, ValueError, "lipschitz must be"),
+    ({"bound_decay": 1.01}, ValueError, "bound_decay must be"),
+    ({"rounding": "up"}, ValueError, "rounding must be"),
+    ({"lr": torch.ones(2)}, ValueError, "lr must be a number or a tensor with one element"),
+    ({"lr": torch.tensor(float("-inf"))}, ValueError, "lr must be a finite number, got -inf"),
+    ({"lr": torch.tensor(float("nan"))}, ValueError, "lr must be a finite number, got nan"),
+    ({"lr": torch.tensor([0.1]).to_sparse()}, ValueError, "lr must be a dense tensor"),
+    ({"seed": -1}, ValueError, "seed must be in 0 ... 2^64-1"),
+    ({"seed": 2**64}, ValueError, "seed must be in 0 ... 2^64-1"),
+    ({"differentiable": True}, ValueError, "differentiable=True is not supported"),
 ]
+# A step takes some of what CSGD's constructor refuses, as schedulers set it; of AdamW's own options nothing.
+OWN_SET_LATER = {
+    CSGD: [
+        ({"momentum": float("nan")}, ValueError, "momentum must be"),
+        ({"dampening": float("inf")}, ValueError, "dampening must be"),
+    ],
+    CalibratedAdamW: OWN_BAD_OPTIONS[CalibratedAdamW],
+}
 
 
 @pytest.fixture
-def trained(device, fused):
+def trained(device, fused, optimizer_class):
     """Two groups that have made steps and have new gradients: an error in the second must not step the first."""
     params = make_params([(50,), (60,)], torch.float32, device)
-    optimizer = run_steps(params[:1], fused=fused)
+    optimizer = run_steps(params[:1], optimizer_class=optimizer_class, fused=fused)
     optimizer.add_param_group({"params": params[1:]})
     set_grads(params, seed=1)
     optimizer.step()
@@ -235,12 +240,12 @@ def trained(device, fused):
     return params, optimizer
 
 
-@pytest.mark.parametrize(("options", "message"), SET_LATER, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_bad_option_set_later_is_refused_by_the_step(options, message, trained):
+@cases_of_each(SET_LATER, OWN_SET_LATER)
+def test_bad_option_set_later_is_refused_by_the_step(options, error, message, trained):
     params, optimizer = trained
     before = snapshot(params, optimizer)
     optimizer.param_groups[1].update(options)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(error, match=re.escape(message)):
         optimizer.step()
     assert_same_snapshots(before, snapshot(params, optimizer))
 
@@ -248,6 +253,15 @@ def test_bad_option_set_later_is_refused_by_the_step(options, message, trained):
 def break_state(name, value):
     def do(params, optimizer):
         optimizer.state[params[1]][name] = value
+
+    return do
+
+
+def break_buffer(value):
+    """The last of its buffers."""
+
+    def do(params, optimizer):
+        optimizer.state[params[1]][optimizer.direction.buffers[-1]] = value
 
     return do
 
@@ -283,11 +297,11 @@ BROKEN = {
     "parameter in float8": (
         break_data(torch.zeros(60, dtype=torch.float8_e4m3fn)), TypeError, "parameter 1 has dtype",
     ),
-    "momentum buffer of another shape": (
-        break_state("momentum_buffer", torch.zeros(59)), ValueError, "parameter 1: momentum_buffer has shape [59]",
+    "buffer of another shape": (
+        break_buffer(torch.zeros(59)), ValueError, "parameter 1: {buffer} has shape [59]",
     ),
-    "momentum buffer of another dtype": (
-        break_state("momentum_buffer", torch.zeros(60).half()), TypeError, "parameter 1: momentum_buffer has dtype",
+    "buffer of another dtype": (
+        break_buffer(torch.zeros(60).half()), TypeError, "parameter 1: {buffer} has dtype",
     ),
     "step in float32": (
         break_state("step", torch.tensor(4.0)), ValueError, "parameter 1: step must be one",
@@ -316,14 +330,14 @@ def test_broken_tensor_is_refused_by_the_step(case, same_group, trained, fused, 
         optimizer.param_groups[0]["params"] += optimizer.param_groups.pop()["params"]
     break_it(params, optimizer)
     before = snapshot(params, optimizer)
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=re.escape(message.format(buffer=optimizer.direction.buffers[-1]))):
         optimizer.step()
     assert_same_snapshots(before, snapshot(params, optimizer))
 
 
-def test_error_on_the_first_step_leaves_no_state(device, fused):
+def test_error_on_the_first_step_leaves_no_state(device, fused, optimizer_class):
     params = make_params([(50,), (60,)], torch.float32, device)
-    optimizer = CSGD(params, momentum=0.9, fused=fused)
+    optimizer = optimizer_class(params, **USUAL_OPTIONS[optimizer_class], fused=fused)
     set_grads(params, seed=2)
     sparse_grad(params, optimizer)
     with pytest.raises(TypeError, match="sparse=False"):
@@ -332,17 +346,19 @@ def test_error_on_the_first_step_leaves_no_state(device, fused):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
-def test_unsupported_dtype_is_refused_by_the_constructor(dtype):
+def test_unsupported_dtype_is_refused_by_the_constructor(dtype, optimizer_class):
     param = torch.zeros(3).to(dtype).requires_grad_()
     with pytest.raises(TypeError, match="parameter 1"):
-        CSGD([torch.zeros(3), param])
+        optimizer_class([torch.zeros(3), param])
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0])
-def test_model_converted_between_steps_is_told_how_to_convert_the_state(momentum, fused):
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"), [(CSGD, {"momentum": 0.9}), (CSGD, {}), (CalibratedAdamW, {})], ids=str
+)
+def test_model_converted_between_steps_is_told_how_to_convert_the_state(optimizer_class, options, fused):
     """torch.optim.SGD would go on with a momentum buffer in the old dtype."""
     model = torch.nn.Linear(4, 3)
-    optimizer = CSGD(model.parameters(), lr=0.1, momentum=momentum, fused=fused)
+    optimizer = optimizer_class(model.parameters(), lr=0.1, **options, fused=fused)
     set_grads(model.parameters(), seed=0)
     optimizer.step()
     model.double()
@@ -355,31 +371,34 @@ def test_model_converted_between_steps_is_told_how_to_convert_the_state(momentum
 
 
 @pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch is older")
-def test_gradient_of_a_dtype_of_its_own_is_refused(fused):
+def test_gradient_of_a_dtype_of_its_own_is_refused(fused, optimizer_class):
     (param,) = make_params([(4,)], torch.float32)
     param.grad_dtype = torch.bfloat16
     param.grad = torch.ones(4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"parameter 0: gradient has dtype .*param\.grad_dtype"):
-        CSGD([param], fused=fused).step()
+        optimizer_class([param], fused=fused).step()
 
 
-def test_fused_where_it_cannot_be_says_why(monkeypatch):
+def test_fused_where_it_cannot_be_says_why(monkeypatch, optimizer_class):
     params = make_params([(3,)], torch.float32, "meta")
-    optimizer = CSGD(params, fused=True)  # a model may be made on meta, and be somewhere else by the first step
+    optimizer = optimizer_class(
+        params, fused=True
+    )  # a model may be made on meta, and be somewhere else by the first step
     set_grads(params, seed=0)
     with pytest.raises(RuntimeError, match=r"fused=True, but .*no kernel for device type 'meta'"):
         optimizer.step()
     monkeypatch.setattr(extension, "_C", None)
     monkeypatch.setattr(extension, "load_error", "for a test")
     with pytest.raises(RuntimeError, match=r"fused=True, but the extension is not built .*for a test"):
-        CSGD(make_params([(3,)], torch.float32), fused=True)
+        optimizer_class(make_params([(3,)], torch.float32), fused=True)
 
 
-def test_checkpoint_of_another_model_is_refused():
-    optimizer = run_steps(make_params([(50,)], torch.float32))
+def test_checkpoint_of_another_model_is_refused(optimizer_class):
+    optimizer = run_steps(make_params([(50,)], torch.float32), optimizer_class=optimizer_class)
     params = make_params([(60,)], torch.float32)
-    other = run_steps(params)
+    other = run_steps(params, optimizer_class=optimizer_class)
     before = snapshot(params, other)
-    with pytest.raises(ValueError, match=re.escape("parameter 0: the loaded momentum_buffer has shape [50]")):
+    buffer = optimizer.direction.buffers[0]
+    with pytest.raises(ValueError, match=re.escape(f"parameter 0: the loaded {buffer} has shape [50]")):
         other.load_state_dict(optimizer.state_dict())
     assert_same_snapshots(before, snapshot(params, other))

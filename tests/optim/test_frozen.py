@@ -4,17 +4,15 @@
 import pytest
 import torch
 
-from csgd_cuda import CSGD
-
-from ..helpers import assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import USUAL_OPTIONS, assert_same_snapshots, make_params, set_grads, snapshot
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.complex64, torch.float8_e4m3fn], ids=str)
-def test_frozen_parameter_may_have_any_dtype(dtype, device, fused):
+def test_frozen_parameter_may_have_any_dtype(dtype, device, fused, optimizer_class):
     """As in torch.optim.SGD: quantized weights beside trained adapters. Thawed with a gradient, the step refuses it."""
     frozen = torch.zeros(3, device=device).to(dtype)
     (trained,) = make_params([(4,)], torch.float32, device)
-    optimizer = CSGD([frozen, trained], lr=0.1, momentum=0.9, fused=fused)
+    optimizer = optimizer_class([frozen, trained], **USUAL_OPTIONS[optimizer_class], fused=fused)
     set_grads([trained], seed=0)
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
@@ -30,10 +28,10 @@ def test_frozen_parameter_may_have_any_dtype(dtype, device, fused):
     assert_same_snapshots(before, snapshot([trained], optimizer))
 
 
-def test_frozen_parameter_needs_no_kernel(fused, device):
+def test_frozen_parameter_needs_no_kernel(fused, device, optimizer_class):
     """fused=True is about what is stepped; a frozen one may be where there is no kernel."""
     (trained,) = make_params([(4,)], torch.float32, device)
-    optimizer = CSGD([torch.zeros(3, device="meta"), trained], fused=fused)
+    optimizer = optimizer_class([torch.zeros(3, device="meta"), trained], fused=fused)
     set_grads([trained], seed=0)
     optimizer.step()
     assert optimizer.backend() == (f"{device.type} kernel" if fused else "reference")

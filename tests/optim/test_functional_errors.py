@@ -6,11 +6,9 @@ import re
 import pytest
 import torch
 
-from csgd_cuda import CSGD, CalibratedAdamW, calibrated_adamw_, csgd_
+from csgd_cuda import CSGD, CalibratedAdamW
 
-from ..helpers import USUAL_OPTIONS, step_operator
-
-FUNCTIONS = {CSGD: csgd_, CalibratedAdamW: calibrated_adamw_}
+from ..helpers import FUNCTIONS, USUAL_OPTIONS, step_operator
 
 
 def lists_of(optimizer_class, params):

@@ -7,22 +7,34 @@ import pytest
 import torch
 from torch import nn
 
-from csgd_cuda import CSGD, GradientCalibration, calibrate
+from csgd_cuda import CSGD, CalibratedAdamW, GradientCalibration, calibrate
 
-from ..helpers import assert_same_bits, assert_same_snapshots, make_params, set_grads, snapshot
+from ..helpers import (
+    TORCH_CLASS,
+    USUAL_OPTIONS,
+    assert_same_bits,
+    assert_same_snapshots,
+    make_params,
+    set_grads,
+    snapshot,
+)
 
 SHAPES = [(40, 3), (7,)]
-OPTIONS = [{}, {"momentum": 0.9}, {"momentum": 0.9, "sparsity": 0.5, "regrow": False}, {"lr": torch.tensor(0.1)}]
+PRUNED = {"sparsity": 0.5, "regrow": False}
+CASES = [(CSGD, options) for options in ({}, {"momentum": 0.9}, {"momentum": 0.9, **PRUNED}, {"lr": torch.tensor(0.1)})]
+CASES += [(CalibratedAdamW, {}), (CalibratedAdamW, {"lr": torch.tensor(0.1), **PRUNED})]
+LATER = {CSGD: {"momentum": 0.8}, CalibratedAdamW: {"betas": (0.8, 0.9)}}
 
 
-def trained(inside, options, fused, dtype=torch.float32):
-    """Four steps, of which those in ``inside`` are made in inference mode; the momentum is switched on in the third."""
+def trained(inside, optimizer_class, options, fused, dtype=torch.float32):
+    """Four steps, of which those in ``inside`` are made in inference mode; from the third on with the options of LATER:
+    momentum may be new then."""
     params = make_params(SHAPES, dtype)
-    optimizer = CSGD(params, **{"lr": 0.1, **options}, fused=fused)
+    optimizer = optimizer_class(params, **{"lr": 0.1, **options}, fused=fused)
     for step in range(4):
         set_grads(params, seed=step)
         if step == 2:
-            optimizer.param_groups[0]["momentum"] = 0.8
+            optimizer.param_groups[0].update(LATER[optimizer_class])
         with torch.inference_mode(step in inside):
             optimizer.step()
     return params, optimizer
@@ -30,25 +42,26 @@ def trained(inside, options, fused, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("inside", [{0}, {1}, {0, 2}, {0, 1, 2, 3}], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_steps_inside_and_outside_have_the_same_bits(options, inside, dtype, fused):
-    params, optimizer = trained(inside, options, fused, dtype)
-    assert_same_snapshots(snapshot(params, optimizer), snapshot(*trained((), options, fused, dtype)))
+@pytest.mark.parametrize(("optimizer_class", "options"), CASES, ids=str)
+def test_steps_inside_and_outside_have_the_same_bits(optimizer_class, options, inside, dtype, fused):
+    params, optimizer = trained(inside, optimizer_class, options, fused, dtype)
+    outside = trained((), optimizer_class, options, fused, dtype)
+    assert_same_snapshots(snapshot(params, optimizer), snapshot(*outside))
     for state in optimizer.state.values():
         assert not any(tensor.is_inference() for tensor in state.values())
 
 
-@pytest.mark.parametrize("other", [CSGD, torch.optim.SGD])
-def test_a_checkpoint_loaded_inside_can_be_trained_outside(other, fused):
-    params = make_params(SHAPES, torch.float32)
-    optimizer = other(params, lr=0.1, momentum=0.9)
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_a_checkpoint_loaded_inside_can_be_trained_outside(of_torch, fused, optimizer_class):
+    params, options = make_params(SHAPES, torch.float32), USUAL_OPTIONS[optimizer_class]
+    optimizer = (TORCH_CLASS[optimizer_class] if of_torch else optimizer_class)(params, **options)
     set_grads(params, seed=0)
     with torch.inference_mode():
         optimizer.step()
     results = []
     for inside in (True, False):
         twins = [param.detach().clone().requires_grad_() for param in params]
-        loaded = CSGD(twins, momentum=0.9, fused=fused)
+        loaded = optimizer_class(twins, **options, fused=fused)
         with torch.inference_mode(inside):
             loaded.load_state_dict(optimizer.state_dict())
         set_grads(twins, seed=1)
@@ -57,12 +70,12 @@ def test_a_checkpoint_loaded_inside_can_be_trained_outside(other, fused):
     assert_same_snapshots(*results)
 
 
-def test_groups_and_masks_made_inside_can_be_trained_outside(fused):
+def test_groups_and_masks_made_inside_can_be_trained_outside(fused, optimizer_class):
     results = []
     for inside in (True, False):
         params = make_params(SHAPES, torch.float32)
         with torch.inference_mode(inside):
-            optimizer = CSGD(params[1:], lr=0.1, momentum=0.9, fused=fused)
+            optimizer = optimizer_class(params[1:], **USUAL_OPTIONS[optimizer_class], fused=fused)
             optimizer.add_param_group({"params": params[:1], "sparsity": 0.5, "regrow": False})
             optimizer.threshold()
             optimizer.load_state_dict(optimizer.state_dict())

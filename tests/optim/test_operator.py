@@ -6,41 +6,53 @@ import torch
 
 from csgd_cuda import csgd_, hard_threshold_
 from csgd_cuda.distributed.shards import WHOLE
+from csgd_cuda.optim.direction import ADAMW, SGD
+from csgd_cuda.optim.options import operator_options, signed_seed
 
 from ..conftest import need_kernel
-from ..helpers import DTYPES, assert_same_bits, make_params
+from ..helpers import DTYPES, FUNCTIONS, USUAL_OPTIONS, assert_same_bits, make_params
 from ..pairs import by_pairs
 
 
-def arguments(dtype, device, momentum=0.9, lipschitz=None, part="whole"):
+def operator_of(direction):
+    return getattr(torch.ops.csgd_cuda, direction.operator).default
+
+
+def arguments(dtype, device, direction=SGD, lipschitz=None, part="whole", **own):
+    """The lists and the options of a direction's operator; ``own``: options of this direction."""
+    defaults = {name: option.default for name, option in direction.options.items()}
+    given = {**defaults, "lipschitz": lipschitz, **own}
     params = [p.detach() for p in make_params([(70,), (3, 4)], dtype, device)]
     opmath = torch.float64 if dtype is torch.float64 else torch.float32
     lists = (
         params,
         [torch.ones_like(p) for p in params],
-        [torch.zeros_like(p) for p in params] if momentum else [],
+        *([torch.zeros_like(p) for p in params] if direction.needs_buffers(given) else [] for _ in direction.buffers),
         [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
         [torch.zeros((), dtype=opmath, device=device) for _ in params] if lipschitz is None else [],
         [0, 1],
         [10, 7, 20, 1, 7, *WHOLE] if part == "shard" else [],
     )
     options = {
-        "lr": 0.1, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
-        "calibration": 1.0, "lipschitz": lipschitz, "bound_decay": 0.99, "rounding": "stochastic", "seed": -1,
-        "maximize": False, "fresh_momentum": False, "lr_tensor": None, "grad_scale": None, "found_inf": None,
-        "check_only": False, "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
+        **operator_options(direction.options, given), **direction.fresh_argument(False), "seed": signed_seed(2**64 - 1),
+        "lr": 0.1, "lr_tensor": None, "grad_scale": None, "found_inf": None, "check_only": False,
+        "tallies": torch.zeros(2, 4, dtype=torch.int64, device=device),
     }  # fmt: skip
     return lists, options
 
 
+KINDS = {"momentum": (SGD, {"momentum": 0.9}), "no momentum": (SGD, {}), "adamw": (ADAMW, {})}
+
+
 @by_pairs(
-    check_only=[False, True], part=["whole", "shard"], dtype=DTYPES, momentum=[0.9, 0.0], lipschitz=[None, 2.0],
+    check_only=[False, True], part=["whole", "shard"], dtype=DTYPES, kind=KINDS, lipschitz=[None, 2.0],
 )  # fmt: skip
-def test_opcheck(check_only, dtype, momentum, lipschitz, part, device):
+def test_opcheck(check_only, dtype, kind, lipschitz, part, device):
     """Schema (what is mutated), fake implementation, and tracing, by torch's own checker."""
     need_kernel(device)
-    lists, options = arguments(dtype, device, momentum, lipschitz, part)
-    torch.library.opcheck(torch.ops.csgd_cuda.csgd_.default, lists, {**options, "check_only": check_only})
+    direction, own = kind
+    lists, options = arguments(dtype, device, direction, lipschitz, part, **own)
+    torch.library.opcheck(operator_of(direction), lists, {**options, "check_only": check_only})
 
 
 @pytest.mark.parametrize("structure", ["element", "filter"])
@@ -56,43 +68,49 @@ def test_opcheck_of_the_threshold(structure, across, device):
     torch.library.opcheck(torch.ops.csgd_cuda.hard_threshold_.default, lists, options)
 
 
-def test_check_only_changes_nothing(device):
+def test_check_only_changes_nothing(device, optimizer_class):
     """Neither values nor versions, by which autograd would take the tensors for changed."""
     need_kernel(device)
-    lists, options = arguments(torch.float32, device)
-    tensors = [t for tensors in lists[:5] for t in tensors] + [options["tallies"]]
+    direction = optimizer_class.direction
+    lists, options = arguments(torch.float32, device, direction)
+    tensors = [t for tensors in lists[:-2] for t in tensors] + [options["tallies"]]
     before, versions = [t.clone() for t in tensors], [t._version for t in tensors]
-    torch.ops.csgd_cuda.csgd_(*lists, **{**options, "check_only": True})
+    operator_of(direction)(*lists, **{**options, "check_only": True})
     for a, b in zip(before, tensors, strict=True):
         assert_same_bits(a, b)
     assert [t._version for t in tensors] == versions
 
 
-def test_check_only_raises_what_the_step_would_raise(device):
+def test_check_only_raises_what_the_step_would_raise(device, optimizer_class):
     need_kernel(device)
-    lists, options = arguments(torch.float32, device)
-    lists[4][1] = lists[4][0]
+    direction = optimizer_class.direction
+    lists, options = arguments(torch.float32, device, direction)
+    bounds = lists[-3]
+    bounds[1] = bounds[0]
     for check_only in (True, False):
         with pytest.raises(ValueError, match="lipschitz_bounds must be a tensor of its own"):
-            torch.ops.csgd_cuda.csgd_(*lists, **{**options, "check_only": check_only})
+            operator_of(direction)(*lists, **{**options, "check_only": check_only})
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_step_makes_the_bits_of_an_eager_one(backend, device):
+def test_compiled_step_makes_the_bits_of_an_eager_one(backend, device, optimizer_class):
     """Step and model in one graph, without a break at the operator."""
     need_kernel(device)
+    function = FUNCTIONS[optimizer_class]
+    options = USUAL_OPTIONS[optimizer_class]
 
-    def train_step(weight, x, momentum_buffer, step, bound):
-        csgd_([weight], [x], [momentum_buffer], [step], [bound], lr=0.1, momentum=0.9)
+    def train_step(weight, x, *state):
+        function([weight], [x], *([tensor] for tensor in state), **options)
         return weight.square().mean()
 
     results = []
-    for function in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
+    for train in (train_step, torch.compile(train_step, backend=backend, fullgraph=True)):
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(16, 8, generator=generator).to(device)
-        state = (torch.zeros(16, 8, device=device), torch.tensor(0, device=device), torch.tensor(0.0, device=device))
+        buffers = [torch.zeros(16, 8, device=device) for _ in optimizer_class.direction.buffers]
+        state = (*buffers, torch.tensor(0, device=device), torch.tensor(0.0, device=device))
         for _ in range(3):
-            function(weight, torch.randn(16, 8, generator=generator).to(device), *state)
+            train(weight, torch.randn(16, 8, generator=generator).to(device), *state)
         results.append((weight, *state))
     for eager, compiled in zip(*results, strict=True):
         assert_same_bits(eager, compiled)
@@ -123,11 +141,12 @@ def test_compiled_pruning_step_makes_the_bits_of_an_eager_one(backend, device):
         assert_same_bits(eager, compiled)
 
 
-def test_empty_call_does_nothing(device):
+def test_empty_call_does_nothing(device, optimizer_class):
     need_kernel(device)
-    _, options = arguments(torch.float32, device)
+    direction = optimizer_class.direction
+    lists, options = arguments(torch.float32, device, direction)
     for check_only in (False, True):
-        torch.ops.csgd_cuda.csgd_([], [], [], [], [], [], [], **{**options, "check_only": check_only})
+        operator_of(direction)(*([] for _ in lists), **{**options, "check_only": check_only})
 
 
 def test_build_info_is_complete(compiled):

@@ -6,8 +6,15 @@ import inspect
 import pytest
 import torch
 
-from csgd_cuda import CSGD, GradientCalibration, calibrate, calibrate_grad, csgd_
-from csgd_cuda.optim.options import SGD_OPTIONS
+from csgd_cuda import (
+    CSGD,
+    CalibratedAdamW,
+    GradientCalibration,
+    calibrate,
+    calibrate_grad,
+    calibrated_adamw_,
+    csgd_,
+)
 
 SEEDS = range(10)
 
@@ -40,20 +47,24 @@ def test_a_strength_of_one_is_too_much_there():
 
 @pytest.mark.parametrize(
     ("function", "default"),
-    [(CSGD, 0.25), (csgd_, 0.25), (GradientCalibration, 0.05), (calibrate, 0.05), (calibrate_grad, 0.05)],
+    [
+        *[(function, 0.25) for function in (CSGD, csgd_, CalibratedAdamW, calibrated_adamw_)],
+        *[(function, 0.05) for function in (GradientCalibration, calibrate, calibrate_grad)],
+    ],
 )
 def test_defaults(function, default):
     assert inspect.signature(function).parameters["calibration"].default == default
 
 
-def test_a_group_without_the_option_gets_the_default_of_the_signature():
-    assert SGD_OPTIONS["calibration"].default == inspect.signature(CSGD).parameters["calibration"].default
-    assert CSGD([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["calibration"] == 0.25
+def test_a_group_without_the_option_gets_the_default_of_the_signature(optimizer_class):
+    default = inspect.signature(optimizer_class).parameters["calibration"].default
+    assert optimizer_class.direction.options["calibration"].default == default
+    assert optimizer_class([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["calibration"] == default
 
 
-def test_checkpoints_keep_the_strength_that_they_were_made_with():
+def test_checkpoints_keep_the_strength_that_they_were_made_with(optimizer_class):
     """Those made when the default was 1 go on with 1."""
     params = [torch.nn.Parameter(torch.zeros(1))]
-    old, new = CSGD(params, calibration=1.0), CSGD(params)
+    old, new = optimizer_class(params, calibration=1.0), optimizer_class(params)
     new.load_state_dict(old.state_dict())
     assert new.param_groups[0]["calibration"] == 1.0
