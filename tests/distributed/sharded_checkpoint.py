@@ -24,11 +24,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 
 from ..helpers import heavy_tailed
 
 STEPS, SAVE_EVERY = 8, 3
+# For all parameters, and for each of the two groups.
+OPTIONS = {
+    CSGD: ({"momentum": 0.9}, [{"weight_decay": 1e-3}, {"nesterov": True, "calibration": 0.5}]),
+    CalibratedAdamW: ({"eps": 1e-6}, [{"weight_decay": 0.1}, {"betas": (0.5, 0.9), "calibration": 0.5}]),
+}
 
 
 def split(model, how):
@@ -54,14 +59,14 @@ def as_param(tensor, param):
 class Training:
     """Two layers, each in a parameter group of its own; ``how`` see split(), None is a plain one, in one process."""
 
-    def __init__(self, how, dtype=torch.bfloat16, seed=0):
+    def __init__(self, how, dtype=torch.bfloat16, seed=0, optimizer_class=CSGD):
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(torch.nn.Linear(9, 33), torch.nn.Tanh(), torch.nn.Linear(33, 3)).to(dtype)
         if how is not None:
             split(self.model, how)
-        first, last = (list(self.model[k].parameters()) for k in (0, 2))
-        groups = [{"params": first, "weight_decay": 1e-3}, {"params": last, "nesterov": True, "calibration": 0.5}]
-        self.optimizer = CSGD(groups, lr=0.05, momentum=0.9, seed=2**63 + 1)
+        common, of_groups = OPTIONS[optimizer_class]
+        groups = [{"params": list(self.model[k].parameters()), **own} for k, own in zip((0, 2), of_groups, strict=True)]
+        self.optimizer = optimizer_class(groups, lr=0.05, seed=2**63 + 1, **common)
         self.step = 0
 
     def run_given(self, steps, in_step=lambda step: None):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of sharded trainings: saved by any number of processes, gone on with by any other, same bits."""
+"""Checkpoints of sharded trainings: saved by any number of processes, gone on with by any other, same bits.
+
+One start of the processes serves both optimizers.
+"""
 
 import math
 import os
@@ -12,7 +15,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from ..helpers import assert_same_bits
+from ..helpers import OPTIMIZERS, assert_same_bits
 from .launch import run
 from .sharded_checkpoint import STEPS, Training, train_from_checkpoint
 from .test_sharded import assert_same_everything, everything
@@ -26,17 +29,22 @@ def everything_of(training):
 
 
 def saved(rank, how, dtype, folder):
-    training = Training(how, dtype)
-    training.run_given(BREAK)
-    training.save(folder)
+    for optimizer_class in OPTIMIZERS:
+        training = Training(how, dtype, optimizer_class=optimizer_class)
+        training.run_given(BREAK)
+        training.save(f"{folder}/{optimizer_class.__name__}")
 
 
 def gone_on(rank, how, dtype, folder):
-    training = Training(how, dtype, seed=7)  # other weights, until it is loaded
-    training.load(folder)
-    assert training.step == BREAK
-    training.run_given(STEPS - BREAK)
-    return everything_of(training)
+    results = {}
+    for optimizer_class in OPTIMIZERS:
+        # Other weights, until it is loaded.
+        training = Training(how, dtype, seed=7, optimizer_class=optimizer_class)
+        training.load(f"{folder}/{optimizer_class.__name__}")
+        assert training.step == BREAK
+        training.run_given(STEPS - BREAK)
+        results[optimizer_class.__name__] = everything_of(training)
+    return results
 
 
 def processes(how):
@@ -55,11 +63,14 @@ CASES = [
 @pytest.mark.parametrize(("before", "after", "dtype"), CASES, ids=str)
 def test_training_goes_on_split_in_another_way(before, after, dtype, tmp_path):
     """Over another number of processes, on a mesh of another shape, or in one plain process."""
-    undisturbed = Training(None, dtype)
-    undisturbed.run_given(STEPS)
     run(processes(before), saved, before, dtype, str(tmp_path))
-    for rank, got in enumerate(run(processes(after), gone_on, after, dtype, str(tmp_path))):
-        assert_same_everything(everything_of(undisturbed), got, f"rank {rank}")
+    of_ranks = run(processes(after), gone_on, after, dtype, str(tmp_path))
+    for optimizer_class in OPTIMIZERS:
+        undisturbed = Training(None, dtype, optimizer_class=optimizer_class)
+        undisturbed.run_given(STEPS)
+        name = optimizer_class.__name__
+        for rank, got in enumerate(of_ranks):
+            assert_same_everything(everything_of(undisturbed), got[name], f"{name}, rank {rank}")
 
 
 FORMS = {
@@ -68,9 +79,9 @@ FORMS = {
 }
 
 
-def through_a_state_dict(rank, form, how):
+def through_a_state_dict(rank, form, how, optimizer_class):
     """State and options before and after, and the names in the state_dict; a full one is sent from rank 0 to all."""
-    training, other = Training(how), Training(how, seed=7)
+    training, other = (Training(how, seed=seed, optimizer_class=optimizer_class) for seed in (0, 7))
     training.run_given(BREAK)
     saving, loading = (StateDictOptions(**options) for options in FORMS[form])
     state = get_optimizer_state_dict(training.model, training.optimizer, options=saving)
@@ -81,20 +92,31 @@ def through_a_state_dict(rank, form, how):
     set_optimizer_state_dict(other.model, other.optimizer, given, options=loading)
     pairs = []
     for each in (training, other):
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in each.optimizer.param_groups]
+        groups = [
+            # torch makes lists of the tuples that it sends from rank 0.
+            {k: tuple(v) if isinstance(v, list) else v for k, v in group.items() if k != "params"}
+            for group in each.optimizer.param_groups
+        ]
         tensors = [entry for entry in everything_of(each) if not entry[0].startswith("param")]
         pairs.append((tensors, groups))
     return pairs, names
 
 
+def both_through_a_state_dict(rank, form, how):
+    return [through_a_state_dict(rank, form, how, optimizer_class) for optimizer_class in OPTIMIZERS]
+
+
 @pytest.mark.parametrize("how", [(2,), TENSOR_PARALLEL], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_other_forms_of_state_dict_restore_each_bit(form, how):
-    for ((before, groups), (after, groups_after)), names in run(processes(how), through_a_state_dict, form, how):
-        assert len(before) == 3 * 4
-        assert_same_everything(before, after, form)
-        assert groups_after == groups
-        assert ("state.0.weight.momentum_buffer" in names) == (form == "flat")
+    for of_rank in run(processes(how), both_through_a_state_dict, form, how):
+        for optimizer_class, (pairs, names) in zip(OPTIMIZERS, of_rank, strict=True):
+            (before, groups), (after, groups_after) = pairs
+            buffers = optimizer_class.direction.buffers
+            assert len(before) == (len(buffers) + 2) * 4
+            assert_same_everything(before, after, f"{optimizer_class.__name__}, {form}")
+            assert groups_after == groups
+            assert all((f"state.0.weight.{name}" in names) == (form == "flat") for name in buffers)
 
 
 def torchrun(folder, count, *arguments, restarts=3):
