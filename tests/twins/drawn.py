@@ -117,6 +117,14 @@ starts = st.sampled_from(OPTIMIZERS).flatmap(
     )
 )
 
+pruning = st.fixed_dictionaries(
+    {
+        "sparsity": st.sampled_from([0.5, 0.9]), "structure": st.sampled_from(["element", "filter"]),
+        "regrow": st.booleans(), "threshold_every": st.integers(1, 2),
+        "dropped_momentum": st.sampled_from(["clear", "keep"]),
+    }
+)  # fmt: skip
+
 SPECIAL = [0.0, -0.0, 1e-45, -3e-42, 1e-310, 1e-7, 6e4, 1e30, float("inf"), -float("inf"), float("nan")]
 
 

@@ -17,7 +17,7 @@ from .drawn import kinds, layouts, one_of_its, seeds, some
 from .guarded import LAYOUTS
 from .machine import TwinMachine, change
 from .mishaps import BAD_GROUPS, BAD_LOADS, MISHAPS
-from .twin import assert_unchanged
+from .twin import assert_equal, assert_unchanged
 
 # An entry of the state, or (None) all of it. The means of AdamW may be lost only together: mishaps.py.
 MAY_BE_LOST = {CSGD: ["momentum_buffer", "lipschitz_bound", None], CalibratedAdamW: ["lipschitz_bound", None]}
@@ -101,6 +101,26 @@ class Sequences(TwinMachine):
         for twin in self.twins:
             lr = twin.opt.param_groups[which]["lr"]
             lr.copy_(lr * factor)
+
+    @change(which=some, pruning=drawn.pruning)
+    def prune(self, which, pruning):
+        """For two steps, the first group from ``which`` on that has something to prune. The step after these forgets
+        the masks."""
+
+        def has_matrix(k):
+            return any(param.dim() >= 2 and param.requires_grad for param in self.groups[k]["params"])
+
+        count = len(self.groups)
+        k = next((k % count for k in range(which, which + count) if has_matrix(k % count)), None)
+        if k is None:
+            return
+        for options, steps in ((pruning, 2), ({"sparsity": 0.0}, 1)):
+            for twin in self.twins:
+                twin.opt.param_groups[k].update(options)
+            for _ in range(steps):
+                self.step()
+                assert_equal(*self.twins)
+        self.seen["pruned groups"] += 1
 
     @change(numbers=st.none() | st.sampled_from(drawn.SCALES))
     def scaler(self, numbers):

@@ -39,6 +39,7 @@ def test_twins_stay_equal(pytestconfig, capsys):
     # That the sequences are what they are meant to be: nothing in them is refused or skipped for good.
     seen = Sequences.seen
     expected = [*RULES, "errors", "bad group", "parameter in two groups", "bad load", "overflows", "mishaps"]
+    expected += ["pruned groups"]
     for optimizer_class in OPTIMIZERS:
         expected.append(f"sequences of {optimizer_class.__name__}")
         if nightly:
