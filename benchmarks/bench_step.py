@@ -5,7 +5,7 @@ torch.optim.AdamW, in one interleaved run.
     python benchmarks/bench_step.py --device cuda
     python benchmarks/bench_step.py --device cpu --lists resnet50 --peers sgd_fused,csgd --repeat 31
 
-    python benchmarks/bench_step.py --device cpu --family adamw
+    python benchmarks/bench_step.py --device cpu --optimizer adamw
 
 Writes step-DEVICE-DTYPE.md, of AdamW step-adamw-DEVICE-DTYPE.md, with .json and .png into --out, and prints the table.
 The columns: benchmarks/README.md.
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    p.add_argument("--family", choices=tuple(BASELINES), default="sgd", help="default: %(default)s")
+    p.add_argument("--optimizer", choices=tuple(BASELINES), default="sgd", help="default: %(default)s")
     p.add_argument("--lists", type=_names(LISTS), metavar="A,B", help=f"of {', '.join(LISTS)} (default: the device's)")
     p.add_argument("--peers", type=_names(PEERS), metavar="A,B", help=f"of {', '.join(PEERS)} (default: the device's)")
     p.add_argument(
@@ -77,7 +77,7 @@ def _notes(args: argparse.Namespace) -> list[str]:
     notes = [f"gradients: {Quantiles().origin['what']}; {Quantiles().origin['training']}"]
     if args.scale != 1:
         notes.append(f"SCALED: tensors have {args.scale:g} times their size; not the figures of the real lists")
-    if args.device == "cpu" and args.dtype != "float32" and args.family == "sgd":
+    if args.device == "cpu" and args.dtype != "float32" and args.optimizer == "sgd":
         notes.append(
             "torch SGD fused is no fair baseline here: with torch 2.13 it skips most of a low-precision parameter on a "
             "CPU (pytorch#191763), so its time is that of a step left undone"
@@ -87,11 +87,11 @@ def _notes(args: argparse.Namespace) -> list[str]:
 
 def chosen_peers(args: argparse.Namespace) -> list[Peer]:
     """Those of --peers, or of the device, and the baseline ahead of them. UserError for one of another family."""
-    if foreign := [name for name in args.peers or () if PEERS[name].family != args.family]:
-        raise UserError(f"--peers {','.join(foreign)}: compared with --family {PEERS[foreign[0]].family} only.")
-    family = [peer for peer in PEERS.values() if peer.family == args.family]
+    if foreign := [name for name in args.peers or () if PEERS[name].family != args.optimizer]:
+        raise UserError(f"--peers {','.join(foreign)}: compared with --optimizer {PEERS[foreign[0]].family} only.")
+    family = [peer for peer in PEERS.values() if peer.family == args.optimizer]
     peers = [p for p in family if (p.name in args.peers if args.peers else args.device in p.default_on)]
-    baseline = PEERS[BASELINES[args.family]]  # the ratios are formed to it
+    baseline = PEERS[BASELINES[args.optimizer]]  # the ratios are formed to it
     return peers if baseline in peers else [baseline, *peers]
 
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> dict:
     results = {
         "device": args.device,
         "dtype": args.dtype,
-        "family": args.family,
+        "optimizer": args.optimizer,
         "machine": machine.describe(device, command),
         "settings": {"repeat": args.repeat, "scale": args.scale, "copy_bytes": copy_bytes},
         "notes": _notes(args),

@@ -92,7 +92,16 @@ def benchmarks(args):
         words = [sys.executable, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]
         yield Command(f"benchmark {dtype}", [*words, "--out", str(args.out)], 50)
     for dtype in ("float32", "bfloat16"):
-        words = [sys.executable, "benchmarks/bench_step.py", "--family", "adamw", "--device", "cuda", "--dtype", dtype]
+        words = [
+            sys.executable,
+            "benchmarks/bench_step.py",
+            "--optimizer",
+            "adamw",
+            "--device",
+            "cuda",
+            "--dtype",
+            dtype,
+        ]
         words += ["--lists", "flat,resnet50", "--repeat", "9", "--peers", ADAMW_PEERS, "--out", str(args.out)]
         yield Command(f"benchmark AdamW {dtype}", words, 30)
 

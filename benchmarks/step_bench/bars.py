@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .lists import LISTS, numel
+from .peers import PEERS
 
 
 class Bar(NamedTuple):
@@ -20,6 +21,7 @@ class Bar(NamedTuple):
     bound: float
     form: str = "{:.1%}"
     device: str = "cuda"
+    optimizer: str = "sgd"
 
     def met(self, value: float) -> bool:
         """Whether ``value`` reaches the bound."""
@@ -41,6 +43,11 @@ def _small(list_name: str, bound: float) -> Bar:
     return Bar("float32", list_name, text, lambda rows: rows["csgd"]["ratio"], False, bound, "{:.2f}", "cpu")
 
 
+def _of_adamw(list_name: str, peer: str, bound: float) -> Bar:
+    text = f"{PEERS[peer].label}: time of a step, share of that of torch AdamW fused"
+    return Bar("float32", list_name, text, lambda rows: rows[peer]["ratio"], False, bound, "{:.2f}", "cpu", "adamw")
+
+
 BARS = (
     Bar("float32", "flat", "dense: share of the copy's GB/s, at 20 bytes per parameter", _copy_share, True, 0.90),
     Bar("float32", "flat", "5 % of the coordinates move: times as fast as torch SGD fused",
@@ -51,15 +58,18 @@ BARS = (
     Bar("float32", "resnet50", "host time of a step, share of that of torch SGD fused",
         lambda rows: rows["csgd"]["host_us"] / rows["sgd_fused"]["host_us"], False, 0.50),
     Bar("bfloat16", "flat", "dense: share of the copy's GB/s, at 10 bytes per parameter", _copy_share, True, 0.80),
+    _of_adamw("flat", "adamw_25", 1.0), _of_adamw("resnet50", "adamw_25", 1.0), _of_adamw("small_gpt", "adamw_25", 1.0),
+    _of_adamw("tiny161", "adamw_25", 0.5), _of_adamw("flat", "adamw_reference", 20.0),
+    Bar("bfloat16", "flat", "25 % of the coordinates move: time, share of torch AdamW fused in float32",
+        lambda rows: rows["adamw_25"]["ratio"] / rows["adamw_float32"]["ratio"], False, 1.0, "{:.2f}", "cpu", "adamw"),
     _small("tiny1", 1.0), _small("tiny10", 0.8), _small("tiny161", 0.4), _small("each161", 1.0),
 )  # fmt: skip
 
 
 def table(results: dict) -> list[str]:
     """Lines of Markdown; none without a bar. Lists that were scaled count as not measured."""
-    if results.get("family", "sgd") != "sgd":
-        return []
-    bars = [bar for bar in BARS if (bar.dtype, bar.device) == (results["dtype"], results["device"])]
+    of_run = (results["dtype"], results["device"], results["optimizer"])
+    bars = [bar for bar in BARS if (bar.dtype, bar.device, bar.optimizer) == of_run]
     if not bars:
         return []
     lines = ["| list | bar | needed | measured | outcome |", "| --- | --- | ---: | ---: | --- |"]

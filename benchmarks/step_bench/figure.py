@@ -20,7 +20,8 @@ _COLOURS = {
     "csgd_dense": "#003A5D", "csgd_off": "#009E73", "reference": "#E69F00", "compiled": "#D55E00", "apex": "#CC79A7",
     "optimi": "#F0E442", "flashoptim": "#8C5A2B", "adamw_fused": "#000000", "adamw_foreach": "#777777",
     "adamw_25": "#0072B2", "adamw_5": "#56B4E9", "adamw_dense": "#003A5D", "adamw_off": "#009E73",
-    "adamw_reference": "#E69F00",
+    "adamw_reference": "#E69F00", "adamw_compiled": "#D55E00", "adamw_float32": "#444444", "adamw_optimi": "#F0E442",
+    "adamw_kahan": "#B8AE20", "adamw_torchao": "#CC79A7", "adamw_flash": "#8C5A2B",
 }  # fmt: skip
 FAMILIES = {"sgd": "momentum 0.9", "adamw": "AdamW"}
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -44,14 +45,14 @@ def draw(results: dict, path: Path) -> bool:
         _bars(axes, places, rows, 0.92 * width, name)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(groups)), [f"{entry['label']}\n{entry['elements']:,} elements" for entry, _ in groups])
-    axes.set_ylabel(f"time per step / {PEERS[BASELINES[results['family']]].label} (1 = equal; log scale)")
+    axes.set_ylabel(f"time per step / {PEERS[BASELINES[results['optimizer']]].label} (1 = equal; log scale)")
     axes.set_xlabel("list of tensors")
     _limits(axes, [row["ratio"] for _, rows in groups for row in rows.values()])
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
-    machine = results["machine"]
+    machine, what = results["machine"], FAMILIES[results["optimizer"]]
     axes.set_title(
-        f"One optimizer step, {results['dtype']}, {FAMILIES[results['family']]}: {machine.get('GPU', machine['CPU'])}\n"
+        f"One optimizer step, {results['dtype']}, {what}: {machine.get('GPU', machine['CPU'])}\n"
         f"torch {machine['torch']}, {machine['threads']} threads, {machine['date']}; "
         "median of ratios in a round, whiskers: quartiles; lower is faster",
         fontsize=10,

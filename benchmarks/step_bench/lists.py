@@ -35,6 +35,13 @@ def resnet50() -> list[Shape]:
     return [*shapes, (1000, channels), (1000,)]
 
 
+def small_gpt() -> list[Shape]:
+    """A decoder for characters: 6 layers, d 384, vocabulary 65, 256 places; 76 tensors, 10,770,816."""
+    d, characters, places = 384, 65, 256
+    block = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [(characters, d), (places, d), *(6 * block), (d,), (d,)]
+
+
 def vit_b16() -> list[Shape]:
     """ViT-B/16 (Dosovitskiy et al., 2021), 224 x 224 pixels, 1000 classes: 152 tensors, 86,567,656 parameters."""
     d, hidden, tokens = 768, 3072, 197
@@ -61,6 +68,7 @@ LISTS = {
     for entry in (
         TensorList("flat", "one flat tensor", _flat, _BOTH),
         TensorList("resnet50", "ResNet-50", lambda _: resnet50(), _BOTH),
+        TensorList("small_gpt", "decoder, 11 M parameters", lambda _: small_gpt(), _CPU),
         TensorList("vit_b16", "ViT-B/16", lambda _: vit_b16(), _GPU),
         TensorList("decoder_1b", "decoder, 1.1 B parameters", lambda _: decoder_1b(), _GPU),
         TensorList("thousand", "1000 tensors of 1000 elements", lambda _: 1000 * [(1000,)], _GPU),

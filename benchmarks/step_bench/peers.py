@@ -93,6 +93,52 @@ def _adamw(**options):
     return lambda params, grads: torch.optim.AdamW(params, lr=ADAMW_LR, **options)
 
 
+def _adamw_in_float32(params, grads):
+    """torch's fused AdamW on float32 copies, whatever the dtype of the others."""
+    if params[0].dtype == torch.float32:
+        raise NotAvailable("the same as torch AdamW fused")
+    copies = [torch.nn.Parameter(param.detach().float()) for param in params]
+    for copy, grad in zip(copies, grads, strict=True):
+        copy.grad = grad.float()
+    return torch.optim.AdamW(copies, lr=ADAMW_LR, fused=True)
+
+
+class _Compiled:
+    """torch.optim.AdamW's step compiled into one graph."""
+
+    def __init__(self, params: list[Tensor], grads: list[Tensor]):
+        self._optimizer = torch.optim.AdamW(params, lr=ADAMW_LR, foreach=True)
+        self.step = torch.compile(self._optimizer.step)
+
+
+def _optimi_adamw(**options):
+    def make(params, grads):
+        try:
+            from optimi import AdamW
+        except ImportError:
+            raise NotAvailable("not installed") from None
+        return AdamW(params, lr=ADAMW_LR, **options)
+
+    return make
+
+
+def _torchao_adamw(params, grads):
+    try:
+        from torchao.optim import _AdamW
+    except ImportError:
+        raise NotAvailable("not installed") from None
+    return _AdamW(params, lr=ADAMW_LR, bf16_stochastic_round=params[0].dtype == torch.bfloat16)
+
+
+def _flash_adamw(params, grads):
+    try:
+        from flashoptim import FlashAdamW
+    except ModuleNotFoundError as error:
+        missing = "not installed" if error.name == "flashoptim" else f"installed, but {error.name} is missing"
+        raise NotAvailable(missing) from None
+    return FlashAdamW(params, lr=ADAMW_LR, master_weight_bits=None if params[0].dtype == torch.float32 else 24)
+
+
 def _apex(params, grads):
     try:
         from apex.optimizers import FusedSGD
@@ -166,6 +212,12 @@ PEERS = {
         Peer("flashoptim", "flashoptim FlashSGD (8-bit momentum)", _flashoptim, _CUDA, "flashoptim"),
         _of_adamw("adamw_fused", "torch AdamW fused", _adamw(fused=True)),
         _of_adamw("adamw_foreach", "torch AdamW foreach", _adamw(foreach=True)),
+        _of_adamw("adamw_compiled", "torch AdamW compiled", _Compiled, _CUDA, compiles=True),
+        _of_adamw("adamw_float32", "torch AdamW fused, float32", _adamw_in_float32),
+        _of_adamw("adamw_optimi", "torch-optimi AdamW", _optimi_adamw(), package="torch-optimi"),
+        _of_adamw("adamw_kahan", "torch-optimi AdamW, Kahan", _optimi_adamw(kahan_sum=True), package="torch-optimi"),
+        _of_adamw("adamw_torchao", "torchao AdamW, stochastic rounding", _torchao_adamw, _CUDA, package="torchao"),
+        _of_adamw("adamw_flash", "flashoptim FlashAdamW", _flash_adamw, _CUDA, "flashoptim"),
         _of_adamw("adamw_25", "CalibratedAdamW, 25 %", _calibrated_adamw(0.25, fused=True)),
         _of_adamw("adamw_5", "CalibratedAdamW, 5 %", _calibrated_adamw(0.05, fused=True)),
         _of_adamw("adamw_dense", "CalibratedAdamW, dense", _calibrated_adamw(fused=True, lipschitz=_NO_BOUND)),

@@ -42,16 +42,14 @@ COLUMNS = (
 
 def markdown(results: dict) -> str:
     """The whole report: what it was measured on, then a table for each list."""
-    what = {"sgd": "One optimizer step", "adamw": "One step of AdamW"}[results["family"]]
+    what = {"sgd": "One optimizer step", "adamw": "One step of AdamW"}[results["optimizer"]]
     lines = [f"# {what}, {results['device']}, {results['dtype']}", ""]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
     lines += [f"- {note}" for note in results["notes"]]
     if reached := bars.table(results):
         lines += ["", *reached]
-    lines += [
-        "",
-        f"ratio: to {PEERS[BASELINES[results['family']]].label} in the same round. The columns: benchmarks/README.md.",
-    ]
+    baseline = PEERS[BASELINES[results["optimizer"]]].label
+    lines += ["", f"ratio: to {baseline} in the same round. The columns: benchmarks/README.md."]
     for entry in results["lists"].values():
         lines += ["", *_list_section(entry)]
     return "\n".join(lines) + "\n"
@@ -92,7 +90,7 @@ def _table(cells: list[list[str]]) -> list[str]:
 
 def stem(results: dict, out: Path) -> Path:
     """Where the files of a run are, without their suffix."""
-    family = "" if results["family"] == "sgd" else f"{results['family']}-"
+    family = "" if results["optimizer"] == "sgd" else f"{results['optimizer']}-"
     return out / f"step-{family}{results['device']}-{results['dtype']}"
 
 

@@ -124,7 +124,7 @@ def test_a_tiny_run_writes_figures_and_a_table(tmp_path, capsys):
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_tiny_run_of_adamw(tmp_path):
-    command = ["--family", "adamw", "--lists", "flat", "--scale", "0.001", "--repeat", "2", "--out", str(tmp_path)]
+    command = ["--optimizer", "adamw", "--lists", "flat", "--scale", "0.001", "--repeat", "2", "--out", str(tmp_path)]
     assert bench_step.main(command) == 0
     assert "# One step of AdamW, cpu, float32" in (tmp_path / "step-adamw-cpu-float32.md").read_text(encoding="utf-8")
     (entry,) = json.loads((tmp_path / "step-adamw-cpu-float32.json").read_text(encoding="utf-8"))["lists"].values()
@@ -165,7 +165,7 @@ def test_figures_not_measured_are_a_dash():
     row |= {"ms": 1.0, "gb_s": 2.0, "share_of_copy": 0.5, "samples_ms": [1.0]}
     entry = {"label": "one", "tensors": 1, "elements": 100_000, "notes": [], "rows": {"sgd_fused": row}}
     text = report.markdown(
-        {"device": "cuda", "dtype": "float32", "family": "sgd", "machine": {}, "notes": [], "lists": {"x": entry}}
+        {"device": "cuda", "dtype": "float32", "optimizer": "sgd", "machine": {}, "notes": [], "lists": {"x": entry}}
     )
     line = next(line for line in text.splitlines() if line.startswith("| torch SGD fused"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
@@ -176,7 +176,7 @@ def test_figures_not_measured_are_a_dash():
 def reached(dtype, flat, resnet50, elements=2**28):
     """The last cells of the table of bars for made-up measurements on a GPU."""
     lists = {"flat": {"elements": elements, "rows": flat}, "resnet50": {"elements": 25_557_032, "rows": resnet50}}
-    lines = bars.table({"device": "cuda", "dtype": dtype, "lists": lists})
+    lines = bars.table({"device": "cuda", "dtype": dtype, "optimizer": "sgd", "lists": lists})
     return [[cell.strip() for cell in line.strip("|").split("|")][3:] for line in lines[2:]]
 
 
@@ -204,7 +204,7 @@ def test_bars_without_their_figures_are_not_measured():
     outcomes = [outcome for _, outcome in reached("float32", flat, model)]
     assert outcomes == ["met", *["not measured"] * 4]
     assert reached("bfloat16", dense, {}, elements=2**20) == [["-", "not measured"]]
-    assert bars.table({"device": "cpu", "dtype": "bfloat16", "lists": {}}) == []
+    assert bars.table({"device": "cpu", "dtype": "bfloat16", "optimizer": "sgd", "lists": {}}) == []
 
 
 def test_bars_of_small_tensors_on_a_cpu():
@@ -214,7 +214,7 @@ def test_bars_of_small_tensors_on_a_cpu():
             name: {"elements": numel(LISTS[name].shapes("cpu")), "rows": {"csgd": {"ratio": factor * bound}}}
             for name, bound in bounds.items()
         }
-        lines = bars.table({"device": "cpu", "dtype": "float32", "lists": lists})[2:]
+        lines = bars.table({"device": "cpu", "dtype": "float32", "optimizer": "sgd", "lists": lists})[2:]
         assert [line.strip("| ").split(" | ")[-1] for line in lines] == [outcome] * len(bounds)
 
 
