@@ -75,7 +75,7 @@ def _pytest(name, limit, *arguments):
 
 
 def build(args):
-    yield Command("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 160, ends_suite=True)
+    yield Command("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 150, ends_suite=True)
 
 
 def kernels(args):
@@ -84,13 +84,13 @@ def kernels(args):
 
 def bits(args):
     wanted = [path for path in BITS if path not in wanting()]
-    yield _pytest("bits", 110, *wanted)
+    yield _pytest("bits", 90, *wanted)
 
 
 def benchmarks(args):
     for dtype in ("float32", "bfloat16"):
         words = [sys.executable, "benchmarks/bench_step.py", "--device", "cuda", "--dtype", dtype, "--peers", PEERS]
-        yield Command(f"benchmark {dtype}", [*words, "--out", str(args.out)], 50)
+        yield Command(f"benchmark {dtype}", [*words, "--out", str(args.out)], 40)
     for dtype in ("float32", "bfloat16"):
         words = [
             sys.executable,
@@ -103,7 +103,7 @@ def benchmarks(args):
             dtype,
         ]
         words += ["--lists", "flat,resnet50", "--repeat", "9", "--peers", ADAMW_PEERS, "--out", str(args.out)]
-        yield Command(f"benchmark AdamW {dtype}", words, 30)
+        yield Command(f"benchmark AdamW {dtype}", words, 40)
 
 
 def moved_bytes(args):
@@ -113,7 +113,7 @@ def moved_bytes(args):
 
 def tests(args):
     skipped = [f"--ignore-glob=tests/{name}*" for name in CPU_ONLY] + [f"--ignore={path}" for path in BITS]
-    yield _pytest("tests", 110, "-k", GPU_TESTS, *skipped)
+    yield _pytest("tests", 80, "-k", GPU_TESTS, *skipped)
 
 
 def sanitizers(args):

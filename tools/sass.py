@@ -27,10 +27,6 @@ class Case(NamedTuple):
     dtype: str
     options: str  # those of CSGD, or CalibratedAdamW with its own
 
-    def words(self):
-        """As the table has them."""
-        return tuple(self)
-
 
 def disassembler():
     """The path of nvdisasm, from the toolkit or from the package nvidia-cuda-nvdisasm; None without both."""
@@ -128,7 +124,7 @@ class Cost(NamedTuple):
 
 
 def costs(target, cubin, report):
-    """{words of a Case: Cost} for the kernels of a cubin, whose compiler printed ``report`` (-Xptxas=-v)."""
+    """{Case: Cost} for the kernels of a cubin, whose compiler printed ``report`` (-Xptxas=-v)."""
     registers = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", report, flags=re.DOTALL))
     found = {}
     for name, text in functions(cubin).items():
@@ -136,13 +132,13 @@ def costs(target, cubin, report):
         if case is not None:
             instructions = instructions_of_a_round(*parse(text))
             if instructions is None:
-                raise ValueError(f"{' '.join(case.words())}: no loop stores vectors of 16 bytes")
-            found[case.words()] = Cost(instructions / ELEMENTS[case.dtype], int(registers[name]))
+                raise ValueError(f"{' '.join(case)}: no loop stores vectors of 16 bytes")
+            found[case] = Cost(instructions / ELEMENTS[case.dtype], int(registers[name]))
     return dict(sorted(found.items()))
 
 
 def read_table():
-    """{words of a Case: Cost}."""
+    """{Case: Cost}."""
     row = r"^\| (sm_\d+) \| (\w+) \| ([\w ]+) \| ([\d.]+) \| (\d+) \|$"
     rows = re.findall(row, TABLE.read_text(), flags=re.MULTILINE)
     return {tuple(words): Cost(float(instructions), int(registers)) for *words, instructions, registers in rows}

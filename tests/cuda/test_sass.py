@@ -11,7 +11,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import sass
 
-NAME = "_ZN4csgd11step_kernelINS_8BFloat16ENS_11StaticPartsILb0ELb1ELb1EEENS_10CsgdTensorEEEvNS_6LaunchIfT1_EE"
+NAME = (
+    "_ZN4csgd11step_kernelINS_8BFloat16ENS_3SgdENS_12SgdDirectionIfNS_11StaticPartsILb0ELb1ELb1EEEEENS_14BufferedTensor"
+    "ILi1EEEEEvNS_6LaunchIT0_NS_7StorageIT_E6OpmathET2_EE"
+)
+OF_ADAMW = NAME.replace("NS_3Sgd", "NS_5AdamW").replace("StaticPartsILb0ELb1ELb1E", "StaticDecayILb1E")
 # Eleven instructions on the path that stores everything, without the rare block. The second loop stores nothing, the
 # third one is larger.
 KERNEL = """
@@ -87,16 +91,20 @@ ptxas info    : Used 80 registers, used 1 barriers
 
 
 def test_kernels_are_recognized_by_their_names():
-    case = sass.case_of("sm_90", NAME)
-    assert case.words() == ("sm_90", "bfloat16", "momentum nesterov")
-    assert sass.case_of("sm_90", NAME.replace("StaticParts", "RuntimeParts")) is None
+    assert sass.case_of("sm_90", NAME) == ("sm_90", "bfloat16", "momentum nesterov")
+    assert sass.case_of("sm_90", OF_ADAMW) == ("sm_90", "bfloat16", "CalibratedAdamW weight decay")
+    assert sass.case_of("sm_90", OF_ADAMW.replace("ILb1E", "ILb0E")) == ("sm_90", "bfloat16", "CalibratedAdamW")
+    assert sass.case_of("sm_90", NAME.replace("BufferedTensor", "StepShard")) is None
+
+
+MOMENTUM = ("", "momentum", "momentum nesterov")
 
 
 def test_the_table_has_every_kernel():
-    options = [(w, *m) for w in (False, True) for m in ((False, False), (True, False), (True, True))]
+    of_csgd = [" ".join(filter(None, words)) for words in itertools.product(("", "weight decay"), MOMENTUM)]
+    options = [*(words or "plain" for words in of_csgd), "CalibratedAdamW", "CalibratedAdamW weight decay"]
     dtypes = ("float32", "float64", "bfloat16", "float16")
-    cases = itertools.product(("sm_80", "sm_90", "sm_100"), dtypes, options)
-    assert set(sass.read_table()) == {sass.Case(t, d, *o).words() for t, d, o in cases}
+    assert set(sass.read_table()) == set(itertools.product(("sm_80", "sm_90", "sm_100"), dtypes, options))
 
 
 @pytest.mark.parametrize(("dtype", "bytes_per_element"), [("float32", 20), ("bfloat16", 10)])
