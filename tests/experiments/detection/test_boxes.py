@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.train.data import canvas
-from benchmarks.train.models import fcos
-from benchmarks.train.models.nms import iou, nms
+from experiments.detection import canvas, fcos
+from experiments.detection.nms import iou, nms
 
 
 def test_distances_and_boxes_are_inverse(scenes):

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector of benchmarks.train: which point learns which object, losses, and the mAP of what it finds."""
+"""The detector: which point learns which object, losses, and the mAP of what it finds."""
 
 import importlib.util
 
 import pytest
 import torch
 
-from benchmarks.train.data import canvas
-from benchmarks.train.models import fcos, fcos_loss
-from benchmarks.train.tasks import coco
+from experiments.detection import canvas, coco, fcos, fcos_loss
 
 needs_pycocotools = pytest.mark.skipif(
     importlib.util.find_spec("pycocotools") is None, reason="pycocotools is not installed"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks by name, for any number of channels and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tools.program import UserError
+
+from .blocks import BasicBlock, Bottleneck
+from .lenet import SMALLEST_SIDE as LENET_SIDE
+from .lenet import LeNet
+from .resnet import CifarResNet, ResNet
+from .small import SmallCNN
+from .vgg import VGG
+from .wide_resnet import WideResNet
+
+_SMALL_WIDTH = 32  # channels after the first layer
+_TIMM = "timm:"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network is built for: images [B, channels, *size], ``classes`` logits."""
+
+    channels: int
+    size: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class _Network:
+    build: Callable[[Shape], nn.Module]
+    smallest_side: int = 1  # pixels
+
+
+_NETWORKS = {
+    "small": _Network(lambda s: SmallCNN(s.classes, _SMALL_WIDTH, s.channels)),
+    "lenet": _Network(lambda s: LeNet(s.channels, s.size, s.classes), LENET_SIDE),
+    "vgg": _Network(lambda s: VGG(s.channels, s.classes)),
+    "resnet20": _Network(lambda s: CifarResNet(20, s.channels, s.classes)),
+    "resnet56": _Network(lambda s: CifarResNet(56, s.channels, s.classes)),
+    "wrn16-4": _Network(lambda s: WideResNet(16, 4, s.channels, s.classes)),
+    "wrn28-10": _Network(lambda s: WideResNet(28, 10, s.channels, s.classes)),
+    "resnet18": _Network(lambda s: ResNet(BasicBlock, [2, 2, 2, 2], s.channels, s.classes)),
+    "resnet50": _Network(lambda s: ResNet(Bottleneck, [3, 4, 6, 3], s.channels, s.classes)),
+}
+NAMES = (*_NETWORKS, f"{_TIMM}NAME")
+SMALL = ("small", "lenet")  # a step takes so little that threads mostly wait for each other
+
+
+def build(name: str, seed: int, shape: Shape) -> nn.Module:
+    """The network in float32 on the CPU, initialised by ``seed`` alone; the global random state stays as it was.
+
+    Raises UserError where there is no such network, or none for images of this size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name.startswith(_TIMM):
+            return _timm(name.removeprefix(_TIMM), shape)
+        if name not in _NETWORKS:
+            raise UserError(f"--model {name}: not among {', '.join(NAMES)}.")
+        smallest = _NETWORKS[name].smallest_side
+        if min(shape.size) < smallest:
+            raise UserError(
+                f"--model {name}: needs images of at least {smallest} x {smallest} pixels, these have "
+                f"{shape.size[0]} x {shape.size[1]}; choose another network."
+            )
+        return _NETWORKS[name].build(shape)
+
+
+def _timm(name: str, shape: Shape) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError(f"--model {_TIMM}{name}: timm is not installed; pip install timm.") from None
+    if not timm.is_model(name):
+        raise UserError(f"--model {_TIMM}{name}: timm {timm.__version__} has no such network; timm.list_models() does.")
+    return timm.create_model(name, num_classes=shape.classes, in_chans=shape.channels)
+
+
+__all__ = ["NAMES", "SMALL", "Shape", "build"]
