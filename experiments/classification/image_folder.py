@@ -29,11 +29,10 @@ class ImageFolder(Classifier):
         total = len(folder.train)
         kept = trained_on(options.data, total, options.limit, options.holdout)
         self._options, self._checksum = options, folder.checksum()
-        self._train = folder.train.part(list(range(kept)))
+        self._train = folder.train[:kept]
         self._splits = {"test": folder.test}
         if options.holdout:
-            held = folder.train.part(list(range(total - options.holdout, total)))
-            self._splits = {"validation": held, **self._splits}
+            self._splits = {"validation": folder.train[total - options.holdout :], **self._splits}
         mean, std = (255 * torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
         super().__init__((3, image_folder.SIDE, image_folder.SIDE), len(folder.classes), mean, std, self._splits)
 

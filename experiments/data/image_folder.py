@@ -6,7 +6,6 @@ All files are read once before anything is trained: what cannot be read is known
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import sys
@@ -15,13 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from experiments.vision import torchvision
 from tools.program import UserError
 
 from . import image_files
@@ -29,23 +28,8 @@ from .image_files import NotReadable, printable
 from .seeding import generator
 
 SIDE = 224  # pixels of what the network sees
-_CENTRE = 224 / 256  # share of the shorter side that the centre crop keeps
-_AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random crops; Szegedy et al., 2015
 
-
-@dataclass(frozen=True)
-class Files:
-    """paths: of the images; labels: index of the class of each."""
-
-    paths: list[Path]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def part(self, chosen: list[int]) -> Files:
-        """Those at the positions ``chosen``."""
-        return Files([self.paths[i] for i in chosen], [self.labels[i] for i in chosen])
+Sample = tuple[Path, int]  # an image and the number of its class
 
 
 @dataclass(frozen=True)
@@ -53,16 +37,15 @@ class Folder:
     """classes: names, in the order of the labels."""
 
     classes: list[str]
-    train: Files
-    test: Files
+    train: list[Sample]
+    test: list[Sample]
 
     def checksum(self) -> str:
         """CRC-32 of the names within the classes, as 8 hexadecimal digits; the images themselves are not read."""
         crc = 0
-        for files in (self.train, self.test):
-            for path in files.paths:
-                # Names are bytes, which need not be UTF-8.
-                crc = zlib.crc32(os.fsencode(f"{path.parent.name}/{path.name}\n"), crc)
+        for path, _ in (*self.train, *self.test):
+            # Names are bytes, which need not be UTF-8.
+            crc = zlib.crc32(os.fsencode(f"{path.parent.name}/{path.name}\n"), crc)
         return f"{crc:08x}"
 
 
@@ -80,60 +63,75 @@ def scan(directory: str | None, skip_unreadable: bool = False) -> Folder:
     if directory is None:
         raise UserError("--data imagefolder: needs --data-dir, the directory that holds train and val.")
     root = Path(directory)
-    found = {part: _classes(root / part) for part in ("train", "val")}
-    classes = sorted(found["train"])
-    if unknown := sorted(found["val"].keys() - found["train"].keys()):
+    train, test = (_Part(root / part) for part in ("train", "val"))
+    if unknown := sorted(set(test.classes) - set(train.classes)):
         raise UserError(
             f"{printable(root / 'val')}: class '{printable(unknown[0])}' is not in {printable(root / 'train')}; both "
             "need the same classes."
         )
-    if len(classes) < 2:
+    if len(train.classes) < 2:
         raise UserError(f"{printable(root / 'train')}: at least two classes are needed, one folder each.")
-    _check(found, skip_unreadable)
-    files = {}
-    for part, by_class in found.items():
-        labelled = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, [])]
-        files[part] = Files([path for path, _ in labelled], [label for _, label in labelled])
-    shuffled = torch.randperm(len(files["train"]), generator=generator("files", 0, 0)).tolist()
-    return Folder(classes, files["train"].part(shuffled), files["val"])
+    faulty = _faults([path for part in (train, test) for path, _ in part.samples], skip_unreadable)
+    kept = []
+    for part in (train, test):
+        kept.append([(path, train.class_to_idx[path.parent.name]) for path, _ in part.samples if path not in faulty])
+        lost = set(part.classes) - {path.parent.name for path, _ in kept[-1]}
+        if lost:
+            folder = printable(Path(part.root) / min(lost))
+            raise UserError(f"{folder}: holds no readable image; put some in or drop it.")
+    shuffled = torch.randperm(len(kept[0]), generator=generator("files", 0, 0)).tolist()
+    return Folder(train.classes, [kept[0][i] for i in shuffled], kept[1])
 
 
-def _classes(directory: Path) -> dict[str, list[Path]]:
-    """The image files by class; UserError where there are none."""
-    shown = printable(directory)
-    try:
-        entries = list(directory.iterdir())
-        folders = [path for path in entries if path.is_dir()]
-        hidden = [path for path in folders if path.name.startswith(".")]  # such as .ipynb_checkpoints
-        sorted_out = {path.name: image_files.sort_out(path) for path in folders if path not in hidden}
-        others = Counter({"hidden folder(s)": len(hidden), "beside the classes": len(entries) - len(folders)})
-    except FileNotFoundError:
-        raise UserError(f"{shown}: no such directory; images must lie in train/CLASS and val/CLASS.") from None
-    except OSError as error:
-        raise UserError(f"{shown}: cannot be read ({error.strerror or error}); check the folder.") from None
-    for name, (images, left_out) in sorted_out.items():
-        if not images:
-            instead = f", but {image_files.listed(left_out)}" if left_out else ""
-            kinds = ", ".join(sorted(image_files.SUFFIXES))
-            raise UserError(f"{printable(directory / name)}: holds no {kinds} files{instead}; put some in or drop it.")
-        others += left_out
-    if not sorted_out:
-        raise UserError(f"{shown}: has no folders; images must lie in one folder for each class.")
-    if +others:
-        _say(f"{shown}: left out besides the images: {image_files.listed(+others)}.")
-    return {name: images for name, (images, _) in sorted_out.items()}
+class _Part(torchvision.datasets.ImageFolder):
+    """Of torchvision's folder the classes and the samples, but of the images right in the folders of the classes only,
+    without what is hidden; other entries are counted on stderr."""
+
+    def __init__(self, root: Path):
+        self._left_out: Counter[str] = Counter()
+        super().__init__(root)
+        if +self._left_out:
+            _say(f"{printable(root)}: left out besides the images: {image_files.listed(+self._left_out)}.")
+
+    def find_classes(self, directory: Path) -> tuple[list[str], dict[str, int]]:
+        """Names in order, and their numbers; UserError where there are none."""
+        try:
+            entries = list(directory.iterdir())
+        except FileNotFoundError:
+            raise UserError(
+                f"{printable(directory)}: no such directory; images must lie in train/CLASS and val/CLASS."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{printable(directory)}: cannot be read ({error.strerror}); check the folder.") from None
+        folders = [path.name for path in entries if path.is_dir()]
+        classes = sorted(name for name in folders if not name.startswith("."))  # hidden: such as .ipynb_checkpoints
+        if not classes:
+            raise UserError(f"{printable(directory)}: has no folders; images must lie in one folder for each class.")
+        hidden = len(folders) - len(classes)
+        self._left_out.update({"hidden folder(s)": hidden, "beside the classes": len(entries) - len(folders)})
+        return classes, {name: i for i, name in enumerate(classes)}
+
+    def make_dataset(self, directory: Path, class_to_idx: dict[str, int], *_: object, **__: object) -> list[Sample]:
+        """The images class by class; UserError for a class without any."""
+        samples = []
+        for name, label in class_to_idx.items():
+            images, others = image_files.sort_out(directory / name)
+            if not images:
+                instead = f", but {image_files.listed(others)}" if others else ""
+                kinds = ", ".join(sorted(image_files.SUFFIXES))
+                folder = printable(directory / name)
+                raise UserError(f"{folder}: holds no {kinds} files{instead}; put some in or drop it.")
+            self._left_out += others
+            samples += [(path, label) for path in images]
+        return samples
 
 
-def _check(found: dict[str, dict[str, list[Path]]], skip_unreadable: bool) -> None:
-    """Reads all files, and removes those that cannot be read where they are to be skipped; UserError otherwise."""
-    lists = [images for classes in found.values() for images in classes.values()]
-    paths = [path for images in lists for path in images]
+def _faults(paths: list[Path], skip_unreadable: bool) -> set[Path]:
+    """Reads all files; those that cannot be read and are to be skipped, UserError where they are not to be."""
     bar = tqdm(image_files.faults(paths), "reading all images once", len(paths), leave=False, disable=None)
     faults = {path: fault for path, fault in zip(paths, bar, strict=True) if fault is not None}
-    if not faults:
-        return
     named = [f"{printable(path)} ({fault})" for path, fault in faults.items()]
-    if not skip_unreadable:
+    if faults and not skip_unreadable:
         (path, fault), *more = faults.items()
         if not more:
             what, them = f"{printable(path)}: not a readable image ({fault})", "it"
@@ -141,12 +139,9 @@ def _check(found: dict[str, dict[str, list[Path]]], skip_unreadable: bool) -> No
             what = f"{len(faults)} of {len(paths)} image files are not readable: {image_files.first_few(named)}"
             them = "them"
         raise UserError(f"{what}; replace or remove {them}, or leave {them} out with --skip-unreadable.")
-    _say(f"--skip-unreadable: leaves out {len(faults)} of {len(paths)} image files: {', '.join(named)}.")
-    for images in lists:
-        folder = images[0].parent
-        images[:] = [path for path in images if path not in faults]
-        if not images:
-            raise UserError(f"{printable(folder)}: holds no readable image; put some in or drop it.")
+    if faults:
+        _say(f"--skip-unreadable: leaves out {len(faults)} of {len(paths)} image files: {', '.join(named)}.")
+    return set(faults)
 
 
 def _say(sentence: str) -> None:
@@ -156,46 +151,34 @@ def _say(sentence: str) -> None:
 
 
 class Images(Dataset):
-    """(uint8 [3, SIDE, SIDE], label) of each file: the centre, or for ``draws`` = (seed, epoch) a random crop."""
+    """(uint8 [3, SIDE, SIDE], label) of each sample: the centre, or for ``draws`` = (seed, epoch) a random crop, in
+    half of the cases mirrored, as is usual for ImageNet."""
 
-    def __init__(self, files: Files, draws: tuple[int, int] | None = None):
-        self.files, self.draws = files, draws
+    def __init__(self, samples: list[Sample], draws: tuple[int, int] | None = None):
+        transforms = torchvision.transforms.v2
+        crop = [transforms.Resize(SIDE * 8 // 7), transforms.CenterCrop(SIDE)]
+        if draws is not None:
+            crop = [transforms.RandomResizedCrop(SIDE), transforms.RandomHorizontalFlip()]
+        self.samples, self._draws = samples, draws
+        self._transform = transforms.Compose([*crop, transforms.PILToTensor()])
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self.files.paths[index]
-        try:
-            image = image_files.read(path)
-        except NotReadable as error:  # it was readable when the folders were scanned
-            raise UserError(f"{printable(path)}: not a readable image ({error}); replace or remove it.") from None
-        if self.draws is None:
-            box, mirrored = centre(image.size), False
-        else:
-            random = np.random.default_rng([*self.draws, index])
-            box, mirrored = random_crop(image.size, random), random.random() < 0.5
-        image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
-        if mirrored:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), self.files.labels[index]
+        path, label = self.samples[index]
+        return self._transformed(_read(path), index), label
+
+    def _transformed(self, image: Image.Image, index: int) -> Tensor:
+        if self._draws is None:
+            return self._transform(image)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(zlib.crc32(f"{self._draws} {index}".encode()))
+            return self._transform(image)
 
 
-def centre(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the centre crop of an image of (width, height) pixels."""
-    side = min(size) * _CENTRE
-    left, top = ((length - side) / 2 for length in size)
-    return left, top, left + side, top + side
-
-
-def random_crop(size: tuple[int, int], random: np.random.Generator) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a crop of random area and ratio; the centre where none fits in ten tries."""
-    width, height = size
-    for _ in range(_TRIES):
-        area = width * height * random.uniform(*_AREA)
-        ratio = math.exp(random.uniform(*map(math.log, _RATIO)))
-        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if w <= width and h <= height:
-            left, top = random.uniform(0, width - w), random.uniform(0, height - h)
-            return left, top, left + w, top + h
-    return centre(size)
+def _read(path: Path) -> Image.Image:
+    try:
+        return image_files.read(path)
+    except NotReadable as error:  # it was readable when the folders were scanned
+        raise UserError(f"{printable(path)}: not a readable image ({error}); replace or remove it.") from None

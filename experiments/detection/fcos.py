@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .nms import nms
+from experiments.vision import nms
 
 STRIDE = 8  # pixels between two points of the feature map
 MAX_DETECTIONS = 100  # per image, as many as COCO's mAP looks at
@@ -115,9 +115,18 @@ def detect(predictions: Predictions, height: int, width: int) -> list[Detections
     scores = torch.where(usable, scores, 0.0).flatten(1)
     scores, best = scores.topk(min(MAX_DETECTIONS, scores.shape[1]), dim=1)
     boxes = boxes.gather(1, (best // classes).unsqueeze(2).expand(-1, -1, 4)).clamp(min=0).minimum(limit)
-    labels = best % classes
-    keep = nms(boxes, labels, NMS_IOU) & (scores > 0)
-    return [Detections(b[k], s[k], c[k]) for b, s, c, k in zip(boxes, scores, labels, keep, strict=True)]
+    return [suppress(*image) for image in zip(boxes, scores, best % classes, strict=True)]
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+    """Of one image, without boxes of score 0 and those that overlap a better one of their class by more than NMS_IOU.
+
+    boxes: [K, 4], where the score is not 0 with finite coordinates of 0 and more; scores, labels: [K].
+    """
+    boxes, scores, labels = (part[scores > 0] for part in (boxes, scores, labels))
+    apart = boxes + (labels * (boxes.amax() + 1))[:, None] if len(boxes) else boxes  # no overlap of different classes
+    keep = nms(apart, scores, NMS_IOU)
+    return Detections(boxes[keep], scores[keep], labels[keep])
 
 
 def build(classes: int, width: int, seed: int) -> FCOS:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fcos import STRIDE, Predictions, to_distances
+from experiments.vision import torchvision
+
+from .fcos import STRIDE, Predictions, to_boxes, to_distances
 
 CENTRE_RADIUS = 1.5  # strides; "center sampling" of the paper's second version: points near a box's rim learn nothing
 _GAMMA = 2.0  # of the focal loss (Lin et al., ICCV 2017)
@@ -61,21 +63,13 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Without Lin's alpha: positive and negative points count alike, since here one point in seven is positive.
     """
     truth = (labels.unsqueeze(2) == torch.arange(logits.shape[2], device=logits.device)).to(logits.dtype)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    wrong = (truth - logits.sigmoid()).abs()
-    return (wrong**_GAMMA * cross_entropy).sum()
+    return torchvision.ops.sigmoid_focal_loss(logits, truth, alpha=-1, gamma=_GAMMA, reduction="sum")
 
 
 def giou_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
     """1 - generalised IoU (Rezatofighi et al., CVPR 2019) of boxes around the same point, as distances [..., 4] > 0."""
-
-    def area(distances: Tensor) -> Tensor:
-        return (distances[..., 0] + distances[..., 2]) * (distances[..., 1] + distances[..., 3])
-
-    intersection = area(torch.minimum(predicted, wanted))
-    hull = area(torch.maximum(predicted, wanted))
-    union = area(predicted) + area(wanted) - intersection
-    return 1 - intersection / union + (hull - union) / hull
+    at = predicted.new_zeros(2)
+    return torchvision.ops.generalized_box_iou_loss(to_boxes(at, predicted), to_boxes(at, wanted))
 
 
 def loss(predictions: Predictions, truth: Assignment) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,12 +12,10 @@ from torch import nn
 
 from tools.program import UserError
 
-from .blocks import BasicBlock, Bottleneck
 from .lenet import SMALLEST_SIDE as LENET_SIDE
 from .lenet import LeNet
-from .resnet import CifarResNet, ResNet
+from .resnet import CifarResNet
 from .small import SmallCNN
-from .vgg import VGG
 from .wide_resnet import WideResNet
 
 _SMALL_WIDTH = 32  # channels after the first layer
@@ -41,13 +40,13 @@ class _Network:
 _NETWORKS = {
     "small": _Network(lambda s: SmallCNN(s.classes, _SMALL_WIDTH, s.channels)),
     "lenet": _Network(lambda s: LeNet(s.channels, s.size, s.classes), LENET_SIDE),
-    "vgg": _Network(lambda s: VGG(s.channels, s.classes)),
+    "vgg": _Network(lambda s: _of_torchvision().build_vgg(s.channels, s.classes)),
     "resnet20": _Network(lambda s: CifarResNet(20, s.channels, s.classes)),
     "resnet56": _Network(lambda s: CifarResNet(56, s.channels, s.classes)),
     "wrn16-4": _Network(lambda s: WideResNet(16, 4, s.channels, s.classes)),
     "wrn28-10": _Network(lambda s: WideResNet(28, 10, s.channels, s.classes)),
-    "resnet18": _Network(lambda s: ResNet(BasicBlock, [2, 2, 2, 2], s.channels, s.classes)),
-    "resnet50": _Network(lambda s: ResNet(Bottleneck, [3, 4, 6, 3], s.channels, s.classes)),
+    "resnet18": _Network(lambda s: _of_torchvision().build_resnet("resnet18", s.channels, s.classes)),
+    "resnet50": _Network(lambda s: _of_torchvision().build_resnet("resnet50", s.channels, s.classes)),
 }
 NAMES = (*_NETWORKS, f"{_TIMM}NAME")
 SMALL = ("small", "lenet")  # a step takes so little that threads mostly wait for each other
@@ -73,7 +72,13 @@ def build(name: str, seed: int, shape: Shape) -> nn.Module:
         return _NETWORKS[name].build(shape)
 
 
+def _of_torchvision():
+    """The module; its import takes seconds, which other networks need not wait for."""
+    return importlib.import_module("experiments.models.of_torchvision")
+
+
 def _timm(name: str, shape: Shape) -> nn.Module:
+    importlib.import_module("experiments.vision")  # timm imports torchvision
     try:
         import timm
     except ModuleNotFoundError:

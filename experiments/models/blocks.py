@@ -39,23 +39,14 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
 
 
-class ConvShortcut(nn.Sequential):
-    """Shortcut by projection ("option B")."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-
-
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions; ``shortcut`` is the class of the shortcut where it cannot be the identity."""
+    """Two 3 x 3 convolutions beside a shortcut."""
 
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int, shortcut: type[nn.Module]):
+    def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.conv1, self.bn1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
-        self.shortcut = shortcut(inputs, width, stride) if stride > 1 or inputs != width else nn.Identity()
+        self.shortcut = PadShortcut(inputs, width, stride) if stride > 1 or inputs != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, width, H / stride, W / stride]."""
@@ -63,31 +54,11 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 with the stride, and 1 x 1 convolution to four times the width."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, shortcut: type[nn.Module]):
-        super().__init__()
-        outputs = self.expansion * width
-        self.conv1, self.bn1 = conv1x1(inputs, width), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = conv1x1(width, outputs), nn.BatchNorm2d(outputs)
-        self.shortcut = shortcut(inputs, outputs, stride) if stride > 1 or inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, 4 * width, H / stride, W / stride]."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
-
-
-def stages(block: type, inputs: int, widths: list[int], depths: list[int], **options) -> tuple[nn.Sequential, int]:
+def stages(block: type, inputs: int, widths: list[int], depths: list[int]) -> tuple[nn.Sequential, int]:
     """One stage of ``depth`` blocks per width, each but the first halving the size; the layers and their channels."""
     layers = []
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         for j in range(depth):
-            layers.append(block(inputs, width, 2 if i and not j else 1, **options))
-            inputs = width * block.expansion
+            layers.append(block(inputs, width, 2 if i and not j else 1))
+            inputs = width
     return nn.Sequential(*layers), inputs

@@ -12,8 +12,6 @@ from .blocks import conv1x1, conv3x3, initialise, stages
 class _Block(nn.Module):
     """Normalisation and ReLU before each convolution; a projection, where needed, of what comes out of the first."""
 
-    expansion = 1
-
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv3x3(inputs, width, stride)

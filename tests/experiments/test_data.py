@@ -246,14 +246,22 @@ def test_random_crops_are_a_function_of_seed_epoch_and_image(tmp_path):
     assert not torch.equal(crops[0], crops[2])
 
 
-def test_crops_lie_in_the_image():
-    random = np.random.default_rng(0)
-    assert image_folder.centre((300, 256)) == (38, 16, 262, 240)
-    for size in ((40, 30), (30, 400), (1, 1)):
-        for _ in range(200):
-            left, top, right, bottom = image_folder.random_crop(size, random)
-            assert 0 <= left < right <= size[0] + 1e-9
-            assert 0 <= top < bottom <= size[1] + 1e-9
+def test_the_centre_of_an_image_is_evaluated(tmp_path):
+    make_folder(tmp_path)
+    pixels = np.zeros((256, 300, 3), np.uint8)
+    pixels[16:240, 38:262] = 255  # 224 x 224 pixels of 256 x 256
+    Image.fromarray(pixels).save(tmp_path / "val" / "red" / "0.png")
+    samples = image_folder.scan(str(tmp_path)).test
+    (image,) = (image_folder.Images([sample])[0][0] for sample in samples if sample[0].match("red/0.png"))
+    assert (image == 255).all()
+
+
+def test_random_crops_leave_the_global_random_state_alone(tmp_path):
+    make_folder(tmp_path)
+    images = image_folder.Images(image_folder.scan(str(tmp_path)).train, (0, 0))
+    before = torch.get_rng_state()
+    assert images[0][0].shape == (3, 224, 224)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("loaders", [0, 1])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks: the architectures of their papers, for any images, initialised by the seed alone."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ MNIST, CIFAR10, IMAGENET = (
         ("resnet56", CIFAR10, 853_018),  # 0.85 M
         ("wrn16-4", CIFAR10, 2_748_890),  # 2.7 M
         ("wrn28-10", CIFAR10, 36_479_194),  # 36.5 M
-        ("resnet18", IMAGENET, 11_689_512),  # both as in torchvision
+        ("resnet18", IMAGENET, 11_689_512),
         ("resnet50", IMAGENET, 25_557_032),
     ],
 )
@@ -71,6 +73,14 @@ def test_initial_logits_are_of_the_size_of_one(name):
 def test_a_network_that_cannot_be_built_is_refused(name, shape, word):
     with pytest.raises(UserError, match=f"--model {name}: .*{word}"):
         models.build(name, 0, shape)
+
+
+def test_missing_torchvision_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("experiments.vision", "experiments.models.of_torchvision"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match="torchvision is not installed"):
+        models.build("resnet18", 0, CIFAR10)
 
 
 def test_timm_networks_are_built_for_the_images():

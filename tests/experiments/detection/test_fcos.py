@@ -83,6 +83,27 @@ def test_giou_loss_by_hand():
     assert fcos_loss.giou_loss(torch.tensor([4.0, 1, 4, 1]), wanted).item() == pytest.approx(1 - 1 / 3 + 1 / 4)
 
 
+def test_losses_of_torchvision_are_those_that_the_results_were_made_with():
+    """The formulas of the earlier code, on the same predictions: equal but for the last bits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 144, 10, generator=generator)
+    labels = torch.randint(-1, 10, (4, 144), generator=generator)
+    truth = (labels.unsqueeze(2) == torch.arange(10)).float()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    focal = ((truth - logits.sigmoid()).abs() ** 2 * entropy).sum()
+    torch.testing.assert_close(fcos_loss.focal_loss(logits, labels), focal, rtol=1e-6, atol=0)
+
+    predicted, wanted = (0.5 + 40 * torch.rand(4, 144, 4, generator=generator) for _ in range(2))
+
+    def area(sides):
+        return (sides[..., 0] + sides[..., 2]) * (sides[..., 1] + sides[..., 3])
+
+    intersection, hull = area(torch.minimum(predicted, wanted)), area(torch.maximum(predicted, wanted))
+    union = area(predicted) + area(wanted) - intersection
+    giou = 1 - intersection / union + (hull - union) / hull
+    torch.testing.assert_close(fcos_loss.giou_loss(predicted, wanted), giou, rtol=1e-5, atol=1e-6)
+
+
 def test_loss_without_objects_is_finite():
     model = fcos.build(3, 8, 0)
     predictions = model(torch.rand(2, 1, 32, 32))
