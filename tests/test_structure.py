@@ -87,12 +87,18 @@ def roots_imported(path):
     return found
 
 
+def modules_beside(folder):
+    """What files of the folder must not import: the other programs, and their modules by a path of their own."""
+    others = [name for name in PROGRAMS if name != folder]
+    return set(others).union(*({path.stem for path in (ROOT / name).iterdir()} for name in others))
+
+
 def test_benchmarks_examples_and_experiments_import_nothing_of_each_other_nor_the_package_of_them():
     wrong = [
         f"{path.relative_to(ROOT)} imports {other}"
         for folder in ("csgd_cuda", "tools", *PROGRAMS)
         for path in (ROOT / folder).rglob("*.py")
-        for other in roots_imported(path) & set(PROGRAMS) - {folder}
+        for other in roots_imported(path) & modules_beside(folder)
     ]
     assert not wrong
 
