@@ -29,6 +29,8 @@ PROGRAMS = {
     "report": ("experiments.report.program", "tables and plots from logs, of several directories together"),
     "scenes": ("experiments.detection.scenes", "a picture of the scenes of detection"),
 }
+# What the user should know after Ctrl-C.
+_INTERRUPTED = {"network": "the network is taken down.", "scenes": "nothing was written."}
 
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -62,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         args = parser(arguments).parse_args(arguments)
         args.run(args, ["python", "-m", "experiments", *arguments])
 
-    return exit_status("experiments", "the same command goes on after the last finished run.", execute)
+    goes_on = "the same command goes on after the last finished run."
+    return exit_status("experiments", _INTERRUPTED.get(next(iter(arguments), ""), goes_on), execute)
 
 
 if __name__ == "__main__":

@@ -131,29 +131,17 @@ def add_recipe(
     p.add_argument("--nesterov", action="store_true")
 
 
-def add_execution(p: argparse._ArgumentGroup) -> None:
-    """Where and in which numbers it is trained, and how many trainings at a time."""
+def add_execution(p: argparse._ArgumentGroup, numbers: bool = True) -> None:
+    """Where it is trained, with ``numbers`` also in which, and how many trainings at a time."""
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
-    p.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of parameters, gradients and momentum, without a float32 copy (%(default)s)",
-    )
-    p.add_argument("--amp", action="store_true", help="autocast: float16 with loss scaling on CUDA, else bfloat16")
-    p.add_argument("--channels-last", action="store_true")
-    p.add_argument("--compile", action="store_true", help="torch.compile the network")
+    if numbers:
+        _add_numbers(p)
     p.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="same command, same figures; costs some speed on CUDA (default: yes)",
     )
-    add_workers(p)
-
-
-def add_workers(p: argparse._ArgumentGroup) -> None:
-    """How the cores are used."""
     p.add_argument(
         "--workers", type=number(int, 1), metavar="N", help=f"trainings at a time ({WORKERS}; on a GPU 1)"
     )  # fmt: skip
@@ -165,6 +153,18 @@ def add_workers(p: argparse._ArgumentGroup) -> None:
         "Results depend on the number only as far as torch's own arithmetic does (default: 1 for "
         f"{' and '.join(SMALL)} and with several workers, else torch's choice)",
     )
+
+
+def _add_numbers(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of parameters, gradients and momentum, without a float32 copy (%(default)s)",
+    )
+    p.add_argument("--amp", action="store_true", help="autocast: float16 with loss scaling on CUDA, else bfloat16")
+    p.add_argument("--channels-last", action="store_true")
+    p.add_argument("--compile", action="store_true", help="torch.compile the network")
 
 
 def add_out(p: argparse.ArgumentParser) -> None:
@@ -224,12 +224,12 @@ def recipe(args: argparse.Namespace) -> Recipe:
 
 def execution(args: argparse.Namespace) -> Execution:
     """Of what add_execution() has added."""
+    device = str(choose_device(args.device))
+    if "dtype" not in args:
+        return Execution(device, deterministic=args.deterministic)
     if args.amp and args.dtype != "float32":
         raise UserError(f"--amp: keeps float32 parameters, which --dtype {args.dtype} contradicts; give one of them.")
-    device = choose_device(args.device)
-    return Execution(
-        str(device), args.dtype, args.amp, args.channels_last, args.compile, deterministic=args.deterministic
-    )
+    return Execution(device, args.dtype, args.amp, args.channels_last, args.compile, args.deterministic)
 
 
 def choose_device(text: str) -> torch.device:

@@ -96,7 +96,7 @@ def _everywhere(_: dict) -> bool:
 
 
 def _variants(summary: Summary) -> list[list[str]]:
-    head = ["method", "parameter injected by", "seeds", *REGIMES, "known, gain", "estimated, gain"]
+    head = ["optimizer", "parameter injected by", "seeds", *REGIMES, "known, gain", "estimated, gain"]
     head.append("training loss, known - absent")
     rows = [[*head, "weights of the classifier", "of the estimator"]]
     for variant, runs in summary.runs.items():

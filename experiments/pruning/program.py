@@ -46,7 +46,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     cli.add_recipe(recipe, epochs=20, schedule="cosine", weight_decay=5e-4)
     recipe.add_argument("--lr", type=cli.number(float, 0), default=0.05, help="learning rate (%(default)s)")
     recipe.add_argument("--calibration", type=cli.number(float, 0), default=1.0, help="c, 0: plain SGD (%(default)s)")
-    cli.add_execution(p.add_argument_group("execution"))
+    cli.add_execution(p.add_argument_group("execution"), numbers=False)
     cli.add_out(p)
 
 
