@@ -269,7 +269,7 @@ def test_it_runs_as_a_module_and_reports(tmp_path):
     assert (tmp_path / "logs" / "report" / "table.md").read_text() in done.stdout
 
 
-def test_two_trainings_at_a_time_with_a_thread_each_unless_told_otherwise(tmp_path):
+def test_two_trainings_at_a_time_with_a_thread_each_by_default():
     def how(*options):
         args = parser(["classification"]).parse_args(["classification", "--out", "x", "--model", "vgg", *options])
         return cli.workers(args), cli.threads(args)
