@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from experiments.data import image_folder
 from experiments.data.images import trained_on
-from experiments.data.seeding import order
+from experiments.seeding import order
 from experiments.task import DataOptions
 from tools.program import UserError
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments import data, models
 from experiments.data.augment import Augmentation
-from experiments.data.seeding import order
+from experiments.seeding import order
 from experiments.task import DataOptions, Task
 
 TEST_BATCH = 500  # images

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .seeding import generator
+from experiments.seeding import generator
 
 _PAD_SHARE = 8  # a side of 32 pixels is padded by 4, as is usual for CIFAR
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from experiments.seeding import generator, seeded
 from experiments.vision import torchvision
 from tools.program import UserError
 
 from . import image_files
 from .image_files import NotReadable, printable
-from .seeding import generator
 
 SIDE = 224  # pixels of what the network sees
 
@@ -172,8 +172,7 @@ class Images(Dataset):
     def _transformed(self, image: Image.Image, index: int) -> Tensor:
         if self._draws is None:
             return self._transform(image)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(zlib.crc32(f"{self._draws} {index}".encode()))
+        with seeded(zlib.crc32(f"{self._draws} {index}".encode())):  # torchvision draws from the global generator
             return self._transform(image)
 
 

@@ -76,10 +76,3 @@ class Estimator(nn.Module):
 
 
 INJECTIONS = {"film": FilmCNN, "plane": PlaneCNN}
-
-
-def seeded(build, seed: int) -> nn.Module:
-    """``build()`` in float32 on the CPU, initialised by ``seed`` alone; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()

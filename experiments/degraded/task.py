@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from experiments import data
 from experiments.data import ImageSet, Split
-from experiments.data.seeding import order
 from experiments.methods import Together
+from experiments.seeding import order, seeded
 from experiments.task import DataOptions, Task
 from tools.program import UserError
 
@@ -78,14 +78,14 @@ class Degraded(Task):
     def build_model(self, name: str, seed: int) -> Together:
         """``name``: of models.INJECTIONS. known and absent start from the same weights."""
         shape = self._options.width, self.images.train.images.shape[1], len(self.mixture.kinds)
-        build = models.INJECTIONS[name]
-        return Together(
-            {
-                "known": models.seeded(lambda: build(self.images.classes, *shape), seed),
-                "absent": models.seeded(lambda: build(self.images.classes, *shape), seed),
-                "estimator": models.seeded(lambda: models.Estimator(*shape), seed),
-            }
-        )
+        networks = {}
+        for network in ("known", "absent", "estimator"):
+            with seeded(seed):
+                if network == "estimator":
+                    networks[network] = models.Estimator(*shape)
+                else:
+                    networks[network] = models.INJECTIONS[name](self.images.classes, *shape)
+        return Together(networks)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Task:
         """Moves mean and standard deviation, too; images are degraded on the CPU."""

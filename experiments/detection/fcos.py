@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.seeding import seeded
 from experiments.vision import nms
 
 STRIDE = 8  # pixels between two points of the feature map
@@ -131,6 +132,5 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
 
 def build(classes: int, width: int, seed: int) -> FCOS:
     """The detector, initialised by ``seed`` alone; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return FCOS(classes, width)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments import data
-from experiments.data.seeding import order
+from experiments.seeding import order
 from experiments.task import DataOptions, Task
 from tools.program import UserError
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
+from experiments.seeding import seeded
 from tools.program import UserError
 
 from .lenet import SMALLEST_SIDE as LENET_SIDE
@@ -57,8 +57,7 @@ def build(name: str, seed: int, shape: Shape) -> nn.Module:
 
     Raises UserError where there is no such network, or none for images of this size.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if name.startswith(_TIMM):
             return _timm(name.removeprefix(_TIMM), shape)
         if name not in _NETWORKS:
@@ -78,11 +77,11 @@ def _of_torchvision():
 
 
 def _timm(name: str, shape: Shape) -> nn.Module:
-    importlib.import_module("experiments.vision")  # timm imports torchvision
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise UserError(f"--model {_TIMM}{name}: timm is not installed; pip install timm.") from None
+    if importlib.util.find_spec("timm") is None:
+        raise UserError(f"--model {_TIMM}{name}: timm is not installed; pip install timm.")
+    importlib.import_module("experiments.vision")  # which timm imports
+    import timm
+
     if not timm.is_model(name):
         raise UserError(f"--model {_TIMM}{name}: timm {timm.__version__} has no such network; timm.list_models() does.")
     return timm.create_model(name, num_classes=shape.classes, in_chans=shape.channels)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from experiments.seeding import seeded
 
 HIDDEN = 4096  # 10.1 million parameters
 SIDE, CLASSES = 28, 10  # as Fashion-MNIST
@@ -32,6 +33,5 @@ class WideCNN(nn.Module):
 
 def build(hidden: int) -> WideCNN:
     """The same weights in every process."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return WideCNN(hidden)

@@ -11,6 +11,7 @@ from torch import nn
 from csgd_cuda import export_pruned
 from experiments import data
 from experiments.classification.task import Classification
+from experiments.seeding import seeded
 from experiments.task import DataOptions
 
 _WIDTHS = (16, 32, 64)
@@ -26,8 +27,7 @@ class Pruning(Classification):
 
     def build_model(self, name: str, seed: int) -> nn.Sequential:
         """Three convolutions with batch normalisation, and a linear layer."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             channels, layers = self.size[0], []
             for width in _WIDTHS:
                 layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]

@@ -109,7 +109,7 @@ class Experiment:
 def common(settings: dict[str, Any], varied: tuple[str, ...]) -> dict[str, Any]:
     """The settings in which the runs of a report agree."""
     shared = {name: value for name, value in settings.items() if name not in (*VARIED, *varied)}
-    return shared | {"execution": {k: v for k, v in shared["execution"].items() if k != "dtype"}}
+    return shared | {"execution": {k: v for k, v in shared.get("execution", {}).items() if k != "dtype"}}
 
 
 def read(directories: list[str]) -> list[RunLog]:

@@ -14,7 +14,7 @@ from PIL import Image
 from experiments import data
 from experiments.data import image_folder
 from experiments.data.augment import Augmentation, shift_and_mirror
-from experiments.data.seeding import order
+from experiments.seeding import order
 from experiments.task import DataOptions, create
 from tools.program import UserError
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random generators that are functions of what they are for, a seed and an epoch."""
+"""Random numbers that are functions of what they are for, a seed and an epoch."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,3 +19,11 @@ def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 def order(images: int, seed: int, epoch: int) -> torch.Tensor:
     """The order in which an epoch goes through the training images, int64 [images]."""
     return torch.randperm(images, generator=generator("order", seed, epoch))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's global generator on the CPU starts from ``seed``; outside it stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
