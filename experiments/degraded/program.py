@@ -128,6 +128,7 @@ def runs(args: argparse.Namespace) -> list[Run]:
         levels=args.levels,
         width=args.width,
         test_limit=args.test_limit,
+        calibration=args.calibration,
     )
     about = create_task("degraded", options).about()
     compared = methods.grid(args.methods, [args.calibration])

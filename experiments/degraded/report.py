@@ -14,7 +14,7 @@ from .task import REGIMES
 
 METHODS = {"csgd": "CSGD", "sgd": "SGD"}
 INJECTIONS = {"film": "feature modulation", "plane": "input planes"}
-VARIED = ("model",)
+VARIED = ("method", "calibration", "model", "seed")
 
 
 def table(experiment: Experiment) -> str:

@@ -40,12 +40,14 @@ TEST_SEED = 0  # the test images of every training are degraded alike
 @dataclass(frozen=True)
 class DegradedOptions(DataOptions):
     """mixture: how images are degraded; levels: strengths tested, up to 1; width: first channels of each network;
-    test_limit: use the first ``test_limit`` test images only, None for all."""
+    test_limit: use the first ``test_limit`` test images only, None for all; calibration: c of CSGD, one for all
+    trainings of a report."""
 
     mixture: Mixture | None = None
     levels: int = 4
     width: int = 16
     test_limit: int | None = None
+    calibration: float = 1.0
 
 
 class Degraded(Task):

@@ -12,7 +12,7 @@ from experiments.report.table import aligned, text
 
 from .methods import DENSE, METHODS
 
-VARIED = ("structure", "sparsity")
+VARIED = ("method", "structure", "sparsity", "seed")
 _STRUCTURES = ("element", "filter")
 
 Cell = tuple[str, str, float]  # structure, method, sparsity

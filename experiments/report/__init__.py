@@ -13,8 +13,8 @@ from tools.program import UserError
 from . import logs
 from .logs import Experiment
 
-# Task: the module that writes its report, with VARIED, the settings in which the runs of a report may differ besides
-# logs.VARIED, and write(experiment, directory), the text of the table.
+# Task: the module that writes its report, with VARIED, the settings in which the runs of a report may differ,
+# table(experiment), as Markdown, and write(experiment, directory), which writes the rest and names the files.
 _REPORTS = {
     "classification": "experiments.report.comparison",
     "detection": "experiments.report.comparison",

@@ -11,7 +11,7 @@ from . import table as tables
 from .logs import Experiment
 from .summary import Summary
 
-VARIED = ()
+VARIED = ("method", "calibration", "dtype", "lr", "seed")
 
 
 def table(experiment: Experiment) -> str:

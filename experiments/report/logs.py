@@ -12,8 +12,7 @@ from typing import Any
 from experiments import run_log
 from tools.program import UserError
 
-# What the runs of a report may differ in, whatever the task; in everything else they must agree.
-VARIED = ("method", "calibration", "lr", "seed")
+_NEEDED = ("task", "recipe", "execution", "method", "calibration", "lr", "seed")  # of the settings of a log
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,11 @@ class Experiment:
 
     @classmethod
     def of(cls, runs: list[RunLog], varied: tuple[str, ...]) -> Experiment:
-        """UserError where a run is there twice, or differs in more than VARIED, the dtype and ``varied``."""
+        """UserError where a run is there twice, or they differ in more than the settings ``varied``."""
         shared = common(runs[0].settings, varied)
         seen: dict[tuple, RunLog] = {}
         for run in runs:
-            key = (run.dtype, *(run.settings.get(name) for name in (*VARIED, *varied)))
+            key = tuple(run.dtype if name == "dtype" else run.settings.get(name) for name in varied)
             if key in seen:
                 raise UserError(f"{run.path}: the same run as {seen[key].path}; give only one of the two directories.")
             seen[key] = run
@@ -107,9 +106,9 @@ class Experiment:
 
 
 def common(settings: dict[str, Any], varied: tuple[str, ...]) -> dict[str, Any]:
-    """The settings in which the runs of a report agree."""
-    shared = {name: value for name, value in settings.items() if name not in (*VARIED, *varied)}
-    return shared | {"execution": {k: v for k, v in shared.get("execution", {}).items() if k != "dtype"}}
+    """The settings in which the runs of a report agree: all but ``varied``, among which "dtype" is execution's."""
+    shared = {name: value for name, value in settings.items() if name not in varied}
+    return shared | {"execution": {k: v for k, v in settings.get("execution", {}).items() if k not in varied}}
 
 
 def read(directories: list[str]) -> list[RunLog]:
@@ -142,11 +141,11 @@ def _read_run(path: Path) -> RunLog:
     content = run_log.read_json(path)
     settings = content["settings"]
     try:
-        wanted = settings["recipe"]["epochs"]
-        known = [settings[name] for name in VARIED], settings["execution"]["dtype"], settings["task"]
-    except (KeyError, TypeError, AttributeError):
-        known = None
-    if known is None:
+        wanted, _ = settings["recipe"]["epochs"], settings["execution"]["dtype"]
+        missing = [name for name in _NEEDED if name not in settings]
+    except (KeyError, TypeError):
+        missing = list(_NEEDED)
+    if missing:
         raise UserError(f"{path}: not a log of an experiment; leave it out.")
     epochs = _read_epochs(path.with_suffix(".csv"))
     diverged = bool(content.get("diverged"))

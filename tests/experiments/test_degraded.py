@@ -132,6 +132,9 @@ def test_logs_of_other_settings_are_not_mixed(no_plots, tmp_path, capsys):
     capsys.readouterr()
     assert main(arguments(tmp_path, "--max-blur", 2, "--seeds", 1)) == 2
     assert "data.mixture.worst.blur: 3.0 there, 2.0 here" in capsys.readouterr().err
+    for option, named in (("--calibration", "data.calibration: 1.0"), ("--lr", "lr: 0.05")):
+        assert main(arguments(tmp_path, option, 0.5, "--seeds", 1)) == 2
+        assert f"{named} there, 0.5 here" in capsys.readouterr().err
     assert (tmp_path / "report" / "table.md").read_bytes() == before
 
 

@@ -104,6 +104,14 @@ def test_errors_are_one_sentence(options, message, tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--calibration", "--lr"])
+def test_runs_that_no_report_could_tell_apart_are_refused(option, tmp_path, no_plots, capsys):
+    options = "--methods", "threshold", "--structures", "element", "--sparsities", "0.75", "--seeds"
+    assert main(arguments(tmp_path, *options, "0")) == 0
+    assert main(arguments(tmp_path, *options, "1", option, "0.5")) == 2
+    assert f"{option.strip('-')}: " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from experiments.__main__ import main
-from experiments.report import logs
+from experiments.report import comparison, logs
 from experiments.report.summary import Spread, Summary, Variant
 
 COLUMNS = ["validation_accuracy", "validation_loss", "test_accuracy", "test_loss"]
@@ -72,7 +72,7 @@ def grid(tmp_path):
 
 
 def experiment(*directories):
-    return logs.Experiment.of(logs.read(list(map(str, directories))), ())
+    return logs.Experiment.of(logs.read(list(map(str, directories))), comparison.VARIED)
 
 
 def test_means_deviations_and_the_choice_of_the_learning_rate(grid):
