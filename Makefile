@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make train   train a CNN with CSGD and with SGD on handwritten digits; table and picture in out/digits
 # make test    run the tests of the package on all cores; ARGS="tests/optim -k lr" chooses, ARGS=-n0 takes one process
-# make test-programs      run the tests of experiments and tools
+# make test-programs      run the tests of experiments, benchmarks, examples and tools
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
 # make lint    check style and types
 # make docs    the documentation as web pages, in out/docs

@@ -35,7 +35,7 @@ from csgd_cuda.distributed.coding import (
     unpack_exponents,
     unpack_outliers,
 )
-from examples.training.errors import UserError
+from tools.program import UserError
 
 CLIP, BLOCK = 4, 32
 

@@ -2,10 +2,10 @@
 """Measure what the gradient calibration layer adds to a training step: forward, backward and torch.optim.SGD.
 
     python benchmarks/bench_layer.py
-    python benchmarks/bench_layer.py --device cuda --model resnet50 --size 224 --batch-size 64
+    python benchmarks/bench_layer.py --device cuda --batch-size 512
 
-The same network plain and with layers in each place, in one interleaved run. Writes layer-DEVICE-MODEL.md into --out
-and prints it. A ratio is to the plain network in the same round.
+The same network, ResNet-20 for CIFAR (He et al., 2016), plain and with layers in each place, in one interleaved run.
+Writes layer-DEVICE-resnet20.md into --out and prints it. A ratio is to the plain network in the same round.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 # An installed csgd_cuda comes first; without one, the package next to this directory.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.step_bench import page, progress, timing
-from benchmarks.train import models
 from csgd_cuda import GradientCalibration, calibrate
-from examples.training.errors import UserError
+from tools.program import UserError
 
-_CLASSES = 10
+_MODEL, _CLASSES = "resnet20", 10
 PLACES = {
     "plain": None,
     "weight": {"where": "weight"},
@@ -41,7 +42,6 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    p.add_argument("--model", default="resnet20", help=f"of {', '.join(models.NAMES)} (default: %(default)s)")
     p.add_argument("--size", type=int, default=32, help="of the images, in pixels (default: %(default)s)")
     p.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     p.add_argument("--channels-last", action="store_true")
@@ -50,11 +50,35 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut without parameters; channels that come to it are zero there."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.stride, self.added = (1 if inputs == width else 2), width - inputs
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, self.stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, width, H / stride, W / stride]."""
+        before = self.added // 2
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
+
+
+def resnet20() -> nn.Sequential:
+    """Images [B, 3, H, W] to logits."""
+    torch.manual_seed(0)
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    blocks = [Block(*pair) for pair in pairwise(widths)]
+    stem = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, _CLASSES))
+
+
 def training_step(args: argparse.Namespace, place: dict | None) -> tuple[Callable[[], None], torch.nn.Module]:
     """A call that trains one step, always on the same images, and its network; the same weights each time."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    shape = models.Shape(3, (args.size, args.size), _CLASSES)
-    model = models.build(args.model, 0, shape).to(args.device, memory_format=layout)
+    model = resnet20().to(args.device, memory_format=layout)
     if place is not None:
         calibrate(model, calibration=1.0, **place)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -80,7 +104,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         step()  # the first one allocates
         host_ms = timer.prepare(step)
         calls[name] = lambda step=step, host_ms=host_ms: timer.sample(step, host_ms)
-    with progress.bar(args.repeat, f"{args.model}, {args.device}") as bar:
+    with progress.bar(args.repeat, f"{_MODEL}, {args.device}") as bar:
         measured = timing.interleave(calls, dict.fromkeys(calls, args.repeat), args.repeat, bar.update)
     rows = []
     for name, samples in measured.items():
@@ -112,15 +136,15 @@ def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
         figures = f"{row['ms']:.1f} | {row['ratio']:.3f} | {low:.3f} ... {high:.3f}"
         lines.append(f"| {row['place']} | {figures} | {row['layers']} | {row['elements']:,} |")
     batch = f"batch: {args.batch_size} images of {args.size} x {args.size}, {args.repeat} rounds"
-    return page.Page(f"The layer in a training step of {args.model}, {args.device}", [batch], lines)
+    return page.Page(f"The layer in a training step of {_MODEL}, {args.device}", [batch], lines)
 
 
 def prepare(args: argparse.Namespace) -> page.Benchmark:
     """Raises UserError where an option is out of its range."""
     if min(args.size, args.batch_size, args.repeat - 1) < 1:
         raise UserError("--size and --batch-size must be 1 or more, --repeat 2 or more.")
-    stem = f"layer-{args.device}-{args.model.replace(':', '-')}"
-    what = f"training steps of {args.model} with {len(PLACES)} placements of the layer"
+    stem = f"layer-{args.device}-{_MODEL}"
+    what = f"training steps of {_MODEL} with {len(PLACES)} placements of the layer"
     return page.Benchmark(what, stem, lambda: page_of(args, measure(args)))
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
-from step_bench import machine, report
+from step_bench import report
 from step_bench.gradients import Quantiles
 from step_bench.lists import LISTS, scaled
 from step_bench.peers import BASELINES, PEERS, Peer
 from step_bench.run import ListRun, Settings
 
-from examples.training.errors import UserError, exit_status
+from tools import machine
+from tools.program import UserError, exit_status
 
 _COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}  # of each of two buffers; far more than a cache holds
 _SMALLEST_COPY = 2**20

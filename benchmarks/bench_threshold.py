@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.step_bench import page, progress, timing
 from csgd_cuda import CSGD, hard_threshold_
-from examples.training.errors import UserError
+from tools.program import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

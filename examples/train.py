@@ -2,201 +2,149 @@
 """Train a small CNN with Calibrated SGD and, for comparison, with torch.optim.SGD at the same settings.
 
     python examples/train.py                              # handwritten digits of scikit-learn, 3 seeds
-    python examples/train.py --data DIR                   # MNIST, Fashion-MNIST or another IDX data set
-    python examples/train.py --epochs 2 --save run.pt     # stop after 2 epochs ...
-    python examples/train.py --epochs 4 --resume run.pt   # ... and go on to 4: the same bits as 4 at once
+    python examples/train.py --data DIR --epochs 6        # MNIST or Fashion-MNIST: the four IDX files in DIR
 
-Both optimizers start from the same weights and see the same batches in the same order; the learning rate
-falls every --lr-step epochs, whatever --epochs is. Writes curves.png, table.md, curves.csv and curves.json into --out
-and prints the table.
+Both optimizers start from the same weights and see the same batches, in --seeds trainings each. --lr falls to a tenth
+after every --lr-step epochs; --calibration is the strength of CSGD. Writes table.md and curves.png into --out.
 """
 
-from __future__ import annotations
-
 import argparse
-import math
-import os
+import gzip
+import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-# An installed csgd_cuda comes first; without one, the package next to this directory.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
+import numpy as np
 import torch
-from training import checkpoint, data, device, figure, loop, model, report
-from training.errors import UserError, exit_status
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from csgd_cuda import CSGD
+
+LABEL = {"csgd": "CSGD", "sgd": "torch.optim.SGD"}
+COLUMNS = {  # of the table: (title, factor, digits, over the epochs)
+    "accuracy": ("test accuracy, %", 100, 2, lambda values: values[-1]),
+    "test_loss": ("test loss", 1, 4, lambda values: values[-1]),
+    "loss": ("training loss", 1, 4, lambda values: values[-1]),
+    "density": ("density, %", 100, 1, statistics.fmean),
+}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help.")
+def load(directory: str | None) -> list[torch.Tensor]:
+    """Training images [N, 1, H, W], normalised, and labels; test images and labels."""
+    if directory is None:
+        digits = load_digits()
+        images, test_images, labels, test_labels = train_test_split(
+            digits.images, digits.target, test_size=500, random_state=0, stratify=digits.target
+        )
+    else:
+        names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+        images, labels, test_images, test_labels = (read_idx(Path(directory), f"{name}-ubyte") for name in names)
+    mean, std = float(images.mean()), float(images.std())
+    images, test_images = ((torch.tensor(x).float().unsqueeze(1) - mean) / std for x in (images, test_images))
+    return [images, torch.tensor(labels).long(), test_images, torch.tensor(test_labels).long()]
 
 
-def _number(kind: type, low: float) -> Callable[[str], float]:
-    """argparse type: a finite number of the kind that is at least ``low``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= low):
-            whole = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {whole} of at least {low:g}")
-        return value
-
-    return parse
+def read_idx(directory: Path, name: str) -> np.ndarray:
+    """https://yann.lecun.com/exdb/mnist, section "File formats"; plain or .gz."""
+    path = directory / name
+    content = path.read_bytes() if path.exists() else gzip.decompress((directory / f"{name}.gz").read_bytes())
+    start = 4 + 4 * content[3]
+    return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4"))
 
 
-def _optimizers(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not set(names) <= set(report.LABEL) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not csgd, sgd or both with a comma between")
-    return names
+def build(side: int, classes: int, seed: int) -> nn.Sequential:
+    """Three times convolution, batch normalisation and ReLU; 28 x 28 pixels are halved twice, 8 x 8 once."""
+    torch.manual_seed(seed)
+    layers, channels = [], 1
+    for outputs in (32, 64, 128):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        channels = outputs
+        if side >= 8 and outputs < 128:
+            layers.append(nn.AvgPool2d(2))
+            side //= 2
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = _Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def train(name: str, seed: int, args: argparse.Namespace, data: list[torch.Tensor]) -> list[dict[str, float]]:
+    """The figures of each epoch; density: share of coordinates that a step moved, from every tenth step."""
+    images, labels, test_images, test_labels = data
+    model = build(images.shape[2], int(labels.max()) + 1, seed).to(images.dtype)
+    if name == "csgd":
+        optimizer = CSGD(model.parameters(), lr=args.lr, momentum=0.9, calibration=args.calibration, seed=seed)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_step)
+    epochs = []
+    for epoch in range(args.epochs):
+        model.train()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        batches, total, shares = order.split(64), 0.0, []
+        for i, batch in enumerate(batches):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images[batch]).float(), labels[batch])
+            loss.backward()
+            total += loss.item() * len(batch)
+            before = nn.utils.parameters_to_vector(model.parameters()).detach()
+            optimizer.step()
+            if i % 10 == 9 or i == len(batches) - 1:
+                changed = (nn.utils.parameters_to_vector(model.parameters()) != before).float().mean().item()
+                shares.append(optimizer.overall_density() if name == "csgd" else changed)
+        scheduler.step()
+        model.eval()
+        with torch.no_grad():
+            logits = torch.cat([model(part).float() for part in test_images.split(1000)])
+        accuracy = (logits.argmax(1) == test_labels).double().mean().item()
+        figures = accuracy, F.cross_entropy(logits, test_labels).item(), total / len(labels), statistics.fmean(shares)
+        epochs.append(dict(zip(COLUMNS, figures, strict=True)))
+    print(f"{LABEL[name]}, seed {seed}: test accuracy {accuracy:.2%}", file=sys.stderr)
+    return epochs
+
+
+def table(results: dict[str, list[list[dict[str, float]]]]) -> str:
+    """Markdown; mean ± standard deviation over the seeds."""
+    rows = [["optimizer", *(title for title, *_ in COLUMNS.values())], ["---"] * 5]
+    for name, runs in results.items():
+        rows.append([LABEL[name]])
+        for key, (_, factor, digits, pick) in COLUMNS.items():
+            values = [factor * pick([epoch[key] for epoch in run]) for run in runs]
+            deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            rows[-1].append(f"{statistics.fmean(values):.{digits}f}{deviation}")
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def plot(results: dict[str, list[list[dict[str, float]]]], path: Path) -> None:
+    """Means over the seeds."""
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 3), ("accuracy", "loss", "density"), strict=True):
+        title, factor, *_ = COLUMNS[key]
+        for name, runs in results.items():
+            means = [factor * statistics.fmean(epoch[key] for epoch in epochs) for epochs in zip(*runs, strict=True)]
+            axes.plot(range(1, len(means) + 1), means, marker=".", label=LABEL[name])
+        axes.set(xlabel="epoch", ylabel=title)
+        axes.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", metavar="DIR", help="IDX data set (default: the digits of scikit-learn)")
-    p.add_argument("--limit", metavar="N", type=_number(int, 1), help="use the first N training images only")
-    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    p.add_argument(
-        "--threads",
-        type=_number(int, 1),
-        default=1,
-        metavar="N",
-        help="threads of torch on the CPU. More of them gain little for a small network, and on a busy machine they "
-        "mostly wait for each other. Results depend on the number only as far as torch's own arithmetic does; CSGD's "
-        "step has the same bits with any (default: %(default)s)",
-    )
-    p.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16"),
-        help="of parameters, gradients and momentum; no float32 copies (default: %(default)s)",
-    )
-    p.add_argument(
-        "--epochs",
-        type=_number(int, 1),
-        help="in all, those of a resumed checkpoint included (default: 15, with --data 5)",
-    )
-    p.add_argument("--seeds", type=_number(int, 1), help="number of trainings (default: 3, with --data 1)")
-    p.add_argument(
-        "--optimizers",
-        type=_optimizers,
-        default=("csgd", "sgd"),
-        metavar="LIST",
-        help="csgd, sgd or csgd,sgd (default: csgd,sgd)",
-    )
-    _training_options(p)
-    p.add_argument("--out", metavar="DIR", default="out/train", help="for the results (default: %(default)s)")
-    p.add_argument("--save", metavar="FILE", help="write a checkpoint after every epoch")
-    p.add_argument("--resume", metavar="FILE", help="go on from a checkpoint made with the same settings")
-    return p
-
-
-def _training_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--batch-size", type=_number(int, 1), default=64, help="default: %(default)s")
-    p.add_argument("--width", type=_number(int, 1), default=32, help="first channels (default: %(default)s)")
-    p.add_argument("--lr", type=_number(float, 0), default=0.05, help="learning rate (default: %(default)s)")
-    p.add_argument(
-        "--lr-step",
-        type=_number(int, 0),
-        default=10,
-        metavar="N",
-        help="divide the learning rate by 10 after every N epochs; 0: never (default: %(default)s)",
-    )
-    p.add_argument("--momentum", type=_number(float, 0), default=0.9, help="default: %(default)s")
-    p.add_argument("--weight-decay", type=_number(float, 0), default=0.0, help="default: %(default)s")
-    p.add_argument(
-        "--calibration",
-        type=_number(float, 0),
-        default=0.25,
-        help="strength c of CSGD; 0 is plain SGD (default: %(default)s)",
-    )
-    p.add_argument(
-        "--fused",
-        default="auto",
-        choices=("auto", "yes", "no"),
-        help="CSGD's kernel: if there is one, demanded, or not (torch.optim.SGD: as torch chooses)",
-    )
-
-
-def _device(text: str) -> torch.device:
-    chosen = device.choose(text)
-    if chosen.type == "cuda":
-        # cuBLAS is deterministic only with a workspace of its own; read when its handle is made.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return chosen
-
-
-def _settings(args: argparse.Namespace, dataset: data.Dataset) -> loop.Settings:
-    values = {name: value for name, value in vars(args).items() if name in loop.Settings.__dataclass_fields__}
-    # By content, not by path: the data may have moved since the checkpoint was written.
-    images = f"{len(dataset.train_labels)}+{len(dataset.test_labels)} images"
-    values["data"] = f"{images} (checksum {dataset.checksum})"
-    return loop.Settings(**values)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Check everything that can be wrong, train, report."""
-    chosen = _device(args.device)
-    torch.set_num_threads(args.threads)
-    if args.save:
-        checkpoint.check_target(args.save)
-    dataset = data.load(args.data, args.limit)
-    args.epochs = args.epochs or (5 if args.data else 15)
-    args.seeds = args.seeds or (1 if args.data else 3)
-    settings = _settings(args, dataset)
-    runs = checkpoint.load(args.resume, settings, args.epochs) if args.resume else {}
-    out = report.prepare(args.out)
-    network = model.build(dataset.classes, args.width, 0, torch.float32, torch.device("cpu"))
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    print(_announcement(settings, args.epochs, len(dataset.train_labels), sum(sizes.values()), out), flush=True)
-
-    def after_epoch() -> None:
-        if args.save:
-            checkpoint.save(args.save, settings, runs)
-
-    loop.train_all(settings, dataset.to(chosen), args.epochs, runs, after_epoch)
-    after_epoch()  # also when a resume had nothing left to train
-    write(report.Results(settings, dataset, sizes, runs), out)
-
-
-def _announcement(settings: loop.Settings, epochs: int, images: int, parameters: int, out: Path) -> str:
-    """What will be run, in one line."""
-    optimizers = " and ".join(report.LABEL[name] for name in settings.optimizers)
-    steps = math.ceil(images / settings.batch_size)
-    return (
-        f"Training a CNN with {parameters:,} parameters: {optimizers}, {report.count(settings.seeds, 'seed')}, "
-        f"{report.count(epochs, 'epoch')} of {report.count(steps, 'step')}, on {settings.device} with "
-        f"{report.count(settings.threads, 'thread')}. Results go to {out}."
-    )
-
-
-def write(results: report.Results, out: Path) -> None:
-    """Write the four files and print the table, which is printed even where a file cannot be written."""
-    text = report.markdown(results)
-    try:
-        (out / "table.md").write_text(text, encoding="utf-8")
-        (out / "curves.csv").write_text(report.curves_csv(results), encoding="utf-8")
-        (out / "curves.json").write_text(report.full_json(results), encoding="utf-8")
-        figure.draw(results, out / "curves.png")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); choose another place.") from None
-    finally:
-        print(text)
-    print(f"Written to {out}: curves.png, table.md, curves.csv, curves.json")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 2 for something the user can put right, with one sentence on stderr; 130 for Ctrl-C."""
-    return exit_status(
-        "train.py", "--resume goes on from the last epoch that --save wrote.", lambda: run(parser().parse_args(argv))
-    )
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all tensors (%(default)s)")
+    for name, default in {"epochs": 15, "seeds": 3, "lr": 0.05, "lr-step": 10, "calibration": 0.25}.items():
+        p.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help="(%(default)s)")
+    p.add_argument("--out", type=Path, default=Path("out/train"), help="(%(default)s)")
+    args = p.parse_args()
+    torch.set_num_threads(1)  # of a network as small as this, more threads mostly wait for each other
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = [x.to(getattr(torch, args.dtype)) if x.is_floating_point() else x for x in load(args.data)]
+    results = {name: [train(name, seed, args, data) for seed in range(args.seeds)] for name in LABEL}
+    (args.out / "table.md").write_text(table(results), encoding="utf-8")
+    plot(results, args.out / "curves.png")
+    print(table(results))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ from .distributed import launch
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [*(ROOT / name / "README.md" for name in (".", "benchmarks", "experiments")), *sorted(DOCS.glob("*.md"))]
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
@@ -63,7 +63,9 @@ def test_links_and_pictures_lead_to_files_and_headings(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_files_of_the_repository_that_are_named_exist(path):
-    for named in re.findall(r"`((?:csgd_cuda|csrc|tests|benchmarks|examples|docs|tools)/[\w./*-]+)`", prose_of(path)):
+    for named in re.findall(
+        r"`((?:csgd_cuda|csrc|tests|benchmarks|experiments|examples|docs|tools)/[\w./*-]+)`", prose_of(path)
+    ):
         assert any(ROOT.glob(named.rstrip("/"))), named
 
 

@@ -69,3 +69,42 @@ def test_some_imports_are_found():
     """Or the test above could not fail."""
     assert {"optim.plan", "optim.direction", "pruning.groups"} <= imports_of(MODULES["optim.base"])
     assert "optim.base" in imports_of(MODULES["optim.csgd"])
+
+
+# The programs
+
+PROGRAMS = ("benchmarks", "examples", "experiments")
+
+
+def roots_imported(path):
+    """The first names of what a file imports from outside of its package, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def modules_beside(folder):
+    """What files of the folder must not import: the other programs, and their modules by a path of their own."""
+    others = [name for name in PROGRAMS if name != folder]
+    return set(others).union(*({path.stem for path in (ROOT / name).iterdir()} for name in others))
+
+
+def test_benchmarks_examples_and_experiments_import_nothing_of_each_other_nor_the_package_of_them():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {other}"
+        for folder in ("csgd_cuda", "tools", *PROGRAMS)
+        for path in (ROOT / folder).rglob("*.py")
+        for other in roots_imported(path) & modules_beside(folder)
+    ]
+    assert not wrong
+
+
+def test_an_example_is_a_file_that_can_be_copied():
+    own = {path.stem for path in ROOT.iterdir()} | {path.stem for path in (ROOT / "examples").iterdir()}
+    for path in (ROOT / "examples").iterdir():
+        assert path.is_file(), path
+        assert roots_imported(path) & own == {"csgd_cuda"}, path

@@ -154,8 +154,8 @@ def wanting():
 
 def machine(torch):
     """What the figures belong to."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    from step_bench.machine import driver, without_out
+    sys.path.insert(0, str(ROOT))
+    from tools.machine import driver, without_out
 
     return {
         "date": datetime.date.today().isoformat(),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients with the heavy tails of a real training; run as a script, it measures them anew.
 
-    python benchmarks/step_bench/gradients.py     # trains examples/training's CNN; writes gradient_quantiles.json
+    python benchmarks/step_bench/gradients.py     # trains a CNN on digits; writes gradient_quantiles.json
 
 What is stored are quantiles of |g| / max |g|, the maximum taken over each tensor in each sampled step, all elements
 of all tensors and sampled steps pooled. Gradients are drawn from them by the inverse of the distribution function.
@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "gradient_quantiles.json"
 LARGEST = 0.01  # of |g| in what is drawn: with momentum 0.9, |d| stays below 0.1
@@ -53,20 +52,17 @@ class Quantiles:
 
 
 def measure(epochs: int, lr: float = 0.05, momentum: float = 0.9, batch_size: int = 64) -> dict:
-    """Trains the example's CNN on the digits with torch.optim.SGD and returns what the JSON file holds."""
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
-    from training import data, model
-
-    digits = data.load(None, None)
-    network = model.build(digits.classes, 32, 0, torch.float32, torch.device("cpu"))
+    """Trains a CNN on the digits of scikit-learn with torch.optim.SGD and returns what the JSON file holds."""
+    images, labels = _digits()
+    torch.manual_seed(0)
+    network = _network()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
     generator = torch.Generator().manual_seed(0)
     sampled, zeros, step = [], 0, 0
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.train_labels), generator=generator).split(batch_size):
+        for batch in torch.randperm(len(labels), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            logits = network(digits.inputs(digits.train_images[batch], torch.float32))
-            torch.nn.functional.cross_entropy(logits, digits.train_labels[batch]).backward()
+            torch.nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
             optimizer.step()
             if step >= _SKIPPED_STEPS and step % _SAMPLE_EVERY == 0:
                 for size in (p.grad.abs().flatten() for p in network.parameters()):
@@ -77,7 +73,7 @@ def measure(epochs: int, lr: float = 0.05, momentum: float = 0.9, batch_size: in
     origin = {
         "made_by": "python benchmarks/step_bench/gradients.py",
         "what": "quantiles of |g| / max |g|; maximum over each tensor in each sampled step; all elements pooled",
-        "training": f"examples/training's CNN (94,186 parameters at width 32) on {digits.name}, {epochs} epochs, "
+        "training": f"a CNN (94,186 parameters) on digits (scikit-learn), {epochs} epochs, "
         f"batch size {batch_size}, torch.optim.SGD, lr {lr}, momentum {momentum}, seed 0",
         "sampled": f"every {_SAMPLE_EVERY}th of {step} steps from step {_SKIPPED_STEPS} on: {len(pooled):,} elements",
         "mean": float(f"{pooled.mean().item():.6g}"),
@@ -87,30 +83,46 @@ def measure(epochs: int, lr: float = 0.05, momentum: float = 0.9, batch_size: in
     return {"origin": origin, "levels": levels(), "quantiles": _quantiles(pooled)}
 
 
+def _digits() -> tuple[Tensor, Tensor]:
+    """1,297 images [N, 1, 8, 8], normalised, and their labels."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images, _, labels, _ = train_test_split(
+        digits.images, digits.target, test_size=500, random_state=0, stratify=digits.target
+    )
+    inputs = (torch.tensor(images).float() - float(images.mean())) / float(images.std())
+    return inputs.unsqueeze(1), torch.tensor(labels)
+
+
+def _network() -> nn.Sequential:
+    """Three convolutions with batch normalisation and ReLU, and a linear layer."""
+    layers, channels = [], 1
+    for width in (32, 64, 128):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.AvgPool2d(2)] if channels == 1 else []
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
 def _quantiles(pooled: Tensor) -> list[float]:
     ordered = pooled.sort().values  # torch.quantile refuses more than 2^24 elements
     places = [min(len(ordered) - 1, math.floor(level * len(ordered))) for level in levels()]
     return [float(f"{ordered[place].item():.6g}") for place in places]
 
 
-def main() -> int:
-    """Measures and writes the file; the exit status."""
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
-    from training.errors import exit_status
-
-    return exit_status("gradients.py", "nothing was written.", _run)
-
-
-def _run() -> None:
+def main() -> None:
+    """Measures and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10, help="of the training (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FILE, help="default: benchmarks/data/gradient_quantiles.json")
     args = parser.parse_args()
-    print(f"Training the CNN of examples/training: {args.epochs} epochs. Its quantiles go to {args.out}.", flush=True)
+    print(f"Training a CNN on the digits: {args.epochs} epochs. Its quantiles go to {args.out}.", flush=True)
     result = measure(args.epochs)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["origin"], indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from examples.training.errors import UserError, exit_status
-
-from . import machine
+from tools import machine
+from tools.program import UserError, exit_status
 
 
 class Page(NamedTuple):

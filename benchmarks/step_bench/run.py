@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tools.machine import OtherProcesses
+
 from .gradients import Quantiles
 from .lists import Shape, numel
-from .machine import OtherProcesses
 from .peers import BASELINES, MOMENTUM, PEERS, NotAvailable, Peer
 from .progress import bar
 from .timing import interleave, make_timer

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.train.__main__ import main
-from benchmarks.train.data import image_files, image_folder
-from benchmarks.train.grid import create_task
-from benchmarks.train.methods import Method
-from benchmarks.train.schedule import Schedule
-from benchmarks.train.settings import Execution, Recipe, Run
-from benchmarks.train.tasks import DataOptions, create
-from examples.training.errors import UserError
+from experiments.__main__ import main
+from experiments.data import image_files, image_folder
+from experiments.grid import create_task
+from experiments.methods import Method
+from experiments.schedule import Schedule
+from experiments.settings import Execution, Recipe, Run
+from experiments.task import DataOptions, create
+from tools.program import UserError
 
 GREYS = np.array([[0, 1, 10, 200, 254, 255]], np.uint8)
 GREYS_16 = GREYS.astype(np.uint16) * 257  # the same brightnesses of 0 ... 65535
@@ -200,9 +200,21 @@ def test_unreadable_files_are_skipped_counted_and_named(tmp_path, capsys):
     assert create("classification", DataOptions("imagefolder", str(tmp_path))).about() == task.about()
 
 
-def test_the_option_to_skip_is_on_the_command_line(tmp_path, capsys):
+def test_the_option_to_skip_is_on_the_command_line(no_plots, tmp_path, capsys):
     damage(make_folder(tmp_path) / "val" / "red")
-    arguments = ["run", "--data", "imagefolder", "--data-dir", str(tmp_path), "--model", "small", "--seeds", "0"]
+    arguments = [
+        "classification",
+        "--workers",
+        "1",
+        "--data",
+        "imagefolder",
+        "--data-dir",
+        str(tmp_path),
+        "--model",
+        "small",
+        "--seeds",
+        "0",
+    ]
     arguments += ["--methods", "sgd", "--epochs", "1", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "7 of 19 image files are not readable" in capsys.readouterr().err
@@ -260,14 +272,26 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_file_name_is_trained_on_or_named(name, tmp_path, capsys):
+def test_any_file_name_is_trained_on_or_named(name, no_plots, tmp_path, capsys):
     """In one line of the message, in whatever encoding it is printed."""
     make_folder(tmp_path)
     for part in ("train", "val"):
         os.rename(tmp_path / part / "red", os.fsencode(tmp_path / part) + b"/" + ODD[name])
     red = os.fsencode(tmp_path / "train") + b"/" + ODD[name]
     os.rename(red + b"/0.png", red + b"/" + ODD[name] + b".png")
-    arguments = ["run", "--data", "imagefolder", "--data-dir", str(tmp_path), "--model", "small", "--seeds", "0"]
+    arguments = [
+        "classification",
+        "--workers",
+        "1",
+        "--data",
+        "imagefolder",
+        "--data-dir",
+        str(tmp_path),
+        "--model",
+        "small",
+        "--seeds",
+        "0",
+    ]
     arguments += ["--methods", "sgd", "--epochs", "1", "--out", str(tmp_path / "out"), "--loaders", "1"]
     assert main(arguments) == 0
     capsys.readouterr()
@@ -277,7 +301,7 @@ def test_any_file_name_is_trained_on_or_named(name, tmp_path, capsys):
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     place = f"{tmp_path}/train/{PRINTED[name]}/{PRINTED[name]}.png"
-    assert line.startswith(f"benchmarks.train: error: {place}: not a readable image (UnidentifiedImageError); replace")
+    assert line.startswith(f"experiments: error: {place}: not a readable image (UnidentifiedImageError); replace")
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
@@ -297,7 +321,7 @@ def test_a_file_of_any_name_that_breaks_later_is_named_in_one_line(name, loaders
 def test_checksum_of_names_is_that_of_earlier_logs(tmp_path):
     names = [f"{folder}/{path}.png\n" for folder in ("blue", "red") for path in range(3)]
     folder = image_folder.scan(str(make_folder(tmp_path)))
-    shuffled = [f"{path.parent.name}/{path.name}\n" for path in folder.train.paths]
+    shuffled = [f"{path.parent.name}/{path.name}\n" for path, _ in folder.train]
     assert sorted(shuffled) == names
     assert folder.checksum() == f"{zlib.crc32(''.join([*shuffled, *names]).encode()):08x}"
 
@@ -305,11 +329,10 @@ def test_checksum_of_names_is_that_of_earlier_logs(tmp_path):
 def test_how_files_are_read_is_no_setting_of_a_run():
     """Or the runs of earlier versions would not count as finished."""
     recipe = Recipe(1, 1, Schedule("constant", 1), 0.9, 0.0, False)
-    execution = Execution("cpu", "float32", amp=False, channels_last=False, compile=False, deterministic=True)
 
     def settings(**reading):
         data = DataOptions("imagefolder", **reading)
-        return Run("classification", data, "small", recipe, execution, Method("sgd", None), 0.1, 0, {}).settings()
+        return Run("classification", data, "small", recipe, Execution(), Method("sgd", None), 0.1, 0, {}).settings()
 
     assert settings(directory="here", loaders=3, skip_unreadable=True) == settings()
     assert settings()["data"] == {"data": "imagefolder", "limit": None, "holdout": 0, "augment": False}

@@ -3,9 +3,9 @@
 
 import pytest
 
-from benchmarks.train import data
-from benchmarks.train.data import canvas
-from benchmarks.train.tasks import DataOptions
+from experiments import data
+from experiments.detection import canvas
+from experiments.task import DataOptions
 
 
 @pytest.fixture(scope="session")

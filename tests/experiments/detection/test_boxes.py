@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The boxes of the detector: from distances and back, suppression of all but the best, and what comes out."""
 
+from unittest import mock
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.train.data import canvas
-from benchmarks.train.models import fcos
-from benchmarks.train.models.nms import iou, nms
+from experiments.detection import canvas, fcos
 
 
 def test_distances_and_boxes_are_inverse(scenes):
@@ -22,15 +22,17 @@ candidates = st.lists(st.tuples(corners, st.integers(0, 2)), min_size=1, max_siz
 
 
 @settings(max_examples=200)
-@given(images=st.lists(candidates, min_size=1, max_size=3), threshold=st.sampled_from([0.0, 0.3, 0.5, 0.6, 1.0]))
-def test_nms_is_that_of_a_plain_loop(images, threshold):
-    size = min(map(len, images))
-    images = [image[:size] for image in images]
-    boxes = torch.tensor([[[min(x), min(y), max(x), max(y)] for (*x, y1, y2), _ in image for y in [(y1, y2)]]
-                          for image in images], dtype=torch.float32)  # fmt: skip
-    labels = torch.tensor([[label for _, label in image] for image in images])
-    expected = [plain_nms(b, c, threshold) for b, c in zip(boxes.tolist(), labels.tolist(), strict=True)]
-    assert nms(boxes, labels, threshold).tolist() == expected
+@given(image=candidates, threshold=st.sampled_from([0.0, 0.3, 0.5, 0.6, 1.0]))
+def test_suppression_is_that_of_a_plain_loop(image, threshold):
+    boxes = torch.tensor([[min(x), min(y), max(x), max(y)] for (*x, y1, y2), _ in image for y in [(y1, y2)]])
+    labels = torch.tensor([label for _, label in image])
+    scores = torch.arange(len(image), 0, -1) / len(image)
+    with mock.patch.object(fcos, "NMS_IOU", threshold):
+        found = fcos.suppress(boxes.float(), scores, labels)
+    kept = torch.tensor(plain_nms(boxes.tolist(), labels.tolist(), threshold))
+    assert found.scores.tolist() == scores[kept].tolist()
+    assert found.boxes.tolist() == boxes[kept].tolist()
+    assert found.labels.tolist() == labels[kept].tolist()
 
 
 def plain_nms(boxes, labels, threshold):
@@ -49,9 +51,11 @@ def plain_iou(a, b):
     return np.float32(len(cells[0] & cells[1])) / np.float32(len(union)) if union else 0.0
 
 
-def test_iou_of_empty_boxes_is_zero():
-    empty = torch.tensor([3.0, 3, 3, 3])
-    assert iou(empty, empty).item() == 0
+def test_a_box_without_a_score_suppresses_nothing_and_is_not_found():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [torch.nan] * 4])
+    found = fcos.suppress(boxes, torch.tensor([0.5, 0.0, 0.0]), torch.tensor([1, 1, 1]))
+    assert found.boxes.tolist() == [[0, 0, 4, 4]]
+    assert fcos.suppress(boxes, torch.zeros(3), torch.tensor([1, 1, 1])).scores.tolist() == []
 
 
 def test_detections_are_sorted_finite_and_inside():

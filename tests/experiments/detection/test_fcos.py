@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector of benchmarks.train: which point learns which object, losses, and the mAP of what it finds."""
+"""The detector: which point learns which object, losses, and the mAP of what it finds."""
 
 import importlib.util
 
 import pytest
 import torch
 
-from benchmarks.train.data import canvas
-from benchmarks.train.models import fcos, fcos_loss
-from benchmarks.train.tasks import coco
+from experiments.detection import canvas, coco, fcos, fcos_loss
 
 needs_pycocotools = pytest.mark.skipif(
     importlib.util.find_spec("pycocotools") is None, reason="pycocotools is not installed"
@@ -83,6 +81,27 @@ def test_giou_loss_by_hand():
     assert fcos_loss.giou_loss(torch.tensor([0.0, 2, 2, 2]), wanted).item() == pytest.approx(0.5)
     # 8 x 2 and 4 x 4 in a hull of 8 x 4: IoU 8 / 24, 8 of the hull's 32 in neither.
     assert fcos_loss.giou_loss(torch.tensor([4.0, 1, 4, 1]), wanted).item() == pytest.approx(1 - 1 / 3 + 1 / 4)
+
+
+def test_losses_of_torchvision_are_those_that_the_results_were_made_with():
+    """The formulas of the earlier code, on the same predictions: equal but for the last bits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 144, 10, generator=generator)
+    labels = torch.randint(-1, 10, (4, 144), generator=generator)
+    truth = (labels.unsqueeze(2) == torch.arange(10)).float()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    focal = ((truth - logits.sigmoid()).abs() ** 2 * entropy).sum()
+    torch.testing.assert_close(fcos_loss.focal_loss(logits, labels), focal, rtol=1e-6, atol=0)
+
+    predicted, wanted = (0.5 + 40 * torch.rand(4, 144, 4, generator=generator) for _ in range(2))
+
+    def area(sides):
+        return (sides[..., 0] + sides[..., 2]) * (sides[..., 1] + sides[..., 3])
+
+    intersection, hull = area(torch.minimum(predicted, wanted)), area(torch.maximum(predicted, wanted))
+    union = area(predicted) + area(wanted) - intersection
+    giou = 1 - intersection / union + (hull - union) / hull
+    torch.testing.assert_close(fcos_loss.giou_loss(predicted, wanted), giou, rtol=1e-5, atol=1e-6)
 
 
 def test_loss_without_objects_is_finite():

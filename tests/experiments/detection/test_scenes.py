@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenes of benchmarks.train: layouts, boxes and labels, and which images are in which."""
+"""The scenes of detection: layouts, boxes and labels, and which images are in which."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.train import __main__ as program
-from benchmarks.train import data
-from benchmarks.train.data import canvas
-from benchmarks.train.tasks import DataOptions, create
-from benchmarks.train.tasks.detection import Detection
-from examples.training.errors import UserError
+from experiments import __main__ as program
+from experiments import data
+from experiments.detection import canvas
+from experiments.detection.task import Detection
+from experiments.task import DataOptions, create
+from tools.program import UserError
 
 from ..pipe import to_head
 

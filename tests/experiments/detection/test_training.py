@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection of benchmarks.train, as a program: it learns, reports, and says what is missing."""
+"""Detection, as a program: it learns, reports, and says what is missing."""
 
 import importlib.util
 
 import pytest
 import torch
 
-from benchmarks.train import __main__ as program
-from benchmarks.train.models.batch_norm import keep_float32_statistics
-from benchmarks.train.tasks import DataOptions, create
-from benchmarks.train.tasks.detection import Detection
 from csgd_cuda import CSGD
-from examples.training.errors import UserError
+from experiments import __main__ as program
+from experiments.detection.task import Detection
+from experiments.models.batch_norm import keep_float32_statistics
+from experiments.task import DataOptions, create
+from tools.program import UserError
 
 needs_pycocotools = pytest.mark.skipif(
     importlib.util.find_spec("pycocotools") is None, reason="pycocotools is not installed"
@@ -41,14 +41,13 @@ def test_a_detector_learns_a_few_scenes_by_heart(digits, dtype):
 
 @needs_pycocotools
 def test_the_program_trains_and_reports(tmp_path):
-    what = ["run", "--task", "detection", "--model", "fcos", "--limit", "24", "--epochs", "1", "--seeds", "0"]
+    what = ["detection", "--workers", "1", "--limit", "24", "--epochs", "1", "--seeds", "0"]
     assert program.main([*what, "--batch-size", "12", "--lrs", "0.02", "--out", str(tmp_path / "logs")]) == 0
-    assert program.main(["report", str(tmp_path / "logs"), "--out", str(tmp_path / "report")]) == 0
-    assert "mAP" in (tmp_path / "report" / "table.md").read_text()
+    assert "mAP" in (tmp_path / "logs" / "report" / "table.md").read_text()
 
 
 def test_other_networks_are_refused(digits):
-    with pytest.raises(UserError, match="--model small: --task detection has fcos"):
+    with pytest.raises(UserError, match="--model small: detection has fcos"):
         Detection(digits, 1, 1).build_model("small", 0)
 
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy against sparsity of hard thresholding while training, and of one-shot magnitude pruning with fine-tuning.
+
+    python -m experiments pruning --out out/pruning
+    python -m experiments pruning --data fashion-mnist --data-dir DIR --limit 10000 --epochs 8 --out out/pruning-fashion
+
+A chain of three convolutions is trained by CSGD. When half of the steps are made it is as sparse as it gets, and the
+other half is for fine-tuning: hard thresholding takes the sparsity there along a cubic ramp, from a quarter of the
+steps on; one-shot pruning (torch.nn.utils.prune) trains a dense network until then and drops its weights at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+
+from experiments import cli
+from experiments.grid import create_task
+from experiments.run import train_and_report
+from experiments.settings import Run
+from experiments.task import DataOptions
+
+from .methods import DENSE, METHODS, Pruned
+
+_LARGEST = 0.9999
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The command line."""
+    grid = p.add_argument_group("the grid: every combination is trained, a dense network once for each seed")
+    grid.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(all)")
+    grid.add_argument(
+        "--structures", nargs="+", choices=("element", "filter"), default=["element", "filter"], help="(both)"
+    )
+    grid.add_argument(
+        "--sparsities",
+        nargs="+",
+        type=cli.number(float, 0, _LARGEST),
+        default=[0, 0.5, 0.8, 0.9, 0.95],
+        metavar="SHARE",
+        help="(%(default)s)",
+    )
+    cli.add_seeds(grid)
+    cli.add_source(p.add_argument_group("data"))
+    recipe = p.add_argument_group("recipe")
+    cli.add_recipe(recipe, epochs=20, schedule="cosine", weight_decay=5e-4)
+    recipe.add_argument("--lr", type=cli.number(float, 0), default=0.05, help="learning rate (%(default)s)")
+    recipe.add_argument("--calibration", type=cli.number(float, 0), default=1.0, help="c, 0: plain SGD (%(default)s)")
+    cli.add_execution(p.add_argument_group("execution"), numbers=False)
+    cli.add_out(p)
+
+
+def runs(args: argparse.Namespace) -> list[Run]:
+    """The grid."""
+    recipe, execution = cli.recipe(args), cli.execution(args)
+    options = DataOptions(args.data, args.data_dir, args.limit)
+    about = create_task("pruning", options).about()
+    methods = [
+        Pruned(name, args.calibration, structure, sparsity) if sparsity else Pruned(DENSE, args.calibration)
+        for name, structure, sparsity in product(args.methods, args.structures, args.sparsities)
+    ]
+    combinations = product(dict.fromkeys(args.seeds), dict.fromkeys(methods))
+    return [
+        Run("pruning", options, "chain", recipe, execution, method, args.lr, seed, about)
+        for seed, method in combinations
+    ]
+
+
+def run(args: argparse.Namespace, command: list[str]) -> None:
+    """Trains and reports."""
+    train_and_report(runs(args), args, command)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a comparison of methods: table, summary.csv, learning curves, and the metric over the learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments import run_log
+
+from . import table as tables
+from .logs import Experiment
+from .summary import Summary
+
+VARIED = ("method", "calibration", "dtype", "lr", "seed")
+
+
+def table(experiment: Experiment) -> str:
+    """As Markdown."""
+    return tables.markdown(Summary(experiment))
+
+
+def write(experiment: Experiment, out: Path) -> list[str]:
+    """All but the table; the names of the files."""
+    from . import figures  # here, since it needs matplotlib, which the table does not
+
+    summary = Summary(experiment)
+    run_log.write_atomically(out / "summary.csv", tables.summary_csv(summary))
+    figures.draw_curves(summary, out / "curves.png")
+    figures.draw_lr(summary, out / "lr.png")
+    return ["summary.csv", "curves.png", "lr.png"]
