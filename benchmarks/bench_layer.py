@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what the gradient calibration layer adds to a training step: forward, backward and torch.optim.SGD.
+"""Measure what calibration layers add to a training step: forward, backward and torch.optim.SGD.
 
     python benchmarks/bench_layer.py
     python benchmarks/bench_layer.py --device cuda --batch-size 512
@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,16 +26,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.step_bench import page, progress, timing
-from csgd_cuda import GradientCalibration, calibrate
+from csgd_cuda import GCConv2d, GradientCalibration, calibrate, calibrate_filters
+from csgd_cuda.layers.branches import FilterBranches
 from tools.program import UserError
 
 _MODEL, _CLASSES = "resnet20", 10
+LAYERS = (GradientCalibration, FilterBranches, GCConv2d)
+
+
+def with_base_filters(model: nn.Module) -> nn.Module:
+    """The model with a GCConv2d of the same size in place of each convolution."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d:
+                size = child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding
+                setattr(module, name, GCConv2d(*size, bias=False))
+    return model
+
+
 PLACES = {
-    "plain": None,
-    "weight": {"where": "weight"},
-    "weight, per channel": {"where": "weight", "per_channel": True},
-    "output": {"where": "output"},
-    "output, per channel": {"where": "output", "per_channel": True},
+    "plain": lambda model: model,
+    "weight": partial(calibrate, calibration=1.0, where="weight"),
+    "weight, per channel": partial(calibrate, calibration=1.0, where="weight", per_channel=True),
+    "output": partial(calibrate, calibration=1.0, where="output"),
+    "output, per channel": partial(calibrate, calibration=1.0, where="output", per_channel=True),
+    "GCConv2d": with_base_filters,
+    "calibrate_filters": calibrate_filters,
 }
 
 
@@ -75,12 +92,12 @@ def resnet20() -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, _CLASSES))
 
 
-def training_step(args: argparse.Namespace, place: dict | None) -> tuple[Callable[[], None], torch.nn.Module]:
+def training_step(
+    args: argparse.Namespace, place: Callable[[nn.Module], nn.Module]
+) -> tuple[Callable[[], None], torch.nn.Module]:
     """A call that trains one step, always on the same images, and its network; the same weights each time."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = resnet20().to(args.device, memory_format=layout)
-    if place is not None:
-        calibrate(model, calibration=1.0, **place)
+    model = place(resnet20()).to(args.device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator)
@@ -109,7 +126,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for name, samples in measured.items():
         ratios = sorted(ms / measured["plain"][turn] for turn, ms in samples.items())
-        layers = [m for m in networks[name].modules() if isinstance(m, GradientCalibration)]
+        layers = [m for m in networks[name].modules() if isinstance(m, LAYERS)]
+        tallies = [layer.tally for layer in layers if isinstance(layer, GradientCalibration)]
         rows.append(
             {
                 "place": name,
@@ -117,7 +135,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
                 "ratio": statistics.median(ratios),
                 "quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "layers": len(layers),
-                "elements": sum(int(layer.tally[1]) for layer in layers),
+                "elements": sum(int(tally[1]) for tally in tallies),
             }
         )
     return rows
@@ -128,13 +146,14 @@ def page_of(args: argparse.Namespace, rows: list[dict]) -> page.Page:
     lines = [
         "A step is forward, backward and `torch.optim.SGD` with momentum. ratio: to plain in the same round.",
         "",
-        "| calibrated | ms | ratio | quartiles of ratio | layers | elements calibrated per step |",
+        "| calibrated | ms | ratio | quartiles of ratio | layers | elements of gradients calibrated per step |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         low, high = row["quartiles"]
         figures = f"{row['ms']:.1f} | {row['ratio']:.3f} | {low:.3f} ... {high:.3f}"
-        lines.append(f"| {row['place']} | {figures} | {row['layers']} | {row['elements']:,} |")
+        elements = f"{row['elements']:,}" if row["elements"] else "-"
+        lines.append(f"| {row['place']} | {figures} | {row['layers']} | {elements} |")
     batch = f"batch: {args.batch_size} images of {args.size} x {args.size}, {args.repeat} rounds"
     return page.Page(f"The layer in a training step of {_MODEL}, {args.device}", [batch], lines)
 
