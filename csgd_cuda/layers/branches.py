@@ -123,7 +123,7 @@ def calibrate_filters(
         ValueError: an option is out of range, no module is of these types, or a module has branches already.
         TypeError: a module of these types is no convolution, is transposed, is lazy, or has no parameter ``weight``.
 
-    Source: the paper's layer (filters.py) read as an estimator; docs/layer.md derives its variance.
+    Source: the paper's layer (filters.py) read as an estimator; docs/algorithm.md derives its variance.
     """
     MODULE.check("model", model)
     check_branches("calibrate_filters", branches, branches)
