@@ -161,4 +161,4 @@ def test_draws_at_positions_are_those_of_ranges(device):
 
 def test_streams_are_not_shared():
     streams = {name: value for name, value in vars(philox).items() if name.endswith("_STREAM")}
-    assert len(set(streams.values())) == len(streams) == 7
+    assert len(set(streams.values())) == len(streams) == 8
