@@ -20,6 +20,7 @@ from .filters import GCConv2d, GCLinear, centred, check_branches, check_spread
 from .numbered import NumberedLayer, rank
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_STEPS_AT_ONCE = 64  # whose draws are made together on a CPU: the calls of one step take longer than all else here
 _PLACES_OF_RANK = 16  # bits of the word of Philox's counter that the layer's index leaves to the rank
 
 
@@ -42,6 +43,7 @@ class FilterBranches(NumberedLayer):
         super().__init__()
         self.branches, self.seed, self.same_on_all_ranks = branches, seed, same_on_all_ranks
         self._make_counters()
+        self._drawn: tuple[tuple[int, ...], Tensor] | None = None  # what for, and branches of shape (steps, filters)
         # Whether there was a backward pass since the draws changed.
         self.register_buffer("used", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         factors = torch.empty((branches, 1, *weight.shape[2:]), dtype=weight.dtype, device=weight.device)
@@ -60,10 +62,18 @@ class FilterBranches(NumberedLayer):
 
     def branch(self, filters: int) -> Tensor:
         """The branches that so many filters have now, int64 of shape (filters,)."""
+        if self.step.device.type != "cpu" or torch.compiler.is_compiling():  # to read the step would make the host wait
+            return self._branches(filters, self.step)
+        step = int(self.step)
+        first = step - step % _STEPS_AT_ONCE
+        drawn_for = (first, int(self.index), rank(), filters)
+        if self._drawn is None or self._drawn[0] != drawn_for:
+            self._drawn = drawn_for, self._branches(filters, torch.arange(first, first + _STEPS_AT_ONCE).view(-1, 1))
+        return self._drawn[1][step - first]
+
+    def _branches(self, filters: int, step: Tensor) -> Tensor:
         index = self.index if self.same_on_all_ranks else self.index + (rank() << _PLACES_OF_RANK)
-        drawn = draws(
-            0, filters, seed=self.seed, stream=BRANCH_STREAM, index=index, step=self.step, device=index.device
-        )
+        drawn = draws(0, filters, seed=self.seed, stream=BRANCH_STREAM, index=index, step=step, device=step.device)
         # With 2, 4 or 8 branches each has exactly the same share of the 2^16 draws; else they differ by one draw.
         return drawn.to(torch.int64) * self.branches >> 16
 

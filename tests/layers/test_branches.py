@@ -91,7 +91,7 @@ def test_each_branch_has_its_share_of_the_draws(branches, monkeypatch):
     """Of all 2^16: exactly the same with a power of two, else but for one draw."""
     layer = calibrate_filters(nn.Sequential(nn.Conv2d(1, 1, 1)), branches)[0].filter_branches
     monkeypatch.setattr("csgd_cuda.layers.branches.draws", lambda begin, end, **_: torch.arange(2**16))
-    counts = torch.bincount(layer.branch(2**16), minlength=branches)
+    counts = torch.bincount(layer._branches(2**16, layer.step), minlength=branches)
     assert counts.sum() == 2**16
     assert counts.max() - counts.min() <= (0 if branches in (1, 2, 4, 8) else 1)
 
