@@ -5,6 +5,7 @@ plain layers of these and of ``GCConv2d``."""
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..kinds import FLAG, INTEGER, MODULE
 from ..optim.options import check_seed
 from ..reference.philox import BRANCH_STREAM, draws
+from ..tensors import lasting_tensors
 from .convert import BRANCHES, class_with_layers, has_layer, modules_of, remove_layers
 from .filters import GCConv2d, GCLinear, centred, check_branches, check_spread
 from .numbered import NumberedLayer, rank
@@ -43,9 +45,8 @@ class FilterBranches(NumberedLayer):
         super().__init__()
         self.branches, self.seed, self.same_on_all_ranks = branches, seed, same_on_all_ranks
         self._make_counters()
-        self._drawn: tuple[tuple[int, ...], Tensor] | None = None  # what for, and branches of shape (steps, filters)
-        # Whether there was a backward pass since the draws changed.
-        self.register_buffer("used", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
+        with lasting_tensors():  # whether there was a backward pass since the draws changed
+            self.register_buffer("used", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         factors = torch.empty((branches, 1, *weight.shape[2:]), dtype=weight.dtype, device=weight.device)
         self.factors = nn.Parameter(nn.init.normal_(factors, 1.0, spread))
 
@@ -62,24 +63,31 @@ class FilterBranches(NumberedLayer):
 
     def branch(self, filters: int) -> Tensor:
         """The branches that so many filters have now, int64 of shape (filters,)."""
-        if self.step.device.type != "cpu" or torch.compiler.is_compiling():  # to read the step would make the host wait
-            return self._branches(filters, self.step)
-        step = int(self.step)
-        first = step - step % _STEPS_AT_ONCE
-        drawn_for = (first, int(self.index), rank(), filters)
-        if self._drawn is None or self._drawn[0] != drawn_for:
-            self._drawn = drawn_for, self._branches(filters, torch.arange(first, first + _STEPS_AT_ONCE).view(-1, 1))
-        return self._drawn[1][step - first]
-
-    def _branches(self, filters: int, step: Tensor) -> Tensor:
         index = self.index if self.same_on_all_ranks else self.index + (rank() << _PLACES_OF_RANK)
-        drawn = draws(0, filters, seed=self.seed, stream=BRANCH_STREAM, index=index, step=step, device=step.device)
-        # With 2, 4 or 8 branches each has exactly the same share of the 2^16 draws; else they differ by one draw.
-        return drawn.to(torch.int64) * self.branches >> 16
+        if self.step.device.type != "cpu" or torch.compiler.is_compiling():  # to read the step would make the host wait
+            return _branches(filters, self.branches, self.seed, index, self.step)
+        block, within = divmod(int(self.step), _STEPS_AT_ONCE)
+        return _branches_of_block(filters, self.branches, self.seed, int(index), block)[within]
 
     def extra_repr(self) -> str:
         """The options, for ``print(module)``."""
         return f"branches={self.branches}, seed={self.seed}"
+
+
+def _branches(filters: int, branches: int, seed: int, index: Tensor | int, step: Tensor) -> Tensor:
+    """int64 of shape (filters,), for steps of shape (N, 1) of shape (N, filters)."""
+    drawn = draws(0, filters, seed=seed, stream=BRANCH_STREAM, index=index, step=step, device=step.device)
+    # With 2, 4 or 8 branches each has exactly the same share of the 2^16 draws; else they differ by one draw.
+    return drawn.to(torch.int64) * branches >> 16
+
+
+@functools.lru_cache(maxsize=1024)  # layers
+def _branches_of_block(filters: int, branches: int, seed: int, index: int, block: int) -> Tensor:
+    """Those of _STEPS_AT_ONCE steps, on the CPU."""
+    with lasting_tensors():
+        first = block * _STEPS_AT_ONCE
+        steps = torch.arange(first, first + _STEPS_AT_ONCE, device="cpu").view(-1, 1)
+        return _branches(filters, branches, seed, index, steps)
 
 
 class _NoteBackward(torch.autograd.Function):

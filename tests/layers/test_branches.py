@@ -90,8 +90,9 @@ def test_the_filters_in_the_mean_over_all_draws_are_the_variables(branches, monk
 def test_each_branch_has_its_share_of_the_draws(branches, monkeypatch):
     """Of all 2^16: exactly the same with a power of two, else but for one draw."""
     layer = calibrate_filters(nn.Sequential(nn.Conv2d(1, 1, 1)), branches)[0].filter_branches
-    monkeypatch.setattr("csgd_cuda.layers.branches.draws", lambda begin, end, **_: torch.arange(2**16))
-    counts = torch.bincount(layer._branches(2**16, layer.step), minlength=branches)
+    monkeypatch.setattr("csgd_cuda.layers.branches.draws", lambda begin, end, **_: torch.arange(2**16).view(1, -1))
+    monkeypatch.setattr("csgd_cuda.layers.branches._STEPS_AT_ONCE", 1)
+    counts = torch.bincount(layer.branch(2**16), minlength=branches)
     assert counts.sum() == 2**16
     assert counts.max() - counts.min() <= (0 if branches in (1, 2, 4, 8) else 1)
 
@@ -187,6 +188,16 @@ def test_resumes_exactly(way, device):
         assert all(map(torch.equal, branches_of(other), expected))
         for a, b in zip(train(model, first=3), train(other, first=3), strict=True):
             assert_same_bits(a, b)
+
+
+def test_a_pass_in_inference_mode_does_not_disturb_training():
+    """What is drawn there is kept for later steps, and is of the CPU whatever the default device is."""
+    model, other = calibrated(seed=77), calibrated(seed=77)  # a seed of which nothing has been drawn
+    x = images()
+    with torch.inference_mode(), torch.device("meta"):
+        model(x)
+    for a, b in zip(train(model), train(other), strict=True):
+        assert_same_bits(a, b)
 
 
 def test_casts_and_devices_leave_the_counts(device):
