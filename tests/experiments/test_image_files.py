@@ -144,6 +144,14 @@ def make_folder(root, each=3):
     return root
 
 
+def training_of(root):
+    """The arguments of a short training on the images in ``root``."""
+    return [
+        "classification", "--workers", "1", "--data", "imagefolder", "--data-dir", str(root), "--model", "small",
+        "--seeds", "0", "--methods", "sgd", "--epochs", "1", "--out", str(root / "out"),
+    ]  # fmt: skip
+
+
 def damage(folder):
     """Files that cannot be read, {name: a word of what is said of it}."""
     Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "whole.jpg")
@@ -202,20 +210,7 @@ def test_unreadable_files_are_skipped_counted_and_named(tmp_path, capsys):
 
 def test_the_option_to_skip_is_on_the_command_line(no_plots, tmp_path, capsys):
     damage(make_folder(tmp_path) / "val" / "red")
-    arguments = [
-        "classification",
-        "--workers",
-        "1",
-        "--data",
-        "imagefolder",
-        "--data-dir",
-        str(tmp_path),
-        "--model",
-        "small",
-        "--seeds",
-        "0",
-    ]
-    arguments += ["--methods", "sgd", "--epochs", "1", "--out", str(tmp_path / "out")]
+    arguments = training_of(tmp_path)
     assert main(arguments) == 2
     assert "7 of 19 image files are not readable" in capsys.readouterr().err
     assert main([*arguments, "--skip-unreadable"]) == 0
@@ -279,20 +274,7 @@ def test_any_file_name_is_trained_on_or_named(name, no_plots, tmp_path, capsys):
         os.rename(tmp_path / part / "red", os.fsencode(tmp_path / part) + b"/" + ODD[name])
     red = os.fsencode(tmp_path / "train") + b"/" + ODD[name]
     os.rename(red + b"/0.png", red + b"/" + ODD[name] + b".png")
-    arguments = [
-        "classification",
-        "--workers",
-        "1",
-        "--data",
-        "imagefolder",
-        "--data-dir",
-        str(tmp_path),
-        "--model",
-        "small",
-        "--seeds",
-        "0",
-    ]
-    arguments += ["--methods", "sgd", "--epochs", "1", "--out", str(tmp_path / "out"), "--loaders", "1"]
+    arguments = [*training_of(tmp_path), "--loaders", "1"]
     assert main(arguments) == 0
     capsys.readouterr()
     create_task.cache_clear()
