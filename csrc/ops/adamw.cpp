@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operator csgd_cuda::calibrated_adamw_, the step of CalibratedAdamW.
-#include "adamw.h"
-
+#include "bindings.h"
 #include "python_function.h"
 #include "step_operator.h"
 

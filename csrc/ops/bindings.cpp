@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module csgd_cuda._C: how it was built, and operators of torch.ops.csgd_cuda as functions.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <torch/version.h>
 
 #include "../cpu/step_cpu.h"
-#include "adamw.h"
-#include "calibrate_grad.h"
-#include "csgd.h"
-#include "plan.h"
 
 #if CSGD_WITH_CUDA
 #include "../cuda/step_cuda.h"

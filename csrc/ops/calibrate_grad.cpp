@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operator csgd_cuda::calibrate_grad: a gradient in, its calibration out. csgd_cuda.calibrate_grad documents it.
-#include "calibrate_grad.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -16,6 +14,7 @@
 #include "../core/params.h"
 #include "../cpu/calibrate_grad_cpu.h"
 #include "arguments.h"
+#include "bindings.h"
 #include "python_function.h"
 #include "tensors.h"
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operator csgd_cuda::csgd_, the step of CSGD.
-#include "csgd.h"
-
+#include "bindings.h"
 #include "python_function.h"
 #include "step_operator.h"
 
