@@ -152,7 +152,7 @@ class CalibratedOptimizer(Optimizer):
     _make_step_uncompiled = _disable_dynamo(_make_step)
 
     def _find_idle(self, plan: StepPlan | None) -> set[Tensor]:
-        """The parameters that the step only gives their state; none where ``plan``, that of the last step, holds."""
+        """The parameters for which this step only makes the state; none where the last step's ``plan`` still holds."""
         if torch.compiler.is_compiling():
             return set()
         if plan is None:

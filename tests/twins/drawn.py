@@ -66,7 +66,7 @@ SCALES = [(2.0, 0.0), (1024.0, 0.0), (None, 0.0), (2.0, None), (0.0, 1.0), (1.0,
 
 
 def of_its_optimizer(strategies):
-    """``strategies``: by optimizer; that of the one which the machine has."""
+    """The strategy of the machine's optimizer, among ``strategies`` by optimizer."""
     return st.runner().flatmap(lambda machine: strategies[machine.optimizer_class])
 
 
