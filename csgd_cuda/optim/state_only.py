@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def only_get_state(param_groups: list[Group], state: State, *, reads_steps: bool) -> set[Tensor]:
-    """The parameters that the step only gives their state.
+    """The parameters for which the step only makes the state.
 
     Gradients are read, and with a GPU waited for, only where a parameter has made no step and its learning rate is 0.
     The value of a learning rate on a GPU is not known here, nor are gradients while a CUDA graph is captured.
