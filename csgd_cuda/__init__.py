@@ -19,9 +19,10 @@ from .layers.module import GradientCalibration
 from .optim.adamw import CalibratedAdamW
 from .optim.csgd import CSGD
 from .optim.functional import calibrated_adamw_, csgd_
-from .pruning.export import export_pruned, to_semi_structured
+from .pruning.export import export_pruned
 from .pruning.hard_threshold import hard_threshold_
 from .pruning.options import PruningOptions
+from .pruning.semi_structured import to_semi_structured
 
 __all__ = [
     "CSGD",

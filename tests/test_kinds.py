@@ -170,6 +170,7 @@ FUNCTIONS = {
     "number_layers": (csgd_cuda.number_layers, ["model"]),
     "uncalibrate": (csgd_cuda.uncalibrate, ["model"]),
     "to_semi_structured": (csgd_cuda.to_semi_structured, ["model"]),
+    "export_pruned": (csgd_cuda.export_pruned, ["model"]),
 }  # fmt: skip
 CASES = [(function, name) for function, (_, names) in FUNCTIONS.items() for name in names]
 
@@ -194,7 +195,6 @@ def test_all_options_are_tried():
             assert wrong_values(name, function), (function, name)
     assert {name for name in csgd_cuda.__all__ if name[0].islower()} - set(FUNCTIONS) == {
         "show_config",  # has no arguments
-        "export_pruned",  # tests/pruning/test_export_pruned.py
     }
 
 

@@ -274,7 +274,7 @@ def test_the_suite_takes_the_tests_of_the_gpu():
     )
     assert done.returncode == 0, done.stdout[-2000:]
     files = {line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
-    needed = {"cuda/test_cuda", "twins/test_stateful", "pruning/test_export_pruned", "distributed/test_nccl"}
+    needed = {"cuda/test_cuda", "twins/test_stateful", "pruning/test_semi_structured", "distributed/test_nccl"}
     assert files >= {f"tests/{name}.py" for name in needed}
     assert "tests/cuda/test_emulation.py" not in files
     assert not files & set(gpu_suite.BITS)

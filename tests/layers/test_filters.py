@@ -251,7 +251,7 @@ def test_pruning_of_filters_counts_base_filters(optimizer_class):
     assert_same_bits(model[0].filters().flatten(1).any(1), alive.repeat_interleave(4))
     with pytest.raises(TypeError, match="GCConv2d"):
         export_pruned(model)
-    assert export_pruned(fold(nn.Sequential(model, nn.Conv2d(8, 2, 1))))[0].weight.shape[0] == 4
+    assert export_pruned(fold(nn.Sequential(model, nn.Conv2d(8, 2, 1))))[0][0].weight.shape[0] == 4
 
 
 # fold.
