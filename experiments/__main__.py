@@ -23,6 +23,7 @@ PROGRAMS = {
     "detection": ("experiments.detection.program", "objects in scenes: SGD, CSGD and the calibration layer"),
     "degraded": ("experiments.degraded.program", "classification of degraded images, by CSGD and SGD"),
     "pruning": ("experiments.pruning.program", "accuracy against sparsity"),
+    "gclayer": ("experiments.gclayer.program", "the paper's layer beside plain convolutions"),
     "exchanges": ("experiments.network.accuracy", "accuracy with each exchange of gradients, on several processes"),
     "network": ("experiments.network.run", "bytes and times of each exchange on slow links; needs root"),
     "network-model": ("experiments.network.report", "tables of what network has measured, and a model of it"),

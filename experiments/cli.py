@@ -75,8 +75,13 @@ def add_seeds(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], metavar="N", help="(0 1 2)")
 
 
-def add_data(p: argparse._ArgumentGroup, task: str = "classification", model: str = "small") -> None:
-    """Task, data and network."""
+def add_data(
+    p: argparse._ArgumentGroup,
+    task: str = "classification",
+    model: str = "small",
+    models: tuple[str, ...] | None = None,
+) -> None:
+    """Task, data and network. models: its choices, where not all networks will do."""
     p.set_defaults(task=task)
     add_source(p, " or imagefolder" if task == "classification" else "")
     p.add_argument(
@@ -86,13 +91,20 @@ def add_data(p: argparse._ArgumentGroup, task: str = "classification", model: st
         metavar="N",
         help="hold out the last N training images: validation (0)",
     )
+    p.add_argument(
+        "--shrink",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="train on the mean of each N x N pixels, which takes N x N times less time (1)",
+    )
     p.add_argument("--augment", action="store_true", help="random crops and flips, or new scenes in each epoch")
     p.add_argument("--loaders", type=number(int, 0), default=0, metavar="N", help="processes that read image files (0)")
     p.add_argument(
         "--skip-unreadable", action="store_true", help="leave out image files that cannot be read, and name them"
     )
-    names = ", ".join(NAMES) if task == "classification" else "fcos, fcos-wide"
-    p.add_argument("--model", metavar="NAME", default=model, help=f"{names} (%(default)s)")
+    names = ", ".join(models or NAMES) if task != "detection" else "fcos, fcos-wide"
+    p.add_argument("--model", metavar="NAME", choices=models, default=model, help=f"{names} (%(default)s)")
 
 
 def add_source(p: argparse._ArgumentGroup, more: str = "") -> None:
@@ -185,7 +197,14 @@ def threads(args: argparse.Namespace) -> int | None:
 def data_options(args: argparse.Namespace) -> DataOptions:
     """Of what add_data() has added."""
     return DataOptions(
-        args.data, args.data_dir, args.limit, args.holdout, args.augment, args.loaders, args.skip_unreadable
+        args.data,
+        args.data_dir,
+        args.limit,
+        args.holdout,
+        args.augment,
+        args.loaders,
+        args.skip_unreadable,
+        args.shrink,
     )
 
 

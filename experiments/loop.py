@@ -65,7 +65,7 @@ class Training:
 
     def _build_model(self) -> nn.Module:
         run = self.run
-        model = self.task.build_model(run.model, run.seed)
+        model = self.task.build_model(run.method.network(run.model), run.seed)
         memory_format = torch.channels_last if run.execution.channels_last else torch.preserve_format
         model = model.to(device=self.device, dtype=self.dtype, memory_format=memory_format)
         model = keep_float32_statistics(model)

@@ -36,6 +36,10 @@ class Method:
         """For the log; JSON values."""
         return {"method": self.name, "calibration": self.calibration}
 
+    def network(self, name: str) -> str:
+        """The network that is built where ``name`` is compared."""
+        return name
+
     def calibrate(self, model: nn.Module, seed: int) -> None:
         """Puts calibration layers into the model, where the method is that."""
         if self.name.startswith("layer"):

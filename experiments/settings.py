@@ -67,6 +67,8 @@ class Run:
         """
         reading = ("directory", "loaders", "skip_unreadable")
         data = {key: value for key, value in asdict(self.data).items() if key not in reading}
+        if data["shrink"] == 1:
+            del data["shrink"]  # as in logs of the time before there was this option
         return {
             "task": self.task,
             "data": data,

@@ -18,6 +18,7 @@ TASKS = {
     "detection": ("experiments.detection.task", "Detection"),
     "degraded": ("experiments.degraded.task", "Degraded"),
     "pruning": ("experiments.pruning.task", "Pruning"),
+    "gclayer": ("experiments.gclayer.task", "FilterComparison"),
 }
 
 
@@ -41,6 +42,7 @@ class DataOptions:
     holdout: the last ``holdout`` of all training images become the validation set and are not trained on.
     augment: vary the training images at random (what that means is up to the data set).
     loaders: processes that read images, for data sets that do not fit into memory; 0: none.
+    shrink: the mean of each square of so many pixels a side takes its place; 1 leaves images as they are.
     skip_unreadable: image files that cannot be read are left out; otherwise they are an error.
     """
 
@@ -51,6 +53,7 @@ class DataOptions:
     augment: bool = False
     loaders: int = 0
     skip_unreadable: bool = False
+    shrink: int = 1
 
 
 class Task(ABC):

@@ -39,6 +39,8 @@ class ImageFolder(Classifier):
     @classmethod
     def create(cls, options: DataOptions) -> ImageFolder:
         """On the folders train and val in the directory."""
+        if options.shrink != 1:
+            raise UserError("--shrink: image files are scaled to one size when they are read; leave it out.")
         return cls(image_folder.scan(options.directory, options.skip_unreadable), options)
 
     def about(self) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def load(options: DataOptions) -> ImageSet:
     if options.data not in READERS:
         others = "" if options.data == "imagefolder" else ", imagefolder"  # which a program reads itself, or not at all
         raise UserError(f"--data {options.data}: not among {', '.join(READERS)}{others}.")
-    return READERS[options.data](options.data, options.directory).divided(options.limit, options.holdout)
+    images = READERS[options.data](options.data, options.directory).shrunk(options.shrink)
+    return images.divided(options.limit, options.holdout)
 
 
 __all__ = ["CLASS_NAMES", "READERS", "ImageSet", "Split", "load"]

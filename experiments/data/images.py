@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tools.program import UserError
@@ -63,6 +64,15 @@ class ImageSet:
         held = Split(images[total - holdout :], labels[total - holdout :]) if holdout else None
         return replace(self, train=train, validation=held)
 
+    def shrunk(self, factor: int) -> ImageSet:
+        """With the mean of each square of ``factor`` x ``factor`` pixels, rounded, in place of the square."""
+        if factor == 1:
+            return self
+        height, width = self.train.images.shape[2:]
+        if height % factor or width % factor:
+            raise UserError(f"--shrink {factor}: does not divide the {height} x {width} pixels of {self.name}.")
+        return replace(self, **{name: _shrunk(getattr(self, name), factor) for name in ("train", "test")})
+
     def checksum(self) -> str:
         """CRC-32 of all images and labels as 8 hexadecimal digits."""
         crc = 0
@@ -84,3 +94,8 @@ class ImageSet:
         std = (squares.double() / count - mean * mean).clamp(min=0).sqrt()
         std[std == 0] = 1.0  # constant images have no spread; 1 leaves them as they are
         return mean.float()[:, None, None], std.float()[:, None, None]
+
+
+def _shrunk(split: Split, factor: int) -> Split:
+    chunks = (F.avg_pool2d(chunk.float(), factor).round().to(torch.uint8) for chunk in split.images.split(_CHUNK))
+    return Split(torch.cat(list(chunks)), split.labels)

@@ -16,6 +16,7 @@ from .lenet import SMALLEST_SIDE as LENET_SIDE
 from .lenet import LeNet
 from .resnet import CifarResNet
 from .small import SmallCNN
+from .vgg_small import SmallVGG
 from .wide_resnet import WideResNet
 
 _SMALL_WIDTH = 32  # channels after the first layer
@@ -41,7 +42,10 @@ _NETWORKS = {
     "small": _Network(lambda s: SmallCNN(s.classes, _SMALL_WIDTH, s.channels)),
     "lenet": _Network(lambda s: LeNet(s.channels, s.size, s.classes), LENET_SIDE),
     "vgg": _Network(lambda s: _of_torchvision().build_vgg(s.channels, s.classes)),
+    "vgg-small": _Network(lambda s: SmallVGG(s.channels, s.classes)),
+    "vgg-small-half": _Network(lambda s: SmallVGG(s.channels, s.classes, (16, 32, 64))),
     "resnet20": _Network(lambda s: CifarResNet(20, s.channels, s.classes)),
+    "resnet20-half": _Network(lambda s: CifarResNet(20, s.channels, s.classes, width=8)),
     "resnet56": _Network(lambda s: CifarResNet(56, s.channels, s.classes)),
     "wrn16-4": _Network(lambda s: WideResNet(16, 4, s.channels, s.classes)),
     "wrn28-10": _Network(lambda s: WideResNet(28, 10, s.channels, s.classes)),

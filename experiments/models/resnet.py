@@ -10,13 +10,16 @@ from .blocks import BasicBlock, conv3x3, initialise, stages
 
 
 class CifarResNet(nn.Module):
-    """Images [B, C, H, W] to logits [B, classes]: ``depth`` = 6 n + 2 layers in three stages."""
+    """Images [B, C, H, W] to logits [B, classes]: ``depth`` = 6 n + 2 layers in three stages.
 
-    def __init__(self, depth: int, channels: int, classes: int):
+    width: channels of the first stage; the others have twice and four times as many.
+    """
+
+    def __init__(self, depth: int, channels: int, classes: int, width: int = 16):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(channels, 16), nn.BatchNorm2d(16)
-        self.stages, width = stages(BasicBlock, 16, [16, 32, 64], [(depth - 2) // 6] * 3)
-        self.head = nn.Linear(width, classes)
+        self.conv1, self.bn1 = conv3x3(channels, width), nn.BatchNorm2d(width)
+        self.stages, last = stages(BasicBlock, width, [width, 2 * width, 4 * width], [(depth - 2) // 6] * 3)
+        self.head = nn.Linear(last, classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ _REPORTS = {
     "detection": "experiments.report.comparison",
     "degraded": "experiments.degraded.report",
     "pruning": "experiments.pruning.report",
+    "gclayer": "experiments.gclayer.report",
 }
 
 

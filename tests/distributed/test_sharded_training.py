@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, CalibratedAdamW
 from csgd_cuda.distributed import bounds
 
 from ..helpers import make_params
@@ -19,7 +19,7 @@ from .launch import run
 from .test_sharded import OPTIONS, STEPS, assert_same_everything, everything, gradients, stepped
 
 
-def trained_by_fully_shard(rank):
+def trained_by_fully_shard(rank, optimizer_class, options):
     """Loss before and after a real training with fully_shard, with tensor parallel below it, and what ranks hold."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
@@ -29,7 +29,7 @@ def trained_by_fully_shard(rank):
     plan = {"0": SequenceParallel(), "1": ColwiseParallel(), "3": RowwiseParallel()}
     parallelize_module(model, mesh["tensor"], plan)
     fully_shard(model, mesh=mesh["data"])
-    optimizer = CSGD(model.parameters(), lr=0.05, momentum=0.9, calibration=0.5)
+    optimizer = optimizer_class(model.parameters(), lr=0.05, calibration=0.5, **options)
     x = torch.randn(8, 2, 6, generator=torch.Generator().manual_seed(mesh.get_local_rank("data")))
     losses = []
     for _ in range(12):
@@ -47,9 +47,12 @@ def trained_by_fully_shard(rank):
             "density": optimizer.density(), "bounds": optimizer.lipschitz_bounds()}  # fmt: skip
 
 
-def test_training_with_fully_shard_and_tensor_parallel():
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"), [(CSGD, {"momentum": 0.9}), (CalibratedAdamW, {})], ids=["CSGD", "AdamW"]
+)
+def test_training_with_fully_shard_and_tensor_parallel(optimizer_class, options):
     """Parameters split twice, replicated, and with gradients that are pending sums."""
-    ranks = run(4, trained_by_fully_shard)
+    ranks = run(4, trained_by_fully_shard, optimizer_class, options)
     for rank in ranks:
         assert rank["losses"][-1] < 0.7 * rank["losses"][0]
         assert_same_everything(ranks[0]["all"], rank["all"], "ranks")
@@ -59,14 +62,14 @@ def test_training_with_fully_shard_and_tensor_parallel():
     assert len(set(ranks[0]["placements"])) > 1
 
 
-def scaled_steps(rank, fused):
+def scaled_steps(rank, optimizer_class, fused):
     """GradScaler with an Inf in one rank's part of one gradient; the states after the step and after a good one."""
     mesh = init_device_mesh("cpu", (2,))
     params = [
         torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
         for p in make_params([(5, 3), (4,)], torch.float32)
     ]
-    optimizer = CSGD(params, **OPTIONS, fused=fused)
+    optimizer = optimizer_class(params, **(OPTIONS if optimizer_class is CSGD else {"lr": 0.1}), fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     out = []
     for spoiled in (False, True, False):
@@ -82,8 +85,8 @@ def scaled_steps(rank, fused):
 
 
 @pytest.mark.parametrize("fused", [None, True], ids=["scaler unscales", "kernel unscales"])
-def test_overflow_in_one_part_skips_the_step_everywhere(fused):
-    for first, spoiled, good in run(2, scaled_steps, fused):
+def test_overflow_in_one_part_skips_the_step_everywhere(fused, optimizer_class):
+    for first, spoiled, good in run(2, scaled_steps, optimizer_class, fused):
         assert_same_everything(first, spoiled, "after an overflow")
         assert dict(good)["step 0"] == dict(first)["step 0"] + 1
 

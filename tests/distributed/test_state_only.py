@@ -37,13 +37,14 @@ def test_a_gradient_on_one_process_is_a_step_on_all():
         assert bounds == [1.0, 0.0, 1.0, 1.0, 0.0]
 
 
-def training(rank, asks_for_state):
+def training(rank, optimizer_class, asks_for_state):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
-    optimizer = CSGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.5)
+    momentum = {"momentum": 0.9, "dampening": 0.5} if optimizer_class is CSGD else {"betas": (0.5, 0.9)}
+    optimizer = optimizer_class(model.parameters(), lr=0.1, **momentum)
     if asks_for_state:
         get_optimizer_state_dict(model, optimizer)
     for step in range(3):
@@ -54,6 +55,7 @@ def training(rank, asks_for_state):
     return everything(list(model.parameters()), optimizer)
 
 
-def test_a_state_dict_of_a_fresh_optimizer_leaves_a_sharded_training_as_it_is():
-    for plain, asked in zip(run(2, training, False), run(2, training, True), strict=True):
+def test_a_state_dict_of_a_fresh_optimizer_leaves_a_sharded_training_as_it_is(optimizer_class):
+    of_both = (run(2, training, optimizer_class, asks_for_state) for asks_for_state in (False, True))
+    for plain, asked in zip(*of_both, strict=True):
         assert_same_everything(plain, asked, "after get_optimizer_state_dict")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import data
+from experiments import cli, data
+from experiments.cli import Parser
 from experiments.data import image_folder
 from experiments.data.augment import Augmentation, shift_and_mirror
 from experiments.seeding import order
@@ -162,6 +163,26 @@ def test_missing_and_damaged_archives_are_named(tmp_path):
 def test_more_images_than_there_are_cannot_be_asked_for(options):
     with pytest.raises(UserError, match=r"--limit and --holdout: digits has 1297 training images"):
         data.load(DataOptions("digits", **options))
+
+
+def test_shrinking_takes_the_rounded_mean_of_each_square():
+    whole, half = (data.load(DataOptions("digits", holdout=10, shrink=shrink)) for shrink in (1, 2))
+    for name in ("train", "validation", "test"):
+        images, small = getattr(whole, name).images.double(), getattr(half, name).images
+        assert small.dtype == torch.uint8
+        means = images.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5))
+        assert torch.equal(means.round(), small.double())
+        assert torch.equal(getattr(whole, name).labels, getattr(half, name).labels)
+
+
+def test_an_option_that_leaves_the_images_alone_is_not_a_new_setting():
+    args = Parser()
+    cli.add_comparison(args, "classification", "small")
+    plain, shrunk = (
+        cli.comparison(args.parse_args([*more, "--out", "x"]))[0].settings() for more in ([], ["--shrink", "2"])
+    )
+    assert "shrink" not in plain["data"]
+    assert shrunk["data"]["shrink"] == 2
 
 
 def test_inputs_have_mean_0_and_deviation_1_in_each_channel():
