@@ -233,7 +233,8 @@ def overwritten_view(m, x):
     (lambda m, x: m.other(x), {"other": nn.Linear(10, 10)}), (lambda m, x: m.other(x), {"other": nn.Flatten(2, 2)}),
     (lambda m, x: m.norm(m.norm(x)), {}),
     (lambda m, x: F.conv2d(x, m.other.weight) + m.other(x), {"other": nn.Conv2d(8, 8, 1)}),
-    (lambda m, x: (m.norm(x), x)[1], {}), (overwritten, {"other": nn.Conv2d(8, 8, 1), "third": nn.Conv2d(8, 8, 1)}), (overwritten_view, {}),
+    (lambda m, x: (m.norm(x), x)[1], {}), (overwritten_view, {}),
+    (overwritten, {"other": nn.Conv2d(8, 8, 1), "third": nn.Conv2d(8, 8, 1)}),
 ])  # fmt: skip
 def test_channels_that_go_elsewhere_stay(between, modules):
     model = made(between, norm=nn.BatchNorm2d(8), **modules)
