@@ -163,7 +163,7 @@ def add_execution(p: argparse._ArgumentGroup, numbers: bool = True) -> None:
         metavar="N",
         help="threads of torch on the CPU, in each training; on a busy machine several mostly wait for each other. "
         "Results depend on the number only as far as torch's own arithmetic does (default: 1 for "
-        f"{' and '.join(SMALL)} and with several workers, else torch's choice)",
+        f"{', '.join(SMALL)} and with several workers, else torch's choice)",
     )
 
 

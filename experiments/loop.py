@@ -42,16 +42,7 @@ class Training:
         self.task = task.to(self.device, self.dtype, run.execution.channels_last)
         torch.manual_seed(run.seed)  # for dropout
         self.model = self._build_model()
-        recipe = run.recipe
-        self.optimizers = run.method.optimizers(
-            self.model,
-            run.lr,
-            run.seed,
-            self.steps,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
+        self.optimizers = self._make_optimizers()
         scales = run.execution.amp and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self.rows: list[Row] = []
@@ -74,6 +65,18 @@ class Training:
             model.compile()
         return model
 
+    def _make_optimizers(self) -> list[Optimizer]:
+        run, recipe = self.run, self.run.recipe
+        return run.method.optimizers(
+            self.model,
+            run.lr,
+            run.seed,
+            self.steps,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+
     def train_epoch(self, after_step: Callable[[], object]) -> None:
         """Train one epoch and append its row."""
         epoch, recipe = len(self.rows), self.run.recipe
@@ -84,7 +87,8 @@ class Training:
         start = time.perf_counter()
         for i, (inputs, targets) in enumerate(batches):
             step = epoch * len(batches) + i
-            self.run.method.before_step(self.model, step, recipe.epochs * len(batches))
+            if self.run.method.before_step(self.model, step, recipe.epochs * len(batches)):
+                self.optimizers = self._make_optimizers()  # without momentum
             for optimizer in self.optimizers:
                 set_lr(optimizer, self.run.lr * recipe.schedule.factor(step, len(batches)))
             # Never step 0: the very first of a training is exact SGD, all coordinates move.
@@ -138,7 +142,7 @@ class Training:
         """After the last epoch: what is measured once."""
         self.run.method.after_training(self.model)
         with self._autocast():
-            self.results = self.task.final(self.model, self.run.seed)
+            self.results = self.task.final(self.model, self.run.model, self.run.seed)
 
     def _autocast(self):
         if not self.run.execution.amp:

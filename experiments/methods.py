@@ -61,8 +61,9 @@ class Method:
             return csgd_cuda.CSGD(model.parameters(), lr=lr, calibration=self.calibration, seed=seed, **options)
         return torch.optim.SGD(model.parameters(), lr=lr, **options)
 
-    def before_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """Called before step ``step`` (from 0) of ``steps``."""
+    def before_step(self, model: nn.Module, step: int, steps: int) -> bool:
+        """Called before step ``step`` (from 0) of ``steps``. True: the model has other parameters now."""
+        return False
 
     def after_training(self, model: nn.Module) -> None:
         """Called after the last epoch."""

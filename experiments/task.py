@@ -101,8 +101,8 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         """The metrics on a split, in the order of ``metrics``. Calls model.eval() and cast() itself."""
 
-    def final(self, model: nn.Module, seed: int) -> Any:
-        """What is measured once, after the last epoch; JSON values, None for nothing."""
+    def final(self, model: nn.Module, name: str, seed: int) -> Any:
+        """What is measured once, after the last epoch; JSON values, None for nothing. name: as for build_model()."""
         return None
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Task:

@@ -119,7 +119,7 @@ class Degraded(Task):
         return {}
 
     @torch.no_grad()
-    def final(self, model: Together, seed: int) -> dict[str, Any]:
+    def final(self, model: Together, name: str, seed: int) -> dict[str, Any]:
         """parameters: numbers of weights; conditions: for each of the mixture's conditions the condition, accuracy (0
         to 1) per regime, mean error per estimate.
 

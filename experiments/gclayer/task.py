@@ -27,7 +27,7 @@ class FilterComparison(Classification):
         return cls(data.load(options), options.augment)
 
     @torch.no_grad()
-    def final(self, model: nn.Module, seed: int) -> dict[str, Any]:
+    def final(self, model: nn.Module, name: str, seed: int) -> dict[str, Any]:
         """parameters, folded: numbers of parameters in training and of the folded network; same: whether both give the
         same bits for a batch of test images; inference_ms: median time of the folded network's forward pass for it."""
         plain = fold(model.eval())

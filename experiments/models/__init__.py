@@ -12,6 +12,8 @@ from torch import nn
 from experiments.seeding import seeded
 from tools.program import UserError
 
+from .chain import SMALLEST_SIDE as CHAIN_SIDE
+from .chain import build_chain
 from .lenet import SMALLEST_SIDE as LENET_SIDE
 from .lenet import LeNet
 from .resnet import CifarResNet
@@ -41,9 +43,10 @@ class _Network:
 _NETWORKS = {
     "small": _Network(lambda s: SmallCNN(s.classes, _SMALL_WIDTH, s.channels)),
     "lenet": _Network(lambda s: LeNet(s.channels, s.size, s.classes), LENET_SIDE),
+    "chain": _Network(lambda s: build_chain(s.channels, s.classes), CHAIN_SIDE),
     "vgg": _Network(lambda s: _of_torchvision().build_vgg(s.channels, s.classes)),
-    "vgg-small": _Network(lambda s: SmallVGG(s.channels, s.classes)),
-    "vgg-small-half": _Network(lambda s: SmallVGG(s.channels, s.classes, (16, 32, 64))),
+    "vgg-small": _Network(lambda s: SmallVGG(s.channels, s.size, s.classes)),
+    "vgg-small-half": _Network(lambda s: SmallVGG(s.channels, s.size, s.classes, (16, 32, 64))),
     "resnet20": _Network(lambda s: CifarResNet(20, s.channels, s.classes)),
     "resnet20-half": _Network(lambda s: CifarResNet(20, s.channels, s.classes, width=8)),
     "resnet56": _Network(lambda s: CifarResNet(56, s.channels, s.classes)),
@@ -53,7 +56,7 @@ _NETWORKS = {
     "resnet50": _Network(lambda s: _of_torchvision().build_resnet("resnet50", s.channels, s.classes)),
 }
 NAMES = (*_NETWORKS, f"{_TIMM}NAME")
-SMALL = ("small", "lenet")  # a step takes so little that threads mostly wait for each other
+SMALL = ("small", "lenet", "chain")  # a step takes so little that threads mostly wait for each other
 
 
 def build(name: str, seed: int, shape: Shape) -> nn.Module:

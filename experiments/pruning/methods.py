@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import prune
 
 from csgd_cuda import CSGD
 from experiments.methods import Method
+from tools.program import UserError
 
-DENSE, ONE_SHOT = "dense", "one-shot"
-# Name: what it is called in tables, and its options of CSGD; one-shot has none, since torch.nn.utils.prune drops the
-# weights of least magnitude at once.
+DENSE, ONE_SHOT, TORCH_PRUNING = "dense", "one-shot", "torch-pruning"
+# Name: what it is called in tables, and its options of CSGD. The last two have none: torch.nn.utils.prune drops the
+# weights of least magnitude at once, and torch-pruning takes channels out of the network, in sums of all layers alike.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "threshold": ("hard thresholding, momentum kept", {"dropped_momentum": "keep"}),
     "threshold-cleared": ("hard thresholding, momentum cleared", {"dropped_momentum": "clear"}),
     "threshold-frozen": ("hard thresholding, regrow=False", {"dropped_momentum": "keep", "regrow": False}),
     ONE_SHOT: ("one-shot, torch.nn.utils.prune", {}),
+    TORCH_PRUNING: ("one-shot, torch-pruning", {}),
 }
+
+_SIDE = 32  # pixels of the image that torch-pruning follows through the network
 
 
 @dataclass(frozen=True)
@@ -48,28 +54,53 @@ class Pruned(Method):
         Hard thresholding raises the sparsity along a cubic ramp from a quarter to half of the steps.
         """
         pruned: dict[str, Any] = {"params": [p for p in model.parameters() if p.dim() == 4]}
-        if self.name not in (DENSE, ONE_SHOT):
+        if self.name not in (DENSE, ONE_SHOT, TORCH_PRUNING):
             ramp = ("cubic", steps // 4, steps // 2)
             pruned |= {"sparsity": self.sparsity, "sparsity_schedule": ramp, "structure": self.structure}
             pruned |= METHODS[self.name][1]
         groups = [pruned, {"params": [p for p in model.parameters() if p.dim() != 4]}]
         return CSGD(groups, lr=lr, calibration=self.calibration, seed=seed, **options)
 
-    def before_step(self, model: nn.Module, step: int, steps: int) -> None:
+    def before_step(self, model: nn.Module, step: int, steps: int) -> bool:
         """One-shot pruning, before the second half of the steps."""
-        if self.name != ONE_SHOT or step != steps // 2:
-            return
-        for layer in _convolutions(model):
+        if step != steps // 2:
+            return False
+        if self.name == TORCH_PRUNING:
+            _take_channels_out(model, self.sparsity)
+            return True
+        for layer in _convolutions(model) if self.name == ONE_SHOT else []:
             if self.structure == "filter":
                 prune.ln_structured(layer, "weight", self.sparsity, n=2, dim=0)
             else:
                 prune.l1_unstructured(layer, "weight", self.sparsity)
+        return False
 
     def after_training(self, model: nn.Module) -> None:
         """Leaves plain weights, as hard thresholding does."""
         for layer in _convolutions(model):
             if prune.is_pruned(layer):
                 prune.remove(layer, "weight")
+
+
+def check_installed(methods: list[str]) -> None:
+    """Raises UserError where a method needs a package that is not there."""
+    if TORCH_PRUNING in methods and importlib.util.find_spec("torch_pruning") is None:
+        raise UserError(f"--methods {TORCH_PRUNING}: it is not installed; pip install torch-pruning.")
+
+
+def _take_channels_out(model: nn.Module, share: float) -> None:
+    """By torch-pruning, of every group of layers that have channels in common; not of the outputs."""
+    import torch_pruning
+
+    first = _convolutions(model)[0].weight
+    example = torch.zeros(1, first.shape[1], _SIDE, _SIDE, dtype=first.dtype, device=first.device)
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    kept = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    model.eval()  # or the statistics of normalizations would take in the example
+    torch_pruning.pruner.BasePruner(
+        model, example, importance=importance, pruning_ratio=share, ignored_layers=kept
+    ).step()
+    model.train()
 
 
 def _convolutions(model: nn.Module) -> list[nn.Module]:

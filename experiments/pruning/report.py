@@ -15,12 +15,21 @@ from .methods import DENSE, METHODS
 VARIED = ("method", "structure", "sparsity", "seed")
 _STRUCTURES = ("element", "filter")
 
+_SIZE_COLUMNS = ["of all", "MFLOPs", "of all", "forward as built, ms", "forward, ms", "times as fast"]
+_SIZES_NOTE = (
+    "Parameters, FLOPs (two for a product and its sum, for one image) and the forward pass (median, batches of up to "
+    '128 images) are those of the exported model; "of all" and "as built": beside the network before pruning, which '
+    "was timed in turn with it."
+)
+
 Cell = tuple[str, str, float]  # structure, method, sparsity
 
 
 def table(experiment: Experiment) -> str:
     """As Markdown."""
-    rows = [["structure", "method", "sparsity", "test accuracy, %", "zeros in convolutions, %", "parameters exported"]]
+    measured = all("flops" in run.results for run in experiment.runs)  # not in logs of earlier versions
+    head = ["structure", "method", "sparsity", "test accuracy, %", "zeros in convolutions, %", "parameters exported"]
+    rows = [head + (_SIZE_COLUMNS if measured else [])]
     cells = _cells(experiment)
     for (structure, method, sparsity), runs in cells.items():
         size = statistics.fmean(run.results["exported"] for run in runs)
@@ -32,6 +41,7 @@ def table(experiment: Experiment) -> str:
                 text(Spread.of([100 * run.epochs[-1]["test_accuracy"] for run in runs]), 2),
                 text(Spread.of([100 * run.results["zeros"] for run in runs]), 1),
                 f"{size:,.0f}",
+                *(_size(runs) if measured else []),
             ]
         )
     worst = max(run.results["difference"] for run in experiment.runs)
@@ -40,10 +50,25 @@ def table(experiment: Experiment) -> str:
         _describe(experiment),
         aligned(rows),
         f"Mean ± standard deviation over {' to '.join(map(str, seeds))} seeds. "
-        f"Largest difference of an exported model's logits, relative to the largest logit: {worst:.1e}.",
+        f"Largest difference of an exported model's logits, relative to the largest logit: {worst:.1e}."
+        + (f" {_SIZES_NOTE}" if measured else ""),
         experiment.environment(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _size(runs: list[RunLog]) -> list[str]:
+    """The columns _SIZE_COLUMNS of the runs of a cell."""
+    mean = {name: statistics.fmean(run.results[name] for run in runs) for name in runs[0].results}
+    times = [run.results["seconds"] / run.results["exported_seconds"] for run in runs]
+    return [
+        f"{mean['exported'] / mean['weights']:.1%}",
+        f"{mean['exported_flops'] / 1e6:.2f}",
+        f"{mean['exported_flops'] / mean['flops']:.1%}",
+        f"{1000 * mean['seconds']:.1f}",
+        f"{1000 * mean['exported_seconds']:.1f}",
+        text(Spread.of(times), 2),
+    ]
 
 
 def write(experiment: Experiment, out: Path) -> list[str]:
@@ -93,4 +118,5 @@ def _describe(experiment: Experiment) -> str:
     common, first = experiment.common, experiment.runs[0]
     limit = common["data"]["limit"]
     images = f", {limit:,} training images" if limit else ""
-    return f"{common['data']['data']}{images}, {common['recipe']['epochs']} epochs, calibration {first.calibration:g}"
+    what = f"{common['data']['data']}{images}, network {common['model']}"
+    return f"{what}, {common['recipe']['epochs']} epochs, calibration {first.calibration:g}"

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classification by a chain of convolutions, and the size of what is left of it."""
+"""Classification by a network that is pruned, and what is left of it: parameters, operations, time."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from csgd_cuda import export_pruned
 from experiments import data
 from experiments.classification.task import Classification
-from experiments.seeding import seeded
 from experiments.task import DataOptions
 
-_WIDTHS = (16, 32, 64)
+_TIMED_BATCH = 128  # images
+_ROUNDS = 15  # forward passes of each network
 
 
 class Pruning(Classification):
@@ -25,27 +28,52 @@ class Pruning(Classification):
         """On one of data.READERS."""
         return cls(data.load(options), options.augment)
 
-    def build_model(self, name: str, seed: int) -> nn.Sequential:
-        """Three convolutions with batch normalisation, and a linear layer."""
-        with seeded(seed):
-            channels, layers = self.size[0], []
-            for width in _WIDTHS:
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                layers += [nn.AvgPool2d(2)] if width < _WIDTHS[-1] else [nn.AdaptiveAvgPool2d(1)]
-                channels = width
-            return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, self.classes))
-
     @torch.no_grad()
-    def final(self, model: nn.Module, seed: int) -> dict[str, Any]:
-        """zeros: share of the convolutions' weights; weights, exported: parameters of the model and of the exported
-        one; difference: the largest between the logits of both for test images, relative to the largest logit."""
+    def final(self, model: nn.Module, name: str, seed: int) -> dict[str, Any]:
+        """The trained model without dead filters, beside the network as it was built.
+
+        zeros: share of the convolutions' weights that are zero or gone; weights, flops, seconds: parameters of the
+        network, operations for one image (two for a product and its sum) and time of a forward pass of _TIMED_BATCH
+        images, as it was built; exported, exported_flops, exported_seconds: of the exported model; difference: the
+        largest between the logits of the trained and the exported model for test images, relative to the largest logit.
+        """
         images, _ = next(iter(self.evaluation_batches("test")))
         inputs = self.cast(self.normalised(images))
         small, logits = export_pruned(model.eval()), model(inputs)
-        weights = [p for p in model.parameters() if p.dim() == 4]
+        built = self.build_model(name, seed).to(self.device, self.dtype, memory_format=self.memory_format).eval()
+        seconds = _seconds([built, small], inputs[:_TIMED_BATCH])
+        left = sum(int((p != 0).sum()) for p in _convolutions(model))
         return {
-            "zeros": sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights),
-            "weights": sum(p.numel() for p in model.parameters()),
+            "zeros": 1 - left / sum(p.numel() for p in _convolutions(built)),
+            "weights": sum(p.numel() for p in built.parameters()),
+            "flops": _flops(built, inputs[:1]),
+            "seconds": seconds[0],
             "exported": sum(p.numel() for p in small.parameters()),
+            "exported_flops": _flops(small, inputs[:1]),
+            "exported_seconds": seconds[1],
             "difference": float((small(inputs) - logits).abs().max() / logits.abs().max()),
         }
+
+
+def _convolutions(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.dim() == 4]
+
+
+def _flops(model: nn.Module, inputs: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops()
+
+
+def _seconds(networks: list[nn.Module], inputs: Tensor) -> list[float]:
+    """Median time of a forward pass of each, taken in turn."""
+    times: list[list[float]] = [[] for _ in networks]
+    for round_ in range(_ROUNDS + 1):
+        for network, taken in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            network(inputs)
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            if round_:  # not the first, in which memory is allocated
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]

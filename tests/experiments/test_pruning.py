@@ -3,12 +3,15 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import grid, loop
 from experiments.__main__ import main
+from experiments.pruning import methods
+from experiments.pruning.methods import Pruned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,6 +33,7 @@ def test_every_method_prunes_to_the_sparsity_and_a_second_call_makes_no_run(tmp_
         assert results["zeros"] >= settings["sparsity"]
         assert results["difference"] <= 1e-5
         assert (settings["structure"] == "filter") == (results["exported"] < 0.5 * results["weights"])
+        assert (settings["structure"] == "filter") == (results["exported_flops"] < 0.5 * results["flops"])
     text = (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
     assert text.count("\n| ") == 2 + 1 + 2 * 4  # the head, dense, the others
     assert "- threads: 1\n" in text
@@ -38,6 +42,45 @@ def test_every_method_prunes_to_the_sparsity_and_a_second_call_makes_no_run(tmp_
     monkeypatch.setattr(grid, "train", None)
     assert main(arguments(tmp_path)) == 0
     assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["vgg-small", "resnet20"])
+def test_filters_of_networks_that_are_no_chain_go(model, tmp_path, capsys):
+    """Of a ResNet those inside the blocks: about half of its weights read or make channels that a sum ties."""
+    options = "--methods", "threshold", "--structures", "filter", "--seeds", "0", "--model", model
+    assert main(arguments(tmp_path, *options, "--limit", "64", "--sparsities", "0", "0.5")) == 0
+    logs = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    for results in (log["results"] for log in logs if log["settings"]["structure"] == "filter"):
+        assert results["difference"] <= 1e-5
+        share = results["exported_flops"] / results["flops"]
+        assert 0.2 < share < (0.35 if model == "vgg-small" else 0.6)
+        assert results["seconds"] > 0 < results["exported_seconds"]
+    text = capsys.readouterr().out
+    assert f"network {model}" in text
+    assert "times as fast" in text
+
+
+def test_channels_that_torch_pruning_takes_out_are_trained_on_without(tmp_path, no_plots):
+    """It puts other parameters into the network, which the optimizer must get."""
+    pytest.importorskip("torch_pruning")
+    options = "--methods", "torch-pruning", "--structures", "filter", "--seeds", "0", "--model", "resnet20"
+    assert main(arguments(tmp_path, *options, "--limit", "32", "--sparsities", "0.5")) == 0
+    ((path),) = tmp_path.glob("*.json")
+    results = json.loads(path.read_text())["results"]
+    assert results["exported"] < 0.5 * results["weights"]
+    assert results["difference"] <= 1e-5
+
+
+def test_after_a_step_that_changes_the_parameters_the_optimizers_are_new(tmp_path, no_plots, monkeypatch):
+    made, real = [], Pruned.optimizer
+    monkeypatch.setattr(Pruned, "before_step", lambda self, model, step, steps: step == 3)
+    monkeypatch.setattr(Pruned, "optimizer", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[-1])
+    options = "--methods", "one-shot", "--structures", "filter", "--seeds", "0", "--sparsities", "0.5"
+    assert main(arguments(tmp_path, *options)) == 0
+    first, second = made
+    steps = [int(optimizer.state[optimizer.param_groups[0]["params"][0]]["step"]) for optimizer in made]
+    assert first is not second
+    assert steps == [3, 3]
 
 
 def test_weights_are_pruned_when_half_of_the_steps_are_made(tmp_path, no_plots, monkeypatch):
@@ -96,12 +139,21 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
     (["--sparsities", "1"], "--sparsities: '1' is not a number from 0 to"),
     (["--epochs", "0"], "--epochs: '0' is not a whole number of at least 1"),
     (["--data", "letters"], "letters"),
+    (["--model", "lenet"], "--model: invalid choice: 'lenet'"),
+    (["--methods", "torch-pruning", "--structures", "element", "--sparsities", "0.5"], "prunes filters only; add filt"),
 ])  # fmt: skip
 def test_errors_are_one_sentence(options, message, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", *options)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda name: None)
+    assert main(arguments(tmp_path, "--methods", "one-shot", "torch-pruning")) == 2
+    assert "--methods torch-pruning: it is not installed; pip install torch-pruning." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--calibration", "--lr"])
