@@ -121,7 +121,7 @@ def _step_of_pooling(node: Node, layout: Layout) -> Step | None:
         return Step(layout, only_zeros=_pads_the_average(nn.AvgPool2d(*node.args[1:], **node.kwargs)))  # type: ignore[arg-type]
     if node.target in (torch.mean, "mean") and set(node.kwargs) <= {"dim", "keepdim"}:
         dims, keeps = _arguments(node, dim=None, keepdim=False)
-        if not isinstance(dims, (tuple, list)) or {d % 4 for d in dims} != {2, 3}:
+        if not isinstance(dims, (tuple, list)) or set(dims) not in ({2, 3}, {-1, -2}):
             return None
         return Step(Layout.IMAGES if keeps else Layout.FLAT)
     return None

@@ -116,4 +116,6 @@ def _note_sizes(module: Any) -> None:
 def _assign(tensors: dict[str, Any], key: str, new: Tensor) -> None:
     """Puts a tensor in place of a parameter, frozen where that was, or of a buffer."""
     old, new = tensors[key], new.detach()
+    if old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last):
+        new = new.contiguous(memory_format=torch.channels_last)
     tensors[key] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new

@@ -187,7 +187,7 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if m not in self.submodule_paths:  # made in the forward itself
+        if m not in (self.submodule_paths or ()):  # made in the forward itself
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)

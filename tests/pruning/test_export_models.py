@@ -342,6 +342,46 @@ def test_a_forward_is_that_of_its_defaults():
     assert_same_outputs(model, pruned, INPUTS)
 
 
+class Named(Model):
+    def forward(self, *, x):
+        return super().forward(x)
+
+
+class Passed(Model):
+    def forward(self, *args, **kwargs):
+        return super().forward(args[0])
+
+
+class Chosen(Model):
+    def forward(self, x, kept=(1, 2), dims=None, **kwargs):
+        return super().forward(x)[:, kept]
+
+
+class WithoutGradients(Model):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Named, Passed, Chosen, WithoutGradients])
+def test_ways_to_take_arguments(kind):
+    torch.manual_seed(0)
+    model = randomised(kind(lambda m, x: x))
+    half_dead(model.first)
+    pruned = export_pruned(model)
+    assert pruned.first.out_channels == 5
+    if kind is Named:
+        model, pruned = (lambda x, m=m: m(x=x) for m in (model, pruned))
+    assert_same_outputs(model, pruned, INPUTS)
+
+
+def test_the_memory_format_of_the_weights_stays():
+    pruned = export_pruned(network("resnet20").to(memory_format=torch.channels_last))
+    for layer in (pruned.stages[0].conv1, pruned.stages[0].conv2):
+        assert layer.weight.shape != (16, 16, 3, 3)
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_forward_that_tells_tensors_from_others_is_followed_as_with_tensors():
     def between(m, x):
         assert isinstance(x, torch.Tensor)
