@@ -101,7 +101,7 @@ def _step_of_module(name: str, source: Node, layout: Layout, modules: Modules) -
     if kind is nn.Flatten:
         return _flattening(layout) if module.start_dim == 1 and module.end_dim == -1 else None
     if kind in _POOLS:
-        if layout is not Layout.IMAGES or getattr(module, "return_indices", False):
+        if layout is not Layout.IMAGES:
             return None
         return Step(layout, only_zeros=isinstance(module, nn.AvgPool2d) and _pads_the_average(module))
     if kind not in NORMS or not isinstance(module, NORMS) or module.running_mean is None or module.running_var is None:
@@ -116,7 +116,7 @@ def _step_of_module(name: str, source: Node, layout: Layout, modules: Modules) -
 def _step_of_pooling(node: Node, layout: Layout) -> Step | None:
     """Of images, by a function or a method."""
     if node.target in _POOL_CALLS:
-        return None if node.kwargs.get("return_indices", False) or any(a is True for a in node.args) else Step(layout)
+        return Step(layout)  # a tuple with indices can only go to something unknown
     if node.target is F.avg_pool2d:
         return Step(layout, only_zeros=_pads_the_average(nn.AvgPool2d(*node.args[1:], **node.kwargs)))  # type: ignore[arg-type]
     if node.target in (torch.mean, "mean") and set(node.kwargs) <= {"dim", "keepdim"}:

@@ -233,6 +233,7 @@ def overwritten_view(m, x):
     (lambda m, x: m.other(x), {"other": nn.Linear(10, 10)}), (lambda m, x: m.other(x), {"other": nn.Flatten(2, 2)}),
     (lambda m, x: m.norm(m.norm(x)), {}),
     (lambda m, x: F.conv2d(x, m.other.weight) + m.other(x), {"other": nn.Conv2d(8, 8, 1)}),
+    (lambda m, x: m.other(x) * m.other.weight.sum(), {"other": nn.Conv2d(8, 8, 1)}),
     (lambda m, x: (m.norm(x), x)[1], {}), (overwritten_view, {}),
     (overwritten, {"other": nn.Conv2d(8, 8, 1), "third": nn.Conv2d(8, 8, 1)}),
 ])  # fmt: skip
@@ -428,8 +429,9 @@ class Drawn(nn.Module):
     """A forward of operations that are drawn; each takes one of the tensors made so far, which have 4 channels."""
 
     FUNCTIONS = (
-        F.relu, torch.sigmoid, lambda x: F.relu(x, inplace=True), lambda x: F.max_pool2d(x, 2, 1), nn.Identity(),
-        lambda x: F.avg_pool2d(x, 3, 1, 1), lambda x: F.avg_pool2d(x, 2, 1), lambda x: x.mean((2, 3), keepdim=True),
+        F.relu, torch.sigmoid, lambda x: F.relu(x, inplace=True), lambda x: F.max_pool2d(x, 3, 2, 1), nn.Identity(),
+        lambda x: F.avg_pool2d(x, 3, 1, 1), lambda x: F.avg_pool2d(x, 3, 2, 1, False, False),
+        lambda x: x.mean((2, 3), keepdim=True),
     )  # fmt: skip
 
     def __init__(self, draws):
