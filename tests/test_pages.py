@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/check_pages.py finds what is wrong with pages, and docs/formulas.py draws formulas that need no server."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import check_pages
+
+from .helpers import DOCS
+
+needs_chromium = pytest.mark.skipif(check_pages.CHROMIUM is None, reason="Chromium not found")
+
+
+def site_of(folder, **pages):
+    """A folder with pages of these bodies, the first of which is index."""
+    for name, body in {"index": "", **pages}.items():
+        page = f"<!doctype html><meta charset=utf-8><title>{name}</title><body>{body}</body>"
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    return folder
+
+
+GOOD = (
+    '<p id="here">A <code>\\frac{a}{b}</code> of $5 or $6</p><a href="other.html#there">there</a><a href="#here"></a>'
+)
+
+
+def test_a_good_site_has_no_faults(tmp_path):
+    site = site_of(tmp_path, index=GOOD, other='<h2 id="there">There</h2><a href="https://example.org/a">elsewhere</a>')
+    assert check_pages.faults_of_files(site) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ('<a href="none.html">', "none.html leads to no file"),
+        ('<a href="index.html#none">', "index.html#none leads to no heading"),
+        ('<a href="#none">', "#none leads to no heading"),
+        ('<img src="none.png">', "none.png leads to no file"),
+        ('<script src="https://example.org/a.js"></script>', "loads https://example.org/a.js from a server"),
+        ('<link rel="stylesheet" href="//example.org/a.css">', "loads //example.org/a.css from a server"),
+        ("<p>let $\\frac12$ be</p>", "shows its source: '$\\\\frac12$'"),
+        ("<p>let $x_{i\n\n1}$ be</p>", "shows its source: '$x_{i\\n\\n1}$'"),
+        ("<p>let \\(x\\) be</p>", "shows its source: '\\\\('"),
+        ("<p>\n| a | b |\n</p>", "shows its source: '| a | b |'"),
+    ],
+)
+def test_fault_of_a_file_is_named(body, fault, tmp_path):
+    faults = check_pages.faults_of_files(site_of(tmp_path, other=body))
+    assert f"other.html: {fault}" in faults
+
+
+@needs_chromium
+def test_chromium_finds_no_fault_in_a_good_site(tmp_path):
+    found = '<div id="search-results"><li><a href="index.html"></a></li></div>'
+    assert check_pages.faults_in_browser(site_of(tmp_path, index=GOOD, search=found)) == []
+
+
+@needs_chromium
+def test_chromium_finds_faults(tmp_path):
+    site = site_of(
+        tmp_path,
+        console="<script>setTimeout(() => { throw new Error('broken script'); })</script>",
+        elsewhere="<script>new Image().src = 'https://example.org/a.png'</script>",
+        missing="<script>new Image().src = 'none.png'</script>",
+        search="nothing is ever found",
+        wide='<div style="width: 1000px">wide</div>',
+    )
+    faults = "\n".join(check_pages.faults_in_browser(site))
+    assert "broken script" in faults
+    assert "https://example.org/a.png" in faults
+    assert "/none.png was wanted by a page and not there" in faults
+    assert "search.html: finds nothing for density" in faults
+    assert "wide.html: 1008 pixels wide in a window of 420" in faults
+    assert "in a window of 1400" not in faults
+
+
+def test_without_chromium_files_are_checked_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check_pages, "CHROMIUM", None)
+    monkeypatch.setattr(sys, "argv", ["check_pages.py", str(site_of(tmp_path, other='<a href="none.html">'))])
+    assert check_pages.main() == 1
+    output = capsys.readouterr().out
+    assert "Chromium not found" in output
+    assert "none.html leads to no file" in output
+
+
+@pytest.fixture
+def formulas(monkeypatch):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("ziamath")
+    monkeypatch.syspath_prepend(str(DOCS))
+    import formulas
+
+    return formulas
+
+
+def test_a_formula_is_a_drawing_by_itself(formulas):
+    drawing = formulas.drawing_of(r"\frac{a}{b}", inline=True)
+    assert drawing.startswith("<svg")
+    assert "<path" in drawing
+    assert 'aria-label="\\frac{a}{b}"' in drawing
+    assert not any(word in drawing for word in ("<text", "<use", "href=", "url(", "id="))
+
+
+@pytest.mark.parametrize("tex", [r"\nosuchcommand{a}", r"\frac{a}"])
+def test_a_formula_that_cannot_be_drawn_is_an_error_that_names_it(tex, formulas):
+    with pytest.raises(formulas.ExtensionError, match="formula") as caught:
+        formulas.drawing_of(tex, inline=True)
+    assert repr(tex) in str(caught.value)
