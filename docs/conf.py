@@ -42,5 +42,13 @@ def widen_pictures(app, doctree):
         picture["width"] = "100%"
 
 
+def keep_figures_together(app, doctree):
+    """In a table, no line break stands between a figure and its deviation."""
+    for table in doctree.findall(nodes.table):
+        for text in list(table.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
+
+
 def setup(app):
     app.connect("doctree-read", widen_pictures)
+    app.connect("doctree-read", keep_figures_together)

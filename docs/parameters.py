@@ -14,7 +14,7 @@ def defaults_of(description: addnodes.desc) -> dict[str, str]:
         names = [node.astext() for node in parameter.findall(addnodes.desc_sig_name)]  # none of the * between them
         values = [node.astext() for node in parameter.findall(nodes.inline) if "default_value" in node["classes"]]
         defaults |= dict(zip(names, values, strict=False))
-        if names == ["pruning"]:
+        if names[:1] == ["pruning"]:
             defaults |= {name: repr(option.default) for name, option in PRUNING_OPTIONS.items()}
     return defaults
 

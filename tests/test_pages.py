@@ -72,7 +72,7 @@ def test_chromium_finds_faults(tmp_path):
     faults = "\n".join(check_pages.faults_in_browser(site))
     assert "broken script" in faults
     assert "https://example.org/a.png" in faults
-    assert "/none.png was wanted by a page and not there" in faults
+    assert "a page loads /none.png, which is not there" in faults
     assert "search.html: finds nothing for density" in faults
     assert "wide.html: 1008 pixels wide in a window of 420" in faults
     assert "in a window of 1400" not in faults

@@ -9,15 +9,14 @@ narrow frame; where there is no Chromium, that part is left out, with a line tha
 """
 
 import argparse
+import html
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from html.parser import HTMLParser
@@ -116,7 +115,7 @@ def faults_of_files(site: Path) -> list[str]:
 
 
 @contextmanager
-def served(site: Path, plan: list) -> Iterator[tuple[str, list[str]]]:
+def served(site: Path, plan: list):
     """Serves a site on this machine; yields its address and a list to which what is missing is added."""
     missing: list[str] = []
 
@@ -135,8 +134,8 @@ def served(site: Path, plan: list) -> Iterator[tuple[str, list[str]]]:
             super().end_headers()
 
         def send_error(self, code, *rest):
-            if self.path != "/favicon.ico":  # which browsers want of any server
-                missing.append(f"{self.path} was wanted by a page and not there (status {code})")
+            if self.path != "/favicon.ico":  # which browsers load from every server
+                missing.append(f"a page loads {self.path}, which is not there (status {code})")
             super().send_error(code, *rest)
 
         def log_message(self, *_):
@@ -152,12 +151,14 @@ def served(site: Path, plan: list) -> Iterator[tuple[str, list[str]]]:
 
 def browse(address: str, *options: str) -> tuple[str, list[str]]:
     """What Chromium prints when it opens a page, and the messages on the console."""
-    with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-        if os.name == "posix" and os.geteuid() == 0:
-            flags.append("--no-sandbox")  # Chromium does not start as root with it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        # Its sandbox works neither in most containers nor for root, and the pages are our own.
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
         command = [CHROMIUM, *flags, f"--user-data-dir={profile}", "--virtual-time-budget=120000", *options, address]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"check_pages.py: error: {CHROMIUM} has not opened {address} in 300 s; start it again")
     return done.stdout, re.findall(r":CONSOLE[^\]]*\] (.*)", done.stderr)
 
 
@@ -169,7 +170,7 @@ def faults_in_browser(site: Path, pictures: Path | None = None) -> list[str]:
         report = re.search(r"<pre>(.+?)</pre>", output, re.DOTALL)
         if report is None:
             return [f"{CHROMIUM} has not opened all pages; it printed {output[-500:]!r}", *console]
-        faults, heights = json.loads(re.sub("&amp;", "&", report[1]))
+        faults, heights = json.loads(html.unescape(report[1]))
         for name, height in heights.items() if pictures else ():
             page, width = name.split(" ")
             file = (pictures / f"{page.replace('/', '-').removesuffix('.html')}-{width}.png").absolute()
@@ -192,9 +193,7 @@ def main() -> int:
         say("Chromium not found: the pages are not opened, and only links and formulas are checked")
     else:
         faults += faults_in_browser(site, args.pictures)
-    for fault in faults:
-        say(fault)
-    say(f"{len(faults)} faults in {len(list(site.rglob('*.html')))} pages")
+    say("\n".join([*faults, f"{len(faults)} faults in {len(list(site.rglob('*.html')))} pages"]))
     return bool(faults)
 
 
