@@ -13,7 +13,7 @@ import csgd_cuda
 
 project = "csgd_cuda"
 release = csgd_cuda.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas", "parameters"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas", "docstrings"]
 exclude_patterns = ["requirements.txt"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

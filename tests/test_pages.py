@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/check_pages.py finds what is wrong with pages, and docs/formulas.py draws formulas that need no server."""
+"""tools/check_pages.py finds what is wrong with pages; docs/ draws formulas and makes tables of arguments."""
 
+import ast
+import html
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import check_pages
+
+from csgd_cuda import CSGD
 
 from .helpers import DOCS
 
@@ -110,3 +116,27 @@ def test_a_formula_that_cannot_be_drawn_is_an_error_that_names_it(tex, formulas)
     with pytest.raises(formulas.ExtensionError, match="formula") as caught:
         formulas.drawing_of(tex, inline=True)
     assert repr(tex) in str(caught.value)
+
+
+def test_docstring_becomes_a_table_of_arguments_with_defaults_and_links(tmp_path):
+    """On one page, built as make docs builds all."""
+    for package in ("sphinx", "myst_parser", "furo", "ziamath"):
+        pytest.importorskip(package)
+    from sphinx.application import Sphinx
+
+    (tmp_path / "index.md").write_text("# API\n```{eval-rst}\n.. autoclass:: csgd_cuda.CSGD\n```\n", encoding="utf-8")
+    (tmp_path / "algorithm.md").write_text("---\norphan: true\n---\n# The rule\n", encoding="utf-8")
+    out = tmp_path / "out"
+    Sphinx(tmp_path, DOCS, out, tmp_path / "trees", "html", status=None, warningiserror=True).build()
+    text = (out / "index.html").read_text(encoding="utf-8")
+    rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr .*?</tr>", text, re.DOTALL)]
+    defaults = {}
+    for row in filter(None, rows):
+        name, default, meaning = (html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row)
+        assert not meaning.startswith(("-", "\N{EN DASH}")), name
+        defaults[name] = default
+    assert '<span class="doc">The rule</span>' in text, "a file of docs/ in the docstring is no link"
+    assert defaults.pop("params") == ""
+    optimizer = CSGD([torch.zeros(1)])
+    expected = {name: value for name, value in optimizer.defaults.items() if name != "threshold_step"}
+    assert {name: ast.literal_eval(default) for name, default in defaults.items()} == expected

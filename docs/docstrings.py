@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The "Args:" of a docstring as a table: name, default and meaning."""
+"""What pages make of docstrings: a table of the "Args:" (name, default, meaning), and links to the pages they name."""
+
+import re
 
 from docutils import nodes
 from sphinx import addnodes
@@ -71,7 +73,13 @@ def shorten_dashes(app, doctree):
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
+def link_pages(app, what, name, documented, options, lines):
+    """Puts the title of a page, as a link, in the place of its file."""
+    lines[:] = [re.sub(r"\bdocs/([\w-]+)\.md\b", r":doc:`\1`", line) for line in lines]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", link_pages)
     app.connect("object-description-transform", tabulate)
     app.connect("doctree-read", shorten_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
