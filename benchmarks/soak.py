@@ -17,6 +17,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def measure(settings: dict[str, Any], path: Path) -> None:
         settings: optimizer, checkpoints (bool), steps, every, threads, as of settings_of().
         path: of the JSON file.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, which ends this process
     torch.set_num_threads(settings["threads"])
     steps, every = settings["steps"], settings["every"]
     training = Training(settings["optimizer"])
@@ -135,7 +137,7 @@ def run_of(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     """The result of a run, which is made where its file is not there."""
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if result.get("settings") != settings:
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(settings, path))
+        process = multiprocessing.get_context("spawn").Process(target=measure, args=(settings, path), daemon=True)
         process.start()
         process.join()
         if process.exitcode != 0:
