@@ -5,10 +5,10 @@
     python benchmarks/kills.py --kills 20 --optimizer adamw --seed 1
 
 The training is that of long_training.py, in a process that saves after every --every steps. Half of the kills are aimed
-into a save; the others come at any time. After each kill the checkpoint must
-load whole, and be the last one that was finished. In the end all checkpoints that were gone on from, and the last one,
-must have the bits of a training that was never killed. Writes a line for each kill to kills.jsonl, and kills.md, into
---out. The exit status is 1 where something was lost.
+into a save, the others come at any time. After each kill the checkpoint must load whole, and be the last one that was
+finished. In the end all checkpoints that were gone on from, and the last one, must have the bits of a training that was
+never killed. Writes a line for each kill to kills.jsonl, and kills.md, into --out. The exit status is 1 where something
+was lost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tools.program import UserError, exit_status
 
 PATIENCE = 120  # seconds without a word from the training
 # One process imports torch, the trainings are forked from it.
-_forkserver = multiprocessing.get_context("forkserver")
+forkserver = multiprocessing.get_context("forkserver")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,8 +96,8 @@ class Child:
     """A process that trains; killed at the latest at the end of the ``with``."""
 
     def __init__(self, work: Work):
-        self._connection, of_child = _forkserver.Pipe()
-        self._process = _forkserver.Process(target=train, args=(work, of_child))
+        self._connection, of_child = forkserver.Pipe()
+        self._process = forkserver.Process(target=train, args=(work, of_child))
         self._process.start()
         of_child.close()
         self.words: dict[str, list[tuple[int, float]]] = {}  # of each, all batches and times
@@ -180,10 +180,14 @@ def kill_once(work: Work, draw: random.Random, pace: Pace) -> dict[str, Any]:
     return {
         "optimizer": work.optimizer, "aim": aim, "begun": begun, "reached": max(child.last("batch"), begun),
         "in_save": saving > saved, "part": state_of_part(work.checkpoint), "batch": batch,
-        "digest": None if found is None else digest(found),
-        # A save that was killed after the file had its name has been finished, too.
-        "lost": batch != saved and not (saving > saved and batch == saving),
+        "digest": None if found is None else digest(found), "lost": is_lost(batch, saving, saved),
     }  # fmt: skip
+
+
+def is_lost(found: int, saving: int, saved: int) -> bool:
+    """Whether the checkpoint is not the last that was finished, by the last words. A save that was killed after the
+    file had taken its name has been finished, too."""
+    return found != saved and not found == saving > saved
 
 
 def state_of_part(checkpoint: Path) -> str:
@@ -290,5 +294,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # torch imports its compiler with the first optimizer.
-    _forkserver.set_forkserver_preload(["torch._dynamo", "benchmarks.long_training"])
+    forkserver.set_forkserver_preload(["torch._dynamo", "benchmarks.long_training"])
     sys.exit(main())
