@@ -36,6 +36,8 @@ from benchmarks.step_bench import page, progress
 from tools import machine
 from tools.program import UserError, exit_status
 
+# Each run has a process of its own, with the memory of that run alone.
+processes = multiprocessing.get_context("spawn")
 _KINDS = {"without checkpoints": False, "with checkpoints": True}
 
 
@@ -54,11 +56,12 @@ def parser() -> argparse.ArgumentParser:
 # A run
 
 
-def measure(settings: dict[str, Any], path: Path) -> None:
-    """Makes a run and writes what it has measured; in a process of its own, whose memory is that of this run.
+def measure(settings: dict[str, Any], about: dict[str, str], path: Path) -> None:
+    """Makes a run and writes what it has measured.
 
     Args:
         settings: optimizer, checkpoints (bool), steps, every, threads, as of settings_of().
+        about: of the machine, kept with the figures.
         path: of the JSON file.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, which ends this process
@@ -88,6 +91,7 @@ def measure(settings: dict[str, Any], path: Path) -> None:
                 bar.update()
     result = {
         "settings": settings,
+        "about": about,
         "minutes": (time.monotonic() - begin) / 60,
         "finite": all(bool(param.isfinite().all()) for param in training.networks.parameters()),
         "wall_us": medians(wall_ns),
@@ -133,11 +137,11 @@ def settings_of(args: argparse.Namespace, optimizer: str, checkpoints: bool) -> 
     }  # fmt: skip
 
 
-def run_of(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+def run_of(settings: dict[str, Any], about: dict[str, str], path: Path) -> dict[str, Any]:
     """The result of a run, which is made where its file is not there."""
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if result.get("settings") != settings:
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(settings, path), daemon=True)
+        process = processes.Process(target=measure, args=(settings, about, path), daemon=True)
         process.start()
         process.join()
         if process.exitcode != 0:
@@ -201,7 +205,7 @@ def soak(args: argparse.Namespace, command: list[str]) -> bool:
     if args.every < 1 or args.threads < 1 or args.steps < max(20, args.every) or args.steps % args.every:
         raise UserError("--steps must be 20 or more and a multiple of --every; --every and --threads 1 or more.")
     torch.set_num_threads(args.threads)  # before the page says how many there are
-    about, others = machine.describe(torch.device("cpu"), command), machine.OtherProcesses()
+    about = machine.describe(torch.device("cpu"), command)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -211,11 +215,12 @@ def soak(args: argparse.Namespace, command: list[str]) -> bool:
     )
     runs: dict[str, dict[str, dict]] = {}
     for optimizer in args.optimizer:
-        runs[optimizer] = {
-            kind: run_of(settings_of(args, optimizer, saves), args.out / f"{optimizer}-{kind.replace(' ', '-')}.json")
-            for kind, saves in _KINDS.items()
-        }
-    text = page_of(args, runs).markdown(about, others.share())
+        runs[optimizer] = {}
+        for kind, saves in _KINDS.items():
+            path = args.out / f"{optimizer}-{kind.replace(' ', '-')}.json"
+            runs[optimizer][kind] = run_of(settings_of(args, optimizer, saves), about, path)
+    first = runs[args.optimizer[0]]["without checkpoints"]  # which an earlier call may have made
+    text = page_of(args, runs).markdown(first["about"], others=None)
     (args.out / "soak.md").write_text(text, encoding="utf-8")
     print(text)
     return all(first_difference(list(kinds.values())) is None for kinds in runs.values())

@@ -82,7 +82,8 @@ def test_tests_that_are_named_exist(path):
 
 
 def test_every_promise_names_a_test():
-    rows = re.findall(r"^\| (.*) \| (.*) \|$", (DOCS / "reliability.md").read_text(encoding="utf-8"), re.MULTILINE)
+    _, table = (DOCS / "reliability.md").read_text(encoding="utf-8").split("## Promises")
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", table, re.MULTILINE)
     promises = [row for row in rows if "`tests/" in row[1]]
     assert len(promises) > 40
     assert [row for row in rows if row not in promises and row[1] not in ("test", "---")] == []

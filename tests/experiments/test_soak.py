@@ -25,21 +25,22 @@ def rows_of(text):
     return [[cell.strip() for cell in cells] for cells in rows[2:]]
 
 
+@pytest.mark.long
 def test_short_soak_has_equal_bits_and_as_many_tensors_at_the_end(tmp_path, capsys, monkeypatch):
     """Compared once in each cycle of the training, at its end, when no group is there that comes and goes."""
     monkeypatch.setattr(soak, "processes", launch.forkserver)
-    options = ["--steps", "305", "--every", str(long_training.CYCLE), "--threads", "1", "--out", str(tmp_path)]
+    options = ["--steps", "183", "--every", str(long_training.CYCLE), "--threads", "1", "--out", str(tmp_path)]
     assert soak.main(options) == 0
     text = (tmp_path / "soak.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     assert str(tmp_path) not in text
-    assert text.count("are equal at all 5 comparisons") == 2
+    assert text.count("are equal at all 3 comparisons") == 2
     assert len(rows_of(text)) == 4
     assert all(cells[-1] == "yes" for cells in rows_of(text))
     for path in tmp_path.glob("*.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
-        assert run["readings"]["step"] == [61, 122, 183, 244, 305]
-        assert len(set(run["readings"]["digest"])) == 5
+        assert run["readings"]["step"] == [61, 122, 183]
+        assert len(set(run["readings"]["digest"])) == 3
         assert len(set(run["readings"]["tensors"])) == 1, path
         assert min(run["wall_us"].values()) > 0
     # Finished runs are not made again.
