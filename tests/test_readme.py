@@ -65,6 +65,26 @@ def test_files_of_the_repository_that_are_named_exist(path):
         assert any(ROOT.glob(named.rstrip("/"))), named
 
 
+NAMED_TESTS = {path: re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", prose_of(path)) for path in PAGES}
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if NAMED_TESTS[path]], ids=name_of)
+def test_tests_that_are_named_exist(path):
+    for file, name in NAMED_TESTS[path]:
+        assert (ROOT / file).is_file(), file
+        assert re.search(rf"^ *def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{file}::{name}"
+        )
+
+
+def test_every_promise_names_a_test():
+    _, table = (DOCS / "reliability.md").read_text(encoding="utf-8").split("## Promises")
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", table, re.MULTILINE)
+    promises = [row for row in rows if "`tests/" in row[1]]
+    assert len(promises) > 40
+    assert [row for row in rows if row not in promises and row[1] not in ("test", "---")] == []
+
+
 def test_readme_shows_a_picture():
     assert re.findall(r"!\[.+?\]\(.+?\)", README)
 
