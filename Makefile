@@ -4,7 +4,7 @@
 # make test-programs      run the tests of experiments, benchmarks, examples and tools
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
 # make lint    check style and types
-# make docs    the documentation as web pages, in out/docs
+# make docs    the documentation as web pages, in out/docs, and a check of them; ARGS="--pictures DIR" keeps pictures
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, measure; sanitize with ARGS="--parts sanitizers"; no network
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
@@ -19,7 +19,7 @@ ARGS ?=
 # threads than there are cores left: these must not spin while they wait.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 # What make test leaves out: tests of experiments and tools, and those that need other packages.
-PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py
+PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py tests/test_pages.py
 INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
 
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
@@ -46,9 +46,10 @@ lint: $(VENV)/installed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
-# A warning is an error. Needs no compiled extension.
+# A warning is an error, and so is what Chromium, where there is one, finds in the pages. Needs no compiled extension.
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs out/docs
+	$(BIN)/python tools/check_pages.py out/docs $(ARGS)
 
 $(VENV)/docs: $(VENV)/installed docs/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint requirements-dev.txt --requirement docs/requirements.txt

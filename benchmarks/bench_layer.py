@@ -15,24 +15,35 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 # An installed csgd_cuda comes first; without one, the package next to this directory.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.step_bench import page, progress, timing
 from csgd_cuda import GCConv2d, GradientCalibration, calibrate, calibrate_filters
 from csgd_cuda.layers.branches import FilterBranches
-from experiments import models
-from experiments.gclayer.filters import with_base_filters
 from tools.program import UserError
 
 _MODEL, _CLASSES = "resnet20", 10
 LAYERS = (GradientCalibration, FilterBranches, GCConv2d)
+
+
+def with_base_filters(model: nn.Module) -> nn.Module:
+    """The model with a GCConv2d of the same size in place of each convolution."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d:
+                size = child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding
+                setattr(module, name, GCConv2d(*size, bias=False))
+    return model
+
+
 PLACES = {
     "plain": lambda model: model,
     "weight": partial(calibrate, calibration=1.0, where="weight"),
@@ -56,14 +67,37 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut without parameters; channels that come to it are zero there."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.stride, self.added = (1 if inputs == width else 2), width - inputs
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, self.stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, width, H / stride, W / stride]."""
+        before = self.added // 2
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
+
+
+def resnet20() -> nn.Sequential:
+    """Images [B, 3, H, W] to logits."""
+    torch.manual_seed(0)
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    blocks = [Block(*pair) for pair in pairwise(widths)]
+    stem = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, _CLASSES))
+
+
 def training_step(
     args: argparse.Namespace, place: Callable[[nn.Module], nn.Module]
 ) -> tuple[Callable[[], None], torch.nn.Module]:
     """A call that trains one step, always on the same images, and its network; the same weights each time."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = place(models.build(_MODEL, 0, models.Shape(3, (args.size, args.size), _CLASSES))).to(
-        args.device, memory_format=layout
-    )
+    model = place(resnet20()).to(args.device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator)

@@ -27,6 +27,7 @@ from step_bench.lists import LISTS, scaled
 from step_bench.peers import BASELINES, PEERS, Peer
 from step_bench.run import ListRun, Settings
 
+from csgd_cuda import extension
 from tools import machine
 from tools.program import UserError, exit_status
 
@@ -68,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
         type=_positive(int),
         default=25,
         help="rounds; ten times as many where a step is short (%(default)s)",
+    )
+    p.add_argument(
+        "--cpu-isa",
+        choices=("avx512", "avx2", "baseline"),
+        help="instruction set of the kernels here, not of torch's (default: the newest that the processor has)",
     )
     p.add_argument("--scale", type=_positive(float), default=1.0, help="of the tensors' sizes (default: %(default)s)")
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="default: benchmarks/results")
@@ -147,6 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         args = parser().parse_args(arguments)
         if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; use --device cpu.")
+        if args.cpu_isa and not (extension._C and extension._C.set_cpu_isa(args.cpu_isa)):
+            raise UserError(f"--cpu-isa {args.cpu_isa}: this processor, or the extension, does not have it.")
         results = run(args, arguments)
         written = [*report.write(results, args.out), *_picture(results, args.out)]
         print(report.markdown(results))

@@ -4,6 +4,7 @@
 import contextlib
 import fcntl
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ TORCH_CLASS = {CSGD: torch.optim.SGD, CalibratedAdamW: torch.optim.AdamW}
 LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
+DOCS = Path(__file__).parent.parent / "docs"
+
 # Around the Philox block (8), vectors of counters (64, 128), the CPU tile (256), a pass of a CUDA block (2048), the
 # CPU chunk (16384) and the smallest size that wakes other threads (32768).
 BOUNDARIES = [0, 1, 7, 8, 9, 1000]
@@ -37,6 +40,11 @@ BACKENDS = [
     for fused in (True, False)
     if not fused or extension.why_no_kernel(torch.device(device)) is None
 ]
+
+
+def code_of(page):
+    """The blocks of Python code of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def why_no_kernel(device):

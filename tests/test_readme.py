@@ -12,16 +12,12 @@ import torch
 from csgd_cuda import CSGD, CalibratedAdamW, PruningOptions
 
 from .distributed import launch
+from .helpers import DOCS, code_of
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*(ROOT / name / "README.md" for name in (".", "benchmarks", "experiments")), *sorted(DOCS.glob("*.md"))]
 FENCED = re.compile(r"```.*?```", re.DOTALL)
-
-
-def blocks_of(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def prose_of(path):
@@ -67,6 +63,26 @@ def test_files_of_the_repository_that_are_named_exist(path):
         r"`((?:csgd_cuda|csrc|tests|benchmarks|experiments|examples|docs|tools)/[\w./*-]+)`", prose_of(path)
     ):
         assert any(ROOT.glob(named.rstrip("/"))), named
+
+
+NAMED_TESTS = {path: re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", prose_of(path)) for path in PAGES}
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if NAMED_TESTS[path]], ids=name_of)
+def test_tests_that_are_named_exist(path):
+    for file, name in NAMED_TESTS[path]:
+        assert (ROOT / file).is_file(), file
+        assert re.search(rf"^ *def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{file}::{name}"
+        )
+
+
+def test_every_promise_names_a_test():
+    _, table = (DOCS / "reliability.md").read_text(encoding="utf-8").split("## Promises")
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", table, re.MULTILINE)
+    promises = [row for row in rows if "`tests/" in row[1]]
+    assert len(promises) > 40
+    assert [row for row in rows if row not in promises and row[1] not in ("test", "---")] == []
 
 
 def test_readme_shows_a_picture():
@@ -139,10 +155,14 @@ def run(block, names=None):
     return names
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks_of(p) and p.name != "distributed.md"], ids=name_of)
+# The code of these needs several processes, or packages for which there are tests in tests/integration.
+RUN_ELSEWHERE = ("distributed.md", "logging.md")
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if code_of(p) and p.name not in RUN_ELSEWHERE], ids=name_of)
 def test_code_of_a_page_runs_from_top_to_bottom(path):
     names = {"model": new_model()}
-    for block in blocks_of(path):
+    for block in code_of(path):
         run(block, names)
 
 
@@ -150,19 +170,19 @@ def run_block_of_several_processes(rank, number):
     torch.manual_seed(0)
     model = new_model()
     names = {"torch": torch, "CSGD": CSGD, "model": model}
-    block = blocks_of(DOCS / "distributed.md")[number]
+    block = code_of(DOCS / "distributed.md")[number]
     if "(optimizer)" in block:
         names["optimizer"] = CSGD(model.parameters(), lr=0.1)
     run(block + "\n...\n", names)
 
 
-@pytest.mark.parametrize("number", range(len(blocks_of(DOCS / "distributed.md"))))
+@pytest.mark.parametrize("number", range(len(code_of(DOCS / "distributed.md"))))
 def test_code_for_several_processes_runs_on_two(number):
     launch.run(2, run_block_of_several_processes, number)
 
 
 def test_quick_start_runs(capsys):
-    run(blocks_of(DOCS / "options.md")[0])
+    run(code_of(DOCS / "options.md")[0])
     shares = eval(capsys.readouterr().out)
     assert len(shares) == 4
     assert all(0 <= share <= 1 for share in shares.values())
@@ -170,7 +190,7 @@ def test_quick_start_runs(capsys):
 
 
 def test_first_page_of_the_documentation_runs(capsys):
-    (block,) = blocks_of(DOCS / "index.md")
+    (block,) = code_of(DOCS / "index.md")
     run(block)
     shares, bounds = map(eval, capsys.readouterr().out.splitlines())
     assert list(shares) == list(bounds) == ["weight", "bias"]
@@ -179,7 +199,7 @@ def test_first_page_of_the_documentation_runs(capsys):
 
 def test_ten_lines_are_equivalent():
     """Bound and momentum agree to rounding; of the parameter, the distribution: density, and mean over seeds."""
-    (block,) = (b for b in blocks_of(ROOT / "README.md") if "def csgd_step" in b)
+    (block,) = (b for b in code_of(ROOT / "README.md") if "def csgd_step" in b)
     csgd_step = run(block)["csgd_step"]
     torch.manual_seed(0)
     n, runs = 500, 200

@@ -298,8 +298,8 @@ def calibrated_hook(
         bucket: gradients in float32, bfloat16 or float16.
 
     Returns:
-        A future of the bucket's buffer, whose exchange goes on beside the backward pass: on CPUs, over gloo, in a
-        thread and a process group of the state's own, on GPUs in a stream.
+        A future of the bucket's buffer, whose exchange goes on beside the backward pass. On CPUs, over gloo, it does so
+        in a thread and a process group of the state's own, on GPUs in a stream.
 
     Raises:
         ValueError, TypeError: at the first step: the ranks disagree, or a parameter cannot be coded; the message names

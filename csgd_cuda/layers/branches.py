@@ -21,7 +21,6 @@ from .convert import BRANCHES, class_with_layers, has_layer, modules_of, remove_
 from .filters import GCConv2d, GCLinear, centred, check_branches, check_spread
 from .numbered import NumberedLayer, rank
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STEPS_AT_ONCE = 64  # whose draws are made together on a CPU: the calls of one step take longer than all else here
 _PLACES_OF_RANK = 16  # bits of the word of Philox's counter that the layer's index leaves to the rank
 
@@ -116,7 +115,7 @@ def calibrate_filters(
     model: nn.Module,
     branches: int = 4,
     *,
-    types: type[nn.Module] | Iterable[type[nn.Module]] = _CONVOLUTIONS,
+    types: type[nn.Module] | Iterable[type[nn.Module]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     spread: float = 0.1,
     seed: int = 0,
     same_on_all_ranks: bool = False,
@@ -176,7 +175,7 @@ def _check_convolution(name: str, module: nn.Module) -> None:
         raise TypeError(
             f"{what} is transposed: its filters do not lie along the first dimension; leave it out of types"
         )
-    if not isinstance(module, _CONVOLUTIONS):
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise TypeError(f"{what} is no nn.Conv1d, nn.Conv2d or nn.Conv3d; leave it out of types")
     if module._parameters.get("weight") is None:
         raise TypeError(f"{what} has no parameter 'weight', or it is parametrized; calibrate first, parametrize then")

@@ -276,9 +276,9 @@ class CalibratedOptimizer(Optimizer):
         made. Of a DTensor it is the share of what this process holds.
 
         Returns:
-            {the parameter's name: a share in [0, 1]}, in the order of the parameters over all groups; with the position
-            in it in place of the name where the optimizer was not made from ``named_parameters()``. Without parameters
-            that have made no step yet, are empty, or are on the device meta.
+            ``{name: share in [0, 1]}``, in the order of the parameters over all groups; the position in it takes the
+            place of the name where the optimizer was not made from ``named_parameters()``. Without parameters that have
+            made no step yet, are empty, or are on the device meta.
         """
         return self._tallies.density(self.param_groups)
 
@@ -294,7 +294,7 @@ class CalibratedOptimizer(Optimizer):
         Of a DTensor it is the bound of the whole parameter.
 
         Returns:
-            {the parameter's name: a number >= 0}, all parameters, named as in ``density()``.
+            ``{name: number >= 0}``, all parameters, named as in ``density()``.
         """
         self._bounds.finish()
         return diagnostics.lipschitz_bounds(self.param_groups, self.state)

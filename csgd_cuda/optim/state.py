@@ -25,7 +25,8 @@ def _one(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Ten
     """A number or a tensor with one element, as a new tensor without dimensions."""
     if not isinstance(value, torch.Tensor):
         return torch.full((), value, dtype=dtype, device=device)
-    return value.detach().to(dtype=dtype, device=device, copy=True).reshape(())
+    # Copied last: a view of the copy would keep both tensors.
+    return value.detach().reshape(()).to(dtype=dtype, device=device, copy=True)
 
 
 def _copy_of(value: Any) -> Any:

@@ -28,8 +28,7 @@ def to_semi_structured(model: nn.Module) -> list[str]:
     Raises:
         RuntimeError: a weight is not on a CUDA GPU of compute capability 8.0 or more, or torch refuses its shape.
         TypeError: a weight is neither float16 nor bfloat16, or parametrized.
-        ValueError: no Linear layer has 2:4 weights.
-        Nothing was changed.
+        ValueError: no Linear layer has 2:4 weights. With any error, nothing was changed.
     """
     MODULE.check("model", model)
     new = {}

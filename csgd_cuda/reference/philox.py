@@ -78,14 +78,14 @@ def _draws_of_words(words: Sequence[Tensor]) -> Tensor:
 
 
 def draws(
-    begin: int, end: int, *, seed: int, stream: int, index: Tensor | int, step: Tensor, device: torch.device
+    begin: int, end: int, *, seed: int, stream: int | Tensor, index: Tensor | int, step: Tensor, device: torch.device
 ) -> Tensor:
     """The 16-bit draws of the elements begin ... end - 1, as uint16 of shape (..., end - begin).
 
     Args:
         begin, end: positions in the parameter's memory order; begin is a multiple of 8.
         seed: 0 ... 2^64 - 1.
-        stream: what the draws are for, one of the constants above.
+        stream: what the draws are for, one of the constants above; for several int64 of shape (streams, 1, 1).
         index: position of the parameter over all param groups; for several an int64 tensor of shape (parameters, 1).
         step: int64 tensor of one element or of that shape, the steps applied before this one.
     """
@@ -97,7 +97,7 @@ def draws(
     return _draws_of_words(words)[..., : end - begin]
 
 
-def draws_at(positions: Tensor, *, seed: int, stream: int, index: Tensor | int, step: Tensor) -> Tensor:
+def draws_at(positions: Tensor, *, seed: int, stream: int | Tensor, index: Tensor | int, step: Tensor) -> Tensor:
     """The 16-bit draws of single elements: as ``draws``, for an int64 tensor of positions in any order; int32."""
     call = positions >> 3
     words = philox4x32_10(

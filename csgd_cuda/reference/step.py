@@ -137,6 +137,8 @@ class _StackStep:
         self._rounds = options["rounding"] == "stochastic" and self._opmath != dtype
         self._step = _column(self._steps)
         self._direction = direction(options, self._step, self._opmath)
+        rounded = {"param": PARAM_STREAM, **{name: direction.streams[name] for name in self._buffers}}
+        self._streams = {"calibration": CALIBRATION_STREAM, **(rounded if self._rounds else {})}
         self._take_numbers(tensors.indices)
 
     def _take_numbers(self, indices: Sequence[int]) -> None:
@@ -152,10 +154,14 @@ class _StackStep:
         self._bound = _column(self._bounds) if self._bounds else None
         lipschitz = self._bound if self._bound is not None else number(options["lipschitz"])
         self._scale = calibration_scale(number(options["calibration"]), lipschitz)
-        if device.type == "cpu":
-            self._index = torch.tensor(indices, device=device).view(-1, 1)
-        else:  # torch.tensor would wait for a GPU
-            self._index = _column([torch.full((), index, dtype=torch.int64, device=device) for index in indices])
+        self._index = self._integers(indices)
+
+    def _integers(self, values: Sequence[int]) -> Tensor:
+        """A new column on the device."""
+        if self._device.type == "cpu":
+            return torch.tensor(values, device=self._device).view(-1, 1)
+        # torch.tensor would wait for a GPU
+        return _column([torch.full((), value, dtype=torch.int64, device=self._device) for value in values])
 
     def run(self) -> None:
         count, length = self._params.matrix.shape
@@ -163,7 +169,8 @@ class _StackStep:
         self._moved = torch.zeros((count, 1), dtype=torch.int64, device=self._device)
         # Draws are made for four blocks at a time, so that each of their int64 tensors of words is as large as a
         # temporary of a block. With fewer elements torch would not use its threads.
-        at_once = block_elements(self._device) * 4
+        at_once = block_elements(self._device) * (4 if self._device.type == "cpu" else 1)
+        self._stream = self._integers([*self._streams.values()]).unsqueeze(-1)
         for begin in range(0, length, at_once):
             self._step_columns(begin, min(begin + at_once, length))
         for flattened in (self._params, *self._buffers.values()):
@@ -185,16 +192,13 @@ class _StackStep:
         """Steps the elements begin ... end - 1 of each parameter."""
         positions = None if self._layout == WHOLE else self._layout.positions(begin, end, self._device)
 
-        def make(stream: int) -> Tensor:
-            of_rows = {"seed": self._options["seed"], "stream": stream, "index": self._index, "step": self._step}
-            if positions is None:
-                return draws(begin, end, device=self._device, **of_rows)
-            return draws_at(positions, **of_rows)
-
-        made = {"calibration": make(CALIBRATION_STREAM)}
-        if self._rounds:
-            made["param"] = make(PARAM_STREAM)
-            made |= {name: make(self._direction.streams[name]) for name in self._buffers}
+        of_rows = {"seed": self._options["seed"], "stream": self._stream, "index": self._index, "step": self._step}
+        # All streams at once: small parameters cost mostly the calls.
+        if positions is None:
+            drawn = draws(begin, end, device=self._device, **of_rows)
+        else:
+            drawn = draws_at(positions, **of_rows)
+        made = dict(zip(self._streams, drawn.unbind(), strict=True))
         block = block_elements(self._device)
         for first in range(begin, end, block):
             last = min(first + block, end)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.models.small import SmallCNN, pool
+from experiments.models.vgg_small import SmallVGG
 
 _HIDDEN = 32  # units between the parameter vector and the modulation
 
@@ -29,21 +30,32 @@ class PlaneCNN(nn.Module):
         return self.cnn.features(torch.cat([images, planes], dim=1))
 
 
-class FilmCNN(SmallCNN):
-    """The parameter vector scales and shifts each channel of each layer before its ReLU.
+class Modulation(nn.Module):
+    """A scale and a shift for each channel of each layer, from the parameter vector; at first 0.
 
     Feature-wise linear modulation (Perez et al., "FiLM", AAAI 2018): x * (1 + scale) + shift, after the batch
-    normalisation; scales and shifts are those of a network with one hidden layer, and start at 0.
+    normalisation and before the ReLU; scales and shifts are those of a network with one hidden layer.
     """
+
+    def __init__(self, parameters: int, channels: list[int]):
+        super().__init__()
+        self._channels = channels
+        self.layers = nn.Sequential(nn.Linear(parameters, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 2 * sum(channels)))
+        nn.init.zeros_(self.layers[2].weight)
+        nn.init.zeros_(self.layers[2].bias)
+
+    def forward(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(scale, shift), each [B, channels, 1, 1], for each layer."""
+        scales, shifts = self.layers(vector)[:, :, None, None].chunk(2, dim=1)
+        return list(zip(scales.split(self._channels, dim=1), shifts.split(self._channels, dim=1), strict=True))
+
+
+class FilmCNN(SmallCNN):
+    """The parameter vector modulates each layer."""
 
     def __init__(self, classes: int, width: int, channels: int, parameters: int):
         super().__init__(classes, width, channels)
-        self._channels = [norm.num_features for norm in (self.bn1, self.bn2, self.bn3)]
-        self.modulation = nn.Sequential(
-            nn.Linear(parameters, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 2 * sum(self._channels))
-        )
-        nn.init.zeros_(self.modulation[2].weight)
-        nn.init.zeros_(self.modulation[2].bias)
+        self.modulation = Modulation(parameters, [norm.num_features for norm in (self.bn1, self.bn2, self.bn3)])
 
     def forward(self, images: Tensor, vector: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W] with parameter vectors [B, P]."""
@@ -51,11 +63,32 @@ class FilmCNN(SmallCNN):
 
     def features(self, images: Tensor, vector: Tensor) -> Tensor:
         """What the last layer sees, [B, 4 * width]."""
-        scales, shifts = self.modulation(vector)[:, :, None, None].chunk(2, dim=1)
-        scales, shifts = scales.split(self._channels, dim=1), shifts.split(self._channels, dim=1)
-        x = pool(F.relu(self.bn1(self.conv1(images)) * (1 + scales[0]) + shifts[0]))
-        x = pool(F.relu(self.bn2(self.conv2(x)) * (1 + scales[1]) + shifts[1]))
-        x = F.relu(self.bn3(self.conv3(x)) * (1 + scales[2]) + shifts[2])
+        (scale1, shift1), (scale2, shift2), (scale3, shift3) = self.modulation(vector)
+        x = pool(F.relu(self.bn1(self.conv1(images)) * (1 + scale1) + shift1))
+        x = pool(F.relu(self.bn2(self.conv2(x)) * (1 + scale2) + shift2))
+        x = F.relu(self.bn3(self.conv3(x)) * (1 + scale3) + shift3)
+        return x.mean(dim=(2, 3))
+
+
+class FilmVGG(SmallVGG):
+    """The same with the six convolutions of SmallVGG, of width, 2 * width and 4 * width channels."""
+
+    def __init__(self, classes: int, width: int, channels: int, parameters: int):
+        super().__init__(channels, classes, (width, 2 * width, 4 * width))
+        self.modulation = Modulation(parameters, [norm.num_features for norm in self.norms])
+
+    def forward(self, images: Tensor, vector: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W] with parameter vectors [B, P]."""
+        return self.head(self.features(images, vector))
+
+    def features(self, images: Tensor, vector: Tensor) -> Tensor:
+        """What the last layer sees, [B, 4 * width]."""
+        x = images
+        layers = zip(self.convs, self.norms, self.modulation(vector), strict=True)
+        for i, (conv, norm, (scale, shift)) in enumerate(layers):
+            if i and i % 2 == 0:
+                x = pool(x)
+            x = F.relu(norm(conv(x)) * (1 + scale) + shift)
         return x.mean(dim=(2, 3))
 
 
@@ -75,4 +108,4 @@ class Estimator(nn.Module):
         return vectors if self.training else vectors.clamp(0, 1)
 
 
-INJECTIONS = {"film": FilmCNN, "plane": PlaneCNN}
+INJECTIONS = {"film": FilmCNN, "plane": PlaneCNN, "film-vgg": FilmVGG}

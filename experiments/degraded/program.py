@@ -41,7 +41,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=INJECTIONS,
         default=["film"],
-        help="how the classifier gets the vector: feature modulation or further input planes (film)",
+        help="how the classifier gets the vector: feature modulation, or further input planes, of three convolutions; "
+        "film-vgg: feature modulation of six (film)",
     )
     cli.add_seeds(grid)
     source = p.add_argument_group("data and networks")

@@ -13,7 +13,11 @@ from .summary import Summary, Variant
 from .task import REGIMES
 
 METHODS = {"csgd": "CSGD", "sgd": "SGD"}
-INJECTIONS = {"film": "feature modulation", "plane": "input planes"}
+INJECTIONS = {
+    "film": "feature modulation",
+    "plane": "input planes",
+    "film-vgg": "feature modulation of six convolutions",
+}
 VARIED = ("method", "calibration", "model", "seed")
 
 

@@ -6,11 +6,14 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from csgd_cuda import extension
+
+from ..helpers import instruction_set
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -229,6 +232,17 @@ def test_wrong_options_are_named(options, capsys):
 def test_without_a_gpu_cuda_is_refused(capsys):
     assert bench_step.main(["--device", "cuda"]) == 2
     assert "sees no CUDA GPU" in capsys.readouterr().err
+
+
+def test_the_instruction_set_can_be_chosen(tmp_path, capsys):
+    arguments = ["--lists", "tiny1", "--peers", "csgd", "--repeat", "1", "--cpu-isa"]
+    with instruction_set("baseline"):  # restores what is usual here
+        assert bench_step.main([*arguments, "baseline", "--out", str(tmp_path)]) == 0
+        results = json.loads((tmp_path / "step-cpu-float32.json").read_text())
+        assert "CPU kernel uses baseline" in results["machine"]["csgd_cuda"]
+        with mock.patch.object(extension._C, "set_cpu_isa", return_value=False):
+            assert bench_step.main([*arguments, "avx512", "--out", str(tmp_path)]) == 2
+    assert "--cpu-isa avx512: this processor, or the extension, does not have it" in capsys.readouterr().err
 
 
 def test_it_is_a_program():

@@ -62,8 +62,8 @@ def conditions_of(training):
 def test_parameter_changes_the_output_of_its_own_image_only(injection, channels):
     torch.manual_seed(0)
     network = models.INJECTIONS[injection](5, 4, channels, 3).eval()
-    if injection == "film":  # starts as no modulation at all
-        torch.nn.init.normal_(network.modulation[2].weight, generator=torch.Generator().manual_seed(0))
+    if injection.startswith("film"):  # starts as no modulation at all
+        torch.nn.init.normal_(network.modulation.layers[2].weight, generator=torch.Generator().manual_seed(0))
     inputs = torch.rand(6, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     vectors = torch.rand(6, 3, generator=torch.Generator().manual_seed(2))
     before = network(inputs, vectors)
@@ -146,7 +146,7 @@ def test_regimes_are_what_they_are_called(images):
     known, absent, estimator = (training.model[name] for name in ("known", "absent", "estimator"))
     with torch.no_grad():  # wrong estimates, and a network that listens to them
         estimator.cnn.head.bias += 0.7
-        known.modulation[2].weight *= 5
+        known.modulation.layers[2].weight *= 5
         absent.head.bias[1] += 20
     results = conditions_of(training)
     assert [result["text"] for result in results] == [condition.text for condition in task.mixture.conditions(2)]
@@ -172,7 +172,7 @@ def test_withholding_the_parameter_shows_whether_it_is_used(images):
     """A classifier whose modulation is switched off gives the same with and without its parameter."""
     training = trained(make_training(images))
     assert any(r["accuracy"]["known"] != r["accuracy"]["withheld"] for r in conditions_of(training))
-    torch.nn.init.zeros_(training.model["known"].modulation[2].weight)
+    torch.nn.init.zeros_(training.model["known"].modulation.layers[2].weight)
     assert all(r["accuracy"]["known"] == r["accuracy"]["withheld"] for r in conditions_of(training))
 
 

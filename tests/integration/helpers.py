@@ -41,6 +41,13 @@ def buffer_dtypes(optimizer):
     return {state[name].dtype for state in optimizer.state.values() for name in optimizer.direction.buffers}
 
 
+def calibration_figures(optimizer):
+    """What the callbacks of docs/logging.md log of an optimizer that is made from named parameters."""
+    kinds = {"density": optimizer.density(), "lipschitz_bound": optimizer.lipschitz_bounds()}
+    assert all(isinstance(name, str) for figures in kinds.values() for name in figures)
+    return {f"{kind}/{name}": figure for kind, figures in kinds.items() for name, figure in figures.items()}
+
+
 def loss_of(model, x, y):
     return (model(x) - y).square().mean()
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from ..conftest import need_kernel
+from ..helpers import DOCS, code_of
 from .helpers import (
     OPTIONS,
     assert_same_training,
     buffer_dtypes,
+    calibration_figures,
     import_or_skip,
     loss_of,
     loss_went_down,
@@ -65,9 +67,9 @@ class ByHand(Regression):
         return make_optimizer(self.optimizer_class, self.model)
 
 
-def fit(module, folder, epochs=EPOCHS, ckpt_path=None, **options):
+def fit(module, folder, epochs=EPOCHS, ckpt_path=None, logger=False, **options):
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=epochs, accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, **options,
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(DATA, batch_size=None)
@@ -109,6 +111,34 @@ def test_checkpoint_of_the_trainer_resumes_with_every_bit(tmp_path, optimizer_cl
 def test_manual_optimization_gives_the_bits_of_a_plain_loop(tmp_path, optimizer_class):
     trainer = fit(ByHand(optimizer_class), tmp_path)
     assert_same_training(pair(trainer), plainly_trained(optimizer_class, DATA * EPOCHS))
+
+
+class Kept(pl.loggers.logger.DummyLogger):
+    """Keeps what it is given to log."""
+
+    def __init__(self):
+        super().__init__()
+        self.logged = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.logged[step] = metrics
+
+
+class Named(Regression):
+    def configure_optimizers(self):
+        return make_optimizer(self.optimizer_class, self.model.named_parameters())
+
+
+def test_callback_of_the_docs_logs_density_and_bound_of_each_parameter(tmp_path, optimizer_class):
+    (block,) = (code for code in code_of(DOCS / "logging.md") if "pytorch_lightning" in code)
+    exec(compile(block, "logging.md", "exec"), names := {})
+    logger, steps = Kept(), EPOCHS * len(DATA)
+    callbacks = [names["LogCalibration"]()]
+    trainer = fit(Named(optimizer_class), tmp_path, callbacks=callbacks, logger=logger, log_every_n_steps=6)
+    logged = {step: figures for step, figures in logger.logged.items() if "density/0.weight" in figures}
+    assert list(logged) == list(range(6, steps + 1, 6))
+    _, optimizer = pair(trainer)
+    assert logged[steps] == calibration_figures(optimizer)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

@@ -6,7 +6,15 @@ import sys
 import pytest
 import torch
 
-from .helpers import OPTIONS, assert_same_training, import_or_skip, loss_went_down, make_optimizer
+from ..helpers import DOCS, code_of
+from .helpers import (
+    OPTIONS,
+    assert_same_training,
+    calibration_figures,
+    import_or_skip,
+    loss_went_down,
+    make_optimizer,
+)
 
 if sys.version_info < (3, 11):
     pytest.skip("the pinned transformers needs Python 3.11", allow_module_level=True)
@@ -55,8 +63,8 @@ def make_trainer(optimizer_class, folder, *, by_class=False, callbacks=None, **o
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH,
         learning_rate=OPTIONS[optimizer_class]["lr"], lr_scheduler_type="linear", max_grad_norm=1.0, use_cpu=True,
-        report_to=[], logging_steps=1, disable_tqdm=True,
-        **{"save_strategy": "no", "warmup_steps": 3, **options},
+        report_to=[], disable_tqdm=True,
+        **{"logging_steps": 1, "save_strategy": "no", "warmup_steps": 3, **options},
     )  # fmt: skip
     model = tiny_gpt2()
     chosen = (
@@ -146,3 +154,17 @@ def test_accumulation_and_bfloat16_autocast_train(tmp_path, optimizer_class):
     model, optimizer = trained(trainer)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {int(state["step"]) for state in optimizer.state.values()} == {STEPS // 2}
+
+
+def test_callback_of_the_docs_logs_density_and_bound_of_each_parameter(tmp_path, optimizer_class):
+    (block,) = (code for code in code_of(DOCS / "logging.md") if "transformers" in code)
+    exec(compile(block, "logging.md", "exec"), names := {})
+    trainer = make_trainer(optimizer_class, tmp_path, logging_steps=3)
+    trainer.optimizer = make_optimizer(optimizer_class, trainer.model.named_parameters())
+    trainer.add_callback(names["LogCalibration"](trainer))
+    trainer.train()
+    logged = {e["step"]: e for e in trainer.state.log_history if any(name.startswith("density/") for name in e)}
+    assert list(logged) == list(range(3, STEPS + 1, 3))
+    _, optimizer = trained(trainer)
+    figures = calibration_figures(optimizer)
+    assert {name: logged[STEPS][name] for name in figures} == figures

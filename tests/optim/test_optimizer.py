@@ -65,6 +65,19 @@ def test_loading_shares_nothing_with_the_checkpoint(device, fused, optimizer_cla
     assert_same_snapshots(before, snapshot(params, optimizer))
 
 
+def test_loaded_state_has_no_more_tensors_than_the_saved_one(device, optimizer_class):
+    """Each entry is one tensor, and not a view that keeps another."""
+    params = make_params([(10,), (3, 4)], torch.bfloat16, device)
+    optimizer = run_steps(params, optimizer_class=optimizer_class)
+    checkpoint = optimizer.state_dict()
+    for state in checkpoint["state"].values():
+        state["step"] = state["step"].reshape(1)  # accepted as well
+    optimizer.load_state_dict(checkpoint)
+    for state in optimizer.state.values():
+        assert state["step"].shape == ()
+        assert not [name for name, tensor in state.items() if tensor._is_view()]
+
+
 def test_what_others_keep_in_the_state_is_loaded_too(device):
     """Wrappers such as Lookahead do: on the parameter's device, and no longer the checkpoint's tensor."""
     params = make_params([(10,)], torch.bfloat16, device)

@@ -29,6 +29,11 @@ def directions(dtype):
     return sorted({sign * v for v in stored if v != 0 for sign in (1, -1)})
 
 
+def all_draws(begin, end, *, stream, device, **_):
+    """In place of the reference's draws: the i-th element draws i, in each of the streams."""
+    return torch.arange(begin, end, device=device).expand(len(stream), 1, -1)
+
+
 def expected_draws(d, opmath):
     """n in the arithmetic of the rule: two roundings to opmath, then integers."""
     scale = torch.tensor(2.0**16, dtype=opmath) / torch.tensor(BOUND, dtype=opmath)
@@ -67,7 +72,7 @@ def test_compiled_rule_is_unbiased(opmath, rule_hooks):
 @pytest.mark.parametrize("opmath", [torch.float32, torch.float64], ids=str)
 def test_reference_is_unbiased(opmath, device, monkeypatch):
     """One parameter of 2^16 elements with equal gradients, of which the i-th draws i."""
-    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    monkeypatch.setattr(reference_step, "draws", all_draws)
     for d in directions(opmath):
         param = torch.zeros(2**16, dtype=opmath, device=device, requires_grad=True)
         param.grad = torch.full_like(param, d)
@@ -83,7 +88,7 @@ def test_reference_is_unbiased_for_adamw(weight_decay, opmath, device, monkeypat
     From means as training has them, so that |d| goes from far below T to beyond it; with weight decay the variable
     begins at 1, where its new value is rounded once more.
     """
-    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    monkeypatch.setattr(reference_step, "draws", all_draws)
     start = 1.0 if weight_decay else 0.0
     for mean, square in ((0.0, 0.0), (1e-12, 1.0), (1e-5, 1.0), (0.01, 1.0), (-0.1, 0.7), (0.7, 1.0), (-3.0, 1.0)):
         updated = {}
@@ -113,7 +118,7 @@ def test_reference_is_unbiased_for_adamw(weight_decay, opmath, device, monkeypat
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_means_of_adamw_are_unbiased(dtype, device, monkeypatch):
     """All draws of both means enumerated: the mean of what is stored is the number that was to be stored, exactly."""
-    monkeypatch.setattr(reference_step, "draws", lambda begin, end, **_: torch.arange(begin, end, device=device))
+    monkeypatch.setattr(reference_step, "draws", all_draws)
     for g in (0.3, -1.7, 0.011):
         param = torch.zeros(2**16, dtype=dtype, device=device, requires_grad=True)
         param.grad = torch.full_like(param, g)
