@@ -86,9 +86,7 @@ class FilmVGG(SmallVGG):
         x = images
         layers = zip(self.convs, self.norms, self.modulation(vector), strict=True)
         for i, (conv, norm, (scale, shift)) in enumerate(layers):
-            if i and i % 2 == 0:
-                x = pool(x)
-            x = F.relu(norm(conv(x)) * (1 + scale) + shift)
+            x = F.relu(norm(conv(self.halved(x, i))) * (1 + scale) + shift)
         return x.mean(dim=(2, 3))
 
 

@@ -18,7 +18,7 @@ from .lenet import SMALLEST_SIDE as LENET_SIDE
 from .lenet import LeNet
 from .resnet import CifarResNet
 from .small import SmallCNN
-from .vgg_small import SmallVGG
+from .vgg_small import SmallVGG, halvings
 from .wide_resnet import WideResNet
 
 _SMALL_WIDTH = 32  # channels after the first layer
@@ -45,8 +45,8 @@ _NETWORKS = {
     "lenet": _Network(lambda s: LeNet(s.channels, s.size, s.classes), LENET_SIDE),
     "chain": _Network(lambda s: build_chain(s.channels, s.classes), CHAIN_SIDE),
     "vgg": _Network(lambda s: _of_torchvision().build_vgg(s.channels, s.classes)),
-    "vgg-small": _Network(lambda s: SmallVGG(s.channels, s.size, s.classes)),
-    "vgg-small-half": _Network(lambda s: SmallVGG(s.channels, s.size, s.classes, (16, 32, 64))),
+    "vgg-small": _Network(lambda s: SmallVGG(s.channels, s.classes, halvings=halvings(s.size))),
+    "vgg-small-half": _Network(lambda s: SmallVGG(s.channels, s.classes, (16, 32, 64), halvings(s.size))),
     "resnet20": _Network(lambda s: CifarResNet(20, s.channels, s.classes)),
     "resnet20-half": _Network(lambda s: CifarResNet(20, s.channels, s.classes, width=8)),
     "resnet56": _Network(lambda s: CifarResNet(56, s.channels, s.classes)),
