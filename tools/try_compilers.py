@@ -124,6 +124,20 @@ def compare(build, expected, found):
     return "; ".join(f"{isa} differs in {len(cases)}, as in {cases[0]!r}" for isa, cases in wrong.items()), False
 
 
+def try_build(build, expected):
+    """What the table says of a build, whether that is right, and the digests; `expected` is None for the first one."""
+    if reason := build.why_not():
+        return f"not tried: {reason}", True, None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            make_program(build, Path(folder))
+            found = digests(build, Path(folder))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return "failed", False, None
+    return *compare(build, expected or found["baseline"], found), found["baseline"]
+
+
 def main():
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     expected, ok = None, True
@@ -131,21 +145,14 @@ def main():
     for build in BUILDS:
         if expected is not None and word not in build.name:
             continue
-        if reason := build.why_not():
-            say(f"| {build.compiler} | {build.name.partition(' ')[2]} | not tried: {reason} |")
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            make_program(build, Path(folder))
-            found = digests(build, Path(folder))
-        if expected is None:
-            expected = found["baseline"]
-        result, right = compare(build, expected, found)
-        ok &= right
-        say(f"| {build.version()} | {build.name.partition(' ')[2]} | {result} |")
+        result, right, baseline = try_build(build, expected)
+        expected, ok = expected or baseline, ok and right
+        version = build.compiler if baseline is None else build.version()
+        say(f"| {version} | {build.name.partition(' ')[2]} | {result} |")
     if expected is None:
-        sys.exit(f"try_compilers: no {BUILDS[0].compiler}, with whose bits the others are compared")
+        sys.exit("try_compilers: no compiler works here")
     say(f"{len(expected)} cases in each instruction set")
-    sys.exit(0 if ok else "try_compilers: bits differ")
+    sys.exit(0 if ok else "try_compilers: a result above is not as it must be")
 
 
 if __name__ == "__main__":

@@ -126,3 +126,12 @@ def test_other_compiler_agrees(build, usual, tmp_path):
     compilers.make_program(build, tmp_path)
     for isa, digests in compilers.digests(build, tmp_path).items():
         assert not compilers.differing(usual[1]["baseline"], digests), isa
+
+
+def test_a_difference_is_reported():
+    same, other = {"baseline": {"a": "1", "b": "2"}}, {"baseline": {"a": "1", "b": "3"}}
+    right, wrong = compilers.Build("g++"), compilers.Build("g++", wrong=True)
+    assert compilers.compare(right, same["baseline"], same) == ("same bits: baseline", True)
+    assert compilers.compare(right, same["baseline"], other) == ("baseline differs in 1, as in 'b'", False)
+    assert compilers.compare(wrong, same["baseline"], same) == ("does not differ", False)
+    assert compilers.compare(wrong, same["baseline"], other) == ("differs, as it must, in 1", True)
