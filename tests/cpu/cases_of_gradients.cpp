@@ -21,7 +21,7 @@ struct GradCalibration {
   double lipschitz;
 };
 constexpr GradCalibration kGradCalibrations[] = {
-    {"one c=0", 0, 0, 0},         {"one c=0.3", 0, 0.3, 0},      {"one l=1e6", 0, 1, 1e6},
+    {"one c=0", 0, 0, 0},         {"one c=0.3", 0, 0.3, 0},     {"one l=1e6", 0, 1, 1e6},
     {"inner=1 c=0.3", 1, 0.3, 0}, {"inner=7 c=0.3", 7, 0.3, 0},
 };
 
