@@ -5,6 +5,7 @@
 # make test-integration   run it in Lightning, Accelerate, transformers and timm, which go into .venv, too
 # make lint    check style and types
 # make docs    the documentation as web pages, in out/docs, and a check of them; ARGS="--pictures DIR" keeps pictures
+# make try-compilers   the bits of the CPU loops with every compiler that is here, for ten minutes; ARGS=clang chooses
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make gpu-suite   on a machine with a GPU: build, test, measure; sanitize with ARGS="--parts sanitizers"; no network
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
@@ -12,8 +13,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := $(wildcard $(patsubst %,csrc/*/*.%,h cuh cpp cu) $(patsubst %,tests/rule/hooks/*.%,h cpp cu) tests/cpu/*.cpp \
-  tests/cuda/emulation/* tests/cuda/ptx/*.cpp)
+CPP := $(wildcard $(patsubst %,csrc/*/*.%,h cuh cpp cu) $(patsubst %,tests/rule/hooks/*.%,h cpp cu) tests/cpu/*.h \
+  tests/cpu/*.cpp tests/cuda/emulation/* tests/cuda/ptx/*.cpp)
 ARGS ?=
 # A test marked with xdist_group(name) runs in the same process as the others of its group. Tests of threads have more
 # threads than there are cores left: these must not spin while they wait.
@@ -22,7 +23,8 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --
 PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py tests/test_pages.py
 INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
 
-.PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions gpu-suite clean
+.PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions try-compilers \
+  gpu-suite clean
 
 train: $(VENV)/built
 	@echo "Training on the digits: 15 to 25 seconds on a quiet machine. Results go to out/digits."
@@ -66,6 +68,9 @@ check-cuda: $(VENV)/installed
 
 count-instructions: $(VENV)/installed
 	$(BIN)/python tools/count_instructions.py $(ARGS)
+
+try-compilers: $(VENV)/installed
+	$(BIN)/python tools/try_compilers.py $(ARGS)
 
 # Uses the Python there is (PYTHON=...), which must have torch with CUDA and ninja; what else is missing is left out.
 gpu-suite:

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operator csgd_cuda::calibrate_grad: a gradient in, its calibration out. csgd_cuda.calibrate_grad documents it.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
@@ -15,6 +14,7 @@
 #include "../cpu/calibrate_grad_cpu.h"
 #include "arguments.h"
 #include "bindings.h"
+#include "parallel.h"
 #include "python_function.h"
 #include "tensors.h"
 
@@ -120,7 +120,7 @@ void run_cpu(DType dtype, const CalibrateGradCall& call, const at::Tensor&) {
     moved += own_moved;
     for (size_t c = 0; c < channels; ++c) largest_bits[c] = std::max(largest_bits[c], own_largest[c]);
   };
-  at::parallel_for(0, (call.numel + kCalibrateGradGrain - 1) / kCalibrateGradGrain, 2, run_grains);
+  parallel_for(0, (call.numel + kCalibrateGradGrain - 1) / kCalibrateGradGrain, 2, run_grains);
   calibrate_grad_finish(dtype, call, moved, largest_bits.data());
 }
 

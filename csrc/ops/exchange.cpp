@@ -3,7 +3,6 @@
 // csgd_cuda/distributed/coding.py documents them.
 #include "../core/exchange.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/exchange_cpu.h"
+#include "parallel.h"
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
@@ -204,7 +204,7 @@ template <class Call, class F>
 void share_out(const std::vector<Call>& calls, F f) {
   std::vector<int64_t> first = {0};  // number of the first grain of each call
   for (const Call& call : calls) first.push_back(first.back() + (call.numel + kExchangeGrain - 1) / kExchangeGrain);
-  at::parallel_for(0, first.back(), 2, [&](int64_t grain, int64_t last) {
+  parallel_for(0, first.back(), 2, [&](int64_t grain, int64_t last) {
     auto k = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), grain) - first.begin() - 1);
     for (; grain < last; ++grain) {
       while (grain >= first[k + 1]) ++k;
@@ -221,16 +221,16 @@ void encode_cpu(DType dtype, const std::vector<EncodeCall>& calls, c10::Device) 
 }
 
 void pack_cpu(const PackCall& call, c10::Device) {
-  at::parallel_for(0, call.rows * call.words_per_row, kWordsPerGrain,
-                   [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.pack(call, begin, end); });
+  parallel_for(0, call.rows * call.words_per_row, kWordsPerGrain,
+               [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.pack(call, begin, end); });
 }
 
 void add_cpu(const AddCall& given, c10::Device device) {
   std::vector<uint8_t> digits(static_cast<size_t>(given.sums.row * digit_size(given.sums.radix)));
   AddCall call = given;
   call.sums.digits = digits.data();
-  at::parallel_for(0, call.code_words, kWordsPerGrain,
-                   [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.add(call, begin, end); });
+  parallel_for(0, call.code_words, kWordsPerGrain,
+               [&, loops = exchange_loops()](int64_t begin, int64_t end) { loops.add(call, begin, end); });
   pack_cpu(call.sums, device);
 }
 

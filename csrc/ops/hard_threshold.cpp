@@ -3,7 +3,6 @@
 // documents it.
 #include "../core/hard_threshold.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
@@ -15,6 +14,7 @@
 
 #include "../cpu/hard_threshold_cpu.h"
 #include "arguments.h"
+#include "parallel.h"
 #include "tensors.h"
 
 #if CSGD_WITH_CUDA
@@ -244,7 +244,7 @@ void run(const HardThresholdArgs& args, ThresholdDevice& device) {
 
 // On the CPU: torch's threads divide the work between them.
 
-void parallel_for(int64_t count, const Ranges& work) { at::parallel_for(0, count, 2, work); }
+void parallel_for(int64_t count, const Ranges& work) { csgd::parallel_for(0, count, 2, work); }
 
 class Cpu : public ThresholdDevice {
  public:

@@ -9,7 +9,6 @@
 //     static Options options(const Args&);          likewise; the others are zero
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
@@ -19,6 +18,7 @@
 
 #include "../core/update_rule.h"
 #include "../cpu/step_cpu.h"
+#include "parallel.h"
 #include "step.h"
 
 #if CSGD_WITH_CUDA
@@ -70,7 +70,7 @@ void run_cpu(const PackedStep& step, const Options& options) {
   if (elements < kWorthThreads) {
     run_chunks(0, count);
   } else {
-    at::parallel_for(0, count, 1, run_chunks);
+    parallel_for(0, count, 1, run_chunks);
   }
   std::vector<ChunkResult> totals(step.tensors().size());
   for (int64_t c = 0; c < count; ++c) {

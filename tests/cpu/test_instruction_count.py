@@ -18,14 +18,14 @@ FIGURES, COMPILER = counts.read_table()
 LOWER, UPPER = 0.75, 1.5
 
 
-pytestmark = pytest.mark.xdist_group("instruction counts")
+pytestmark = pytest.mark.xdist_group("loops")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(request):
     if reason := counts.why_not():
         pytest.skip(reason)
-    return counts.build(tmp_path_factory.mktemp("built"))
+    return request.getfixturevalue("loops")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8").splitlines()
+    for line in (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8").split("\n## ")[0].splitlines()
     if line.startswith("| ") and not line.startswith(("| integration", "| ---"))
 ]
 
