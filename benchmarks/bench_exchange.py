@@ -22,11 +22,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.step_bench import page, progress, timing
-from csgd_cuda.distributed.codes import unit_of
-from csgd_cuda.distributed.coding import (
+from csgd_cuda.distributed.clip_and_block import (
     add_mean,
     block_exponents,
-    choose_coding,
     norm_of,
     pack_exponents,
     pack_outliers,
@@ -35,6 +33,8 @@ from csgd_cuda.distributed.coding import (
     unpack_exponents,
     unpack_outliers,
 )
+from csgd_cuda.distributed.codes import unit_of
+from csgd_cuda.distributed.coding import choose_coding
 from tools.program import UserError
 
 CLIP, BLOCK = 4, 32

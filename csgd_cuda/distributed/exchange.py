@@ -14,9 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..tensors import divided
-from .codes import unit_of
-from .coding import (
-    Coding,
+from .clip_and_block import (
     Outliers,
     add_mean,
     block_exponents,
@@ -29,6 +27,8 @@ from .coding import (
     unpack_exponents,
     unpack_outliers,
 )
+from .codes import unit_of
+from .coding import Coding
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csgd_cuda.distributed.coding import (
+from csgd_cuda.distributed.clip_and_block import (
     _IN_CACHE,
     Outliers,
     add_mean,
