@@ -81,7 +81,7 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     def clip() -> None:
         bound = norm_of(grad).mul_(CLIP / args.numel**0.5).unsqueeze(0)
         outliers = take_outliers([copy], bound)
-        add_mean([copy], [unpack_outliers(*pack_outliers(outliers), grad.dtype)])
+        add_mean([copy], [unpack_outliers(pack_outliers(outliers), grad.dtype)])
 
     def blocks() -> None:
         exponents = block_exponents(grad, BLOCK, size()[0], units[0], args.ranks)

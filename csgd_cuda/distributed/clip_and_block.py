@@ -5,7 +5,7 @@
   magnitude. A block of consecutive coordinates whose own largest magnitude is below T / 2^k is multiplied by 2^k before
   it is coded and divided by it after, both exactly: its bound is then T / 2^k, for half a byte a block on the wire.
 - Outliers: coordinates beyond a clipped bound travel as they are, in a byte for the position, mostly, and the value.
-  A rank's message is the distances between its coordinates, in bytes, and then the values. A byte below 255 says how
+  A rank's message is their number, the distances between them, in bytes, and then the values. A byte below 255 says how
   many coordinates lie between the last one and the next, 255 that at least so many do, and that another byte goes on.
 """
 
@@ -24,6 +24,7 @@ from .codes import SIGNIFICANT_BITS
 _IN_CACHE = 2**17  # coordinates
 _MOST_EXPONENT = 15  # four bits; and 2^15 is a number of every dtype, and so is 2^-15
 _MORE = 255  # in a byte of distances
+_HEAD = 8  # bytes: the number of outliers
 _NORM_LANES = 2**17  # partial sums of a norm
 
 
@@ -165,23 +166,30 @@ def _split(positions: Tensor, begins: list[int]) -> list[Tensor]:
     return [positions[begin:end] for begin, end in pairwise(cuts)]
 
 
-def pack_outliers(outliers: Outliers) -> tuple[Tensor, int]:
-    """A message, uint8 of shape (bytes,), and how many of its bytes are distances."""
+def pack_outliers(outliers: Outliers) -> Tensor:
+    """A message, uint8 of shape (bytes,); empty where there are none."""
+    count = len(outliers.positions)
+    if count == 0:
+        return outliers.values.view(torch.uint8)
     start = outliers.positions.new_tensor([-1])
     between = torch.diff(outliers.positions, prepend=start) - 1
     more = between // _MORE
     ends = (more + 1).cumsum(0)
-    distances = torch.full((int(ends[-1]) if len(ends) else 0,), _MORE, dtype=torch.uint8, device=ends.device)
+    distances = torch.full((int(ends[-1]),), _MORE, dtype=torch.uint8, device=ends.device)
     distances[ends - 1] = (between - _MORE * more).to(torch.uint8)
-    return torch.cat([distances, outliers.values.view(torch.uint8)]), len(distances)
+    head = torch.tensor([count], device=ends.device).view(torch.uint8)
+    return torch.cat([head, distances, outliers.values.view(torch.uint8)])
 
 
-def unpack_outliers(message: Tensor, distances: int, dtype: torch.dtype) -> Outliers:
-    """The outliers that were packed, given how many bytes are distances, and the dtype of the gradients."""
-    steps = message[:distances]
+def unpack_outliers(message: Tensor, dtype: torch.dtype) -> Outliers:
+    """The outliers that were packed, given the dtype of the gradients."""
+    if len(message) == 0:
+        return Outliers(message.to(torch.int64), message.view(dtype))
+    count = int(message[:_HEAD].clone().view(torch.int64))  # a view would have to be aligned
+    steps, values = message[_HEAD:].tensor_split([len(message) - _HEAD - count * dtype.itemsize])
     ends = steps != _MORE
     positions = (steps.to(torch.int64) + ends).cumsum(0)[ends] - 1
-    return Outliers(positions, message[distances:].clone().view(dtype))  # a view would have to be aligned
+    return Outliers(positions, values.clone().view(dtype))
 
 
 def add_mean(grads: list[Tensor], of_ranks: list[Outliers]) -> None:

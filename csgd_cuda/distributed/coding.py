@@ -3,9 +3,11 @@
 
 - Words hold as many digits of a base as fit in 32 bits: 20 codes of three values (1.6 bits each, where two bits would
   hold four values), 13 sums of two ranks (2.5 bits) or 10 sums of four (3.2 bits).
-- ``Coding`` is the four operations on codes (codes.py): the kernels' operators where there are any, else pure PyTorch,
+- ``Coding`` is the operations on codes (codes.py): the kernels' operators where there are any, else pure PyTorch,
   with the same bits. A row of codes for each of W shards, of which a shard is a multiple of 20 codes; sums of W codes,
   plus W, have the radix 2 W + 1.
+- Most codes are 0, and many sums. Where the number of bytes may depend on the gradients, rows of words travel as planes
+  of bits (planes.py), unless the words are shorter.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from .. import extension
 from ..optim.options import signed_seed
 from ..tensors import divided
 from .codes import CODES, ZERO_CODE, encode
+from .planes import from_planes, to_planes
 
 BYTES_PER_WORD = 4
 _WORD_RANGE = 2**32
@@ -86,7 +89,7 @@ def unpack(words: Tensor, radix: int, count: int) -> Tensor:
 
 
 class Coding(Protocol):
-    """The four operations, of the kernels or of the reference."""
+    """The operations, of the kernels or of the reference."""
 
     def encode(
         self,
@@ -118,6 +121,23 @@ class Coding(Protocol):
 
     def add(self, words: Tensor) -> Tensor:
         """The sums of W rows of packed codes, packed themselves: int32 of shape (W, words) to (sum words,)."""
+
+    def write_rows(self, words: Tensor, most: int) -> list[Tensor]:
+        """Each row of packed sums as bytes: its planes (planes.py), or its words where these take no more.
+
+        Args:
+            words: int32 of shape (rows, words), with the radix 2 most + 1.
+
+        Returns:
+            uint8 of shape (bytes,) for each row.
+        """
+
+    def read_rows(self, messages: list[Tensor], words: int, most: int) -> Tensor:
+        """The packed rows, of so many words each, that were written: int32 of shape (rows, words).
+
+        Raises:
+            ValueError: a row has not the bytes that its planes take.
+        """
 
     def decode(self, words: Tensor, units: Tensor, grads: list[Tensor]) -> None:
         """Sets each gradient to its unit times the sums of its codes, rounded to its dtype.
@@ -159,6 +179,21 @@ class _Reference:
         ranks, shard = words.shape[0], words.shape[1] * digits_per_word(CODES)
         return pack(unpack(words, CODES, shard).sum(0, keepdim=True, dtype=torch.int64), 2 * ranks + 1)[0]
 
+    def write_rows(self, words: Tensor, most: int) -> list[Tensor]:
+        count = words.shape[1] * digits_per_word(2 * most + 1)
+        each = [(to_planes(unpack(row[None], 2 * most + 1, count)[0], most), row.view(torch.uint8)) for row in words]
+        return [planes if len(planes) < len(row) else row for planes, row in each]
+
+    def read_rows(self, messages: list[Tensor], words: int, most: int) -> Tensor:
+        out = messages[0].new_empty((len(messages), words), dtype=torch.int32)
+        for row, message in zip(out, messages, strict=True):
+            if len(message) == BYTES_PER_WORD * words:
+                row.view(torch.uint8).copy_(message)
+            else:
+                count = words * digits_per_word(2 * most + 1)
+                row.copy_(pack(from_planes(message, count, most)[None], 2 * most + 1)[0])
+        return out
+
     def decode(self, words: Tensor, units: Tensor, grads: list[Tensor]) -> None:
         ranks, sizes = words.shape[0], [grad.numel() for grad in grads]
         shard = code_words(sum(sizes), ranks) * digits_per_word(CODES)
@@ -191,6 +226,21 @@ class _Kernels:
         out: Tensor = torch.ops.csgd_cuda.add_codes(words)
         return out
 
+    # There are no kernels for rows on a GPU.
+
+    def write_rows(self, words: Tensor, most: int) -> list[Tensor]:
+        if words.device.type != "cpu":
+            return _REFERENCE.write_rows(words, most)
+        rows, lengths = torch.ops.csgd_cuda.write_rows(words, most)
+        return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+    def read_rows(self, messages: list[Tensor], words: int, most: int) -> Tensor:
+        if messages[0].device.type != "cpu":
+            return _REFERENCE.read_rows(messages, words, most)
+        lengths = [len(message) for message in messages]
+        out: Tensor = torch.ops.csgd_cuda.read_rows(torch.cat(messages), lengths, words, most)
+        return out
+
     def decode(self, words: Tensor, units: Tensor, grads: list[Tensor]) -> None:
         torch.ops.csgd_cuda.decode_sums(words, units, grads)
 
@@ -221,8 +271,19 @@ def _fake_add(words: Tensor) -> Tensor:
     return words.new_empty(words_for(words.shape[1] * digits_per_word(CODES), 2 * words.shape[0] + 1))
 
 
+def _fake_write_rows(words: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    rows = words.new_empty((words.shape[0], words.shape[1] * BYTES_PER_WORD), dtype=torch.uint8)
+    return rows, words.new_empty(words.shape[:1], dtype=torch.int64)
+
+
+def _fake_read_rows(message: Tensor, lengths: Sequence[int], words: int, most: int) -> Tensor:
+    return message.new_empty((len(lengths), words), dtype=torch.int32)
+
+
 if extension.build_info() is not None:
     torch.library.register_fake("csgd_cuda::encode_codes", _fake_encode)
     torch.library.register_fake("csgd_cuda::pack_codes", _fake_pack)
     torch.library.register_fake("csgd_cuda::add_codes", _fake_add)
+    torch.library.register_fake("csgd_cuda::write_rows", _fake_write_rows)
+    torch.library.register_fake("csgd_cuda::read_rows", _fake_read_rows)
     torch.library.register_fake("csgd_cuda::decode_sums", lambda words, units, grads: None)
