@@ -192,6 +192,12 @@ def unpack_outliers(message: Tensor, dtype: torch.dtype) -> Outliers:
     return Outliers(positions, values.clone().view(dtype))
 
 
+def put_outliers(grads: list[Tensor], outliers: Outliers) -> None:
+    """Sets the coordinates of the gradients that are outliers to their values."""
+    for grad, own in zip(grads, _of_grads(outliers, _begins(grads)), strict=True):
+        grad[own.positions] = own.values
+
+
 def add_mean(grads: list[Tensor], of_ranks: list[Outliers]) -> None:
     """Adds the mean over the ranks of the outliers: in float64, in the order of the ranks; rounded to nearest."""
     begins = _begins(grads)

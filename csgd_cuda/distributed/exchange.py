@@ -21,13 +21,14 @@ from .clip_and_block import (
     norm_of,
     pack_exponents,
     pack_outliers,
+    put_outliers,
     scale_blocks,
     smallest_exponents,
     take_outliers,
     unpack_exponents,
     unpack_outliers,
 )
-from .codes import unit_of
+from .codes import nearest, unit_of
 from .coding import Coding
 
 
@@ -93,16 +94,23 @@ def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
 
 def average_as_codes(
     wire: Wire, coding: Coding, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None,
-    block: int | None,
+    block: int | None, residuals: list[Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Replaces gradients by unbiased estimates of their mean over the ranks.
+    """Replaces gradients by estimates of their mean over the ranks.
+
+    They are unbiased, but with residuals, which are added to the gradients first: codes are then the nearest ones, and
+    the residuals become what codes and clipped coordinates of this rank do not stand for.
 
     Args:
         grads: contiguous, not empty, of one dtype and device; the same shapes on all ranks.
         indices: 0 ... 2^16 - 1, which parameter each belongs to.
         clip: None, or the bound in units of the RMS of a gradient (on the rank where that is largest).
         block: None, or how many consecutive coordinates are scaled together.
+        residuals: None, or float32 of the shapes of the gradients. Where a sum is not finite they stay as they are.
     """
+    totals = [] if residuals is None else [grad + residual for grad, residual in zip(grads, residuals, strict=True)]
+    for grad, total in zip(grads, totals, strict=bool(totals)):
+        grad.copy_(total)
     sizes = wire.largest(torch.stack([_size(grad, clip) for grad in grads]))
     units = unit_of(sizes, wire.world_size, grads[0].dtype)
     bounds = units * wire.world_size
@@ -112,9 +120,19 @@ def average_as_codes(
         exponents = _shared_exponents(wire, grads, sizes, units, block)
         for grad, of_grad in zip(grads, exponents, strict=True):
             scale_blocks(grad, block, of_grad, 1)
-    pair, second = divmod(wire.rank, 2)
-    own = [index + (pair << 16) for index in indices]
-    codes = coding.encode(grads, bounds, own, seed=seed, step=step, antithetic=bool(second))
+    if residuals is None:
+        pair, second = divmod(wire.rank, 2)
+        own = [index + (pair << 16) for index in indices]
+        codes = coding.encode(grads, bounds, own, seed=seed, step=step, antithetic=bool(second))
+    else:
+        codes = torch.cat([nearest(grad, bound) for grad, bound in zip(grads, bounds, strict=True)])
+        coding.decode(coding.pack(codes, 1), bounds, grads)  # what this rank's codes stand for
+        _unscale(grads, exponents, block)
+        if outliers:
+            put_outliers(grads, outliers[wire.rank])
+        for residual, total, sent in zip(residuals, totals, grads, strict=True):
+            rest = total.sub_(sent)
+            residual.copy_(torch.where(rest.isfinite(), rest, residual))
     rows = coding.pack(codes, wire.world_size)
     # With a clip this has waited for the device already, so the number of bytes may depend on the codes.
     sums = wire.reduce_shards(rows, coding.add) if clip is None else _sums_of_written(wire, coding, rows)
