@@ -282,6 +282,9 @@ def test_accuracy_trains_every_exchange_from_the_same_start_and_skips_what_is_fi
     logs = {path.name.split("_")[2]: list(csv.DictReader(path.open())) for path in tmp_path.glob("*.csv")}
     assert logs.keys() == {"sgd", "calibrated-w2"}
     assert 14 < float(logs["calibrated-w2"][0]["fewer_bytes"]) < 16
+    assert float(logs["sgd"][0]["fewer_bytes"]) == 1
+    assert "| plain bytes / bytes |" in (tmp_path / "report" / "table.md").read_text()
+    assert (tmp_path / "report" / "bytes.png").read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--exchanges", "calibrated"]) == 0
     assert "0 runs trained, 2 were" in capsys.readouterr().out
 
