@@ -15,32 +15,16 @@ constexpr int kGroup = 4;  // sums that share a bit
 
 int64_t bytes_of(int64_t bits) { return (bits + kByte - 1) / kByte; }
 
-// Writes bits one after another, the first one lowest.
-class BitWriter {
- public:
-  explicit BitWriter(uint8_t* to) : to_(to) {}
-
-  // At most 32 bits.
-  void put(uint32_t bits, int count) {
-    waiting_ |= uint64_t{bits} << filled_;
-    filled_ += count;
-    if (filled_ < 32) return;
-    for (int k = 0; k < 4; ++k) *to_++ = static_cast<uint8_t>(waiting_ >> (kByte * k));
-    waiting_ >>= 32;
-    filled_ -= 32;
+// Writes a plane of flags that are 0 or 1, the first one in the lowest bit. Returns where it ends.
+uint8_t* write_flags(const uint8_t* flags, int64_t count, uint8_t* to) {
+  for (int64_t i = 0; i < count; i += kByte) {
+    const int64_t here = std::min(count - i, int64_t{kByte});
+    uint32_t byte = 0;
+    for (int64_t k = 0; k < here; ++k) byte |= uint32_t{flags[i + k]} << k;
+    *to++ = static_cast<uint8_t>(byte);
   }
-
-  // Writes what is left. Returns where it ends.
-  uint8_t* finish() {
-    for (; filled_ > 0; filled_ -= kByte, waiting_ >>= kByte) *to_++ = static_cast<uint8_t>(waiting_);
-    return to_;
-  }
-
- private:
-  uint8_t* to_;
-  uint64_t waiting_ = 0;
-  int filled_ = 0;
-};
+  return to;
+}
 
 // The planes of a message, one after another.
 class PlaneReader {
@@ -56,8 +40,7 @@ class PlaneReader {
   }
 
   uint32_t bit(int64_t i) const { return plane_[i / kByte] >> (i % kByte) & 1u; }
-  // The bits 4 i ... 4 i + 3.
-  uint32_t four(int64_t i) const { return plane_[i / 2] >> (i % 2 * kGroup) & 15u; }
+  const uint8_t* plane() const { return plane_; }
   bool ended() const { return left_ == 0; }
 
  private:
@@ -66,89 +49,142 @@ class PlaneReader {
   int64_t left_;
 };
 
+// The loops below have no branches that depend on a sum: it is written in any case, and the place of the next one moves
+// on only where the sum is one of those that are picked.
+
 template <class Digit>
 int64_t write(const PlanesCall& call, uint8_t* to, int64_t limit) {
   const Digit* digits = static_cast<const Digit*>(call.digits);
   const auto most = static_cast<Digit>(call.most);
-  const auto count = static_cast<size_t>(call.count);
-  std::vector<uint8_t> occupied(count / 32 + 4), flags(count / kByte + 4), signs(count / kByte + 4);
-  std::vector<Digit> sizes(count);
-  BitWriter occupied_bits(occupied.data()), flag_bits(flags.data()), sign_bits(signs.data());
-  size_t left = 0;  // number of sums that are not 0
-  for (size_t i = 0; i < count; i += 2 * kGroup) {
-    const size_t here = std::min(count - i, size_t{2 * kGroup});
+  const int64_t count = call.count, groups = (count + kGroup - 1) / kGroup;
+  std::vector<Digit> found(static_cast<size_t>(count) + 1);  // the sums that are not 0
+  std::vector<uint8_t> flags(static_cast<size_t>(count) + kByte), fours(static_cast<size_t>(groups) + 2);
+  int64_t left = 0, occupied = 0;
+  for (int64_t i = 0; i < count; i += kByte) {
+    const Digit* group = digits + i;
+    Digit padded[kByte];
+    if (count - i < kByte) {
+      std::fill(padded, padded + kByte, most);
+      std::copy(group, digits + count, padded);
+      group = padded;
+    }
     uint32_t mask = 0;
-    for (size_t k = 0; k < here; ++k) mask |= uint32_t{digits[i + k] != most} << k;
-    const uint32_t first = mask & 15u, second = mask >> kGroup;
-    occupied_bits.put(uint32_t{first != 0} | uint32_t{second != 0} << 1, here > kGroup ? 2 : 1);
-    if (first != 0) flag_bits.put(first, kGroup);
-    if (second != 0) flag_bits.put(second, kGroup);
-    for (; mask != 0; mask &= mask - 1) {
-      const Digit digit = digits[i + static_cast<size_t>(std::countr_zero(mask))];
-      sign_bits.put(digit > most ? 1 : 0, 1);
-      sizes[left++] = static_cast<Digit>(digit > most ? digit - most : most - digit);
+    for (int k = 0; k < kByte; ++k) {
+      const uint32_t picked = group[k] != most ? 1 : 0;
+      mask |= picked << k;
+      found[static_cast<size_t>(left)] = group[k];
+      left += picked;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t four = mask >> (half * kGroup) & 15u, picked = four != 0 ? 1 : 0;
+      flags[static_cast<size_t>(i / kGroup + half)] = static_cast<uint8_t>(picked);
+      fours[static_cast<size_t>(occupied)] = static_cast<uint8_t>(four);
+      occupied += picked;
     }
   }
-  int64_t bytes = 0;
-  uint8_t* const ends[] = {occupied_bits.finish(), flag_bits.finish(), sign_bits.finish()};
-  const uint8_t* const begins[] = {occupied.data(), flags.data(), signs.data()};
-  for (int plane = 0; plane < 3; ++plane) bytes += ends[plane] - begins[plane];
+  int64_t bytes = bytes_of(groups) + bytes_of(occupied * kGroup) + bytes_of(left);
   if (bytes >= limit) return limit;
-  for (int plane = 0; plane < 3; ++plane) to = std::copy(begins[plane], static_cast<const uint8_t*>(ends[plane]), to);
+  to = write_flags(flags.data(), groups, to);
+  fours[static_cast<size_t>(occupied)] = 0;
+  for (int64_t i = 0; i < occupied; i += 2) {
+    const uint8_t* two = fours.data() + i;
+    *to++ = static_cast<uint8_t>(two[0] | two[1] << kGroup);
+  }
+  for (int64_t i = 0; i < left; ++i) {
+    const Digit digit = found[static_cast<size_t>(i)];
+    flags[static_cast<size_t>(i)] = digit > most ? 1 : 0;
+    found[static_cast<size_t>(i)] = static_cast<Digit>(digit > most ? digit - most : most - digit);
+  }
+  to = write_flags(flags.data(), left, to);
   for (uint32_t size = 1; size < call.most && left > 0; ++size) {
-    bytes += bytes_of(static_cast<int64_t>(left));
+    bytes += bytes_of(left);
     if (bytes >= limit) return limit;
-    BitWriter larger(to);
-    size_t kept = 0;
-    for (size_t i = 0; i < left; ++i) {
-      const bool is_larger = sizes[i] > size;
-      larger.put(is_larger ? 1 : 0, 1);
-      sizes[kept] = sizes[i];
-      kept += is_larger ? 1 : 0;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < left; ++i) {
+      const Digit own = found[static_cast<size_t>(i)];
+      const uint8_t picked = own > size ? 1 : 0;
+      flags[static_cast<size_t>(i)] = picked;
+      found[static_cast<size_t>(kept)] = own;
+      kept += picked;
     }
-    to = larger.finish();
+    to = write_flags(flags.data(), left, to);
     left = kept;
   }
   return bytes;
+}
+
+// Of each eight sums, which are not 0, one bit for each; read from the first two planes. Returns whether these are
+// there, and how many sums are not 0 in all.
+bool read_masks(PlaneReader& reader, int64_t count, std::vector<uint8_t>& masks, int64_t& left) {
+  const int64_t groups = (count + kGroup - 1) / kGroup;
+  if (!reader.open(groups)) return false;
+  int64_t occupied = 0;
+  std::vector<uint8_t> flags(static_cast<size_t>(groups));
+  for (int64_t i = 0; i < groups; ++i) {
+    flags[static_cast<size_t>(i)] = static_cast<uint8_t>(reader.bit(i));
+    occupied += reader.bit(i);
+  }
+  if (!reader.open(occupied * kGroup)) return false;
+  std::vector<uint8_t> fours(reader.plane(), reader.plane() + bytes_of(occupied * kGroup));
+  fours.push_back(0);  // read, and not used, behind the last one
+  masks.assign(static_cast<size_t>(bytes_of(count)), 0);
+  int64_t next = 0;
+  for (int64_t i = 0; i < groups; ++i) {
+    const uint32_t picked = flags[static_cast<size_t>(i)];
+    const uint32_t four = fours[static_cast<size_t>(next / 2)] >> (next % 2 * kGroup) & 15u;
+    masks[static_cast<size_t>(i / 2)] |= static_cast<uint8_t>(four * picked << (i % 2 * kGroup));
+    next += picked;
+  }
+  if (count % kByte != 0) masks.back() &= static_cast<uint8_t>((1u << (count % kByte)) - 1);
+  left = 0;
+  for (const uint8_t mask : masks) left += std::popcount(mask);
+  return true;
 }
 
 template <class Digit>
 bool read(const PlanesCall& call, const uint8_t* from, int64_t bytes) {
   Digit* digits = static_cast<Digit*>(call.digits);
   const auto most = static_cast<Digit>(call.most);
-  std::fill(digits, digits + call.count, most);
   PlaneReader reader(from, bytes);
-  const int64_t groups = (call.count + kGroup - 1) / kGroup;
-  if (!reader.open(groups)) return false;
-  std::vector<int64_t> occupied;
-  for (int64_t i = 0; i < groups; ++i) {
-    if (reader.bit(i) != 0) occupied.push_back(i * kGroup);
+  std::vector<uint8_t> masks;
+  int64_t left = 0;
+  if (!read_masks(reader, call.count, masks, left) || !reader.open(left)) return false;
+  const int64_t count = left;
+  std::vector<Digit> found(static_cast<size_t>(count) + 1, 1);  // the sums that are not 0, at first without their signs
+  std::vector<uint8_t> positive(static_cast<size_t>(count));
+  std::vector<int64_t> places(static_cast<size_t>(count));  // of those among them that may be larger still
+  for (int64_t i = 0; i < left; ++i) {
+    positive[static_cast<size_t>(i)] = static_cast<uint8_t>(reader.bit(i));
+    places[static_cast<size_t>(i)] = i;
   }
-  if (!reader.open(static_cast<int64_t>(occupied.size()) * kGroup)) return false;
-  std::vector<int64_t> places;  // of sums that are not 0
-  for (size_t i = 0; i < occupied.size(); ++i) {
-    for (uint32_t mask = reader.four(static_cast<int64_t>(i)); mask != 0; mask &= mask - 1) {
-      const int64_t place = occupied[i] + std::countr_zero(mask);
-      if (place < call.count) places.push_back(place);
+  for (uint32_t size = 1; size < call.most && left > 0; ++size) {
+    if (!reader.open(left)) return false;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < left; ++i) {
+      const uint32_t picked = reader.bit(i);
+      const int64_t place = places[static_cast<size_t>(i)];
+      found[static_cast<size_t>(place)] += static_cast<Digit>(picked);
+      places[static_cast<size_t>(kept)] = place;
+      kept += picked;
+    }
+    left = kept;
+  }
+  if (!reader.ended()) return false;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t size = found[static_cast<size_t>(i)], twice = 2 * positive[static_cast<size_t>(i)];
+    found[static_cast<size_t>(i)] = static_cast<Digit>(twice * size - size);
+  }
+  const Digit* next = found.data();
+  for (int64_t i = 0; i < call.count; i += kByte) {
+    const int64_t here = std::min(call.count - i, int64_t{kByte});
+    const uint32_t mask = masks[static_cast<size_t>(i / kByte)];
+    for (int64_t k = 0; k < here; ++k) {
+      const uint32_t picked = mask >> k & 1u;
+      digits[i + k] = static_cast<Digit>(most + (*next & (0u - picked)));
+      next += picked;
     }
   }
-  const auto found = static_cast<int64_t>(places.size());
-  if (!reader.open(found)) return false;
-  for (int64_t i = 0; i < found; ++i) {
-    digits[places[static_cast<size_t>(i)]] = static_cast<Digit>(reader.bit(i) != 0 ? most + 1 : most - 1);
-  }
-  for (uint32_t size = 1; size < call.most && !places.empty(); ++size) {
-    if (!reader.open(static_cast<int64_t>(places.size()))) return false;
-    size_t kept = 0;
-    for (size_t i = 0; i < places.size(); ++i) {
-      if (reader.bit(static_cast<int64_t>(i)) == 0) continue;
-      Digit& digit = digits[places[i]];
-      digit = static_cast<Digit>(digit > most ? digit + 1 : digit - 1);
-      places[kept++] = places[i];
-    }
-    places.resize(kept);
-  }
-  return reader.ended();
+  return true;
 }
 
 }  // namespace
