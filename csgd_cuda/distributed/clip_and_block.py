@@ -184,7 +184,7 @@ def pack_outliers(outliers: Outliers) -> Tensor:
 def unpack_outliers(message: Tensor, dtype: torch.dtype) -> Outliers:
     """The outliers that were packed, given the dtype of the gradients."""
     if len(message) == 0:
-        return Outliers(message.to(torch.int64), message.view(dtype))
+        return Outliers(message.to(torch.int64), message.to(dtype))
     count = int(message[:_HEAD].clone().view(torch.int64))  # a view would have to be aligned
     steps, values = message[_HEAD:].tensor_split([len(message) - _HEAD - count * dtype.itemsize])
     ends = steps != _MORE
