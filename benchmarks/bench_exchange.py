@@ -78,8 +78,7 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         packed = coding.pack(coding.encode([grad], unit * args.ranks, [0], seed=0, step=0), args.ranks)
         coding.decode(coding.add(packed).expand(args.ranks, -1).contiguous(), unit, [out])
 
-    def planes(rows: torch.Tensor, most: int) -> Callable[[], object]:
-        return lambda: coding.read_rows(coding.write_rows(rows, most), rows.shape[1], most)
+    written, written_sums = coding.write_rows(words, 1), coding.write_rows(sums, args.ranks)
 
     def clip() -> None:
         bound = norm_of(grad).mul_(CLIP / args.numel**0.5).unsqueeze(0)
@@ -99,8 +98,10 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "add (unpack, add, pack)": lambda: coding.add(words),
         "decode (unpack, multiply)": lambda: coding.decode(sums, units, [out]),
         "all of it": whole,
-        "planes of the codes: written and read": planes(words, 1),
-        "planes of the sums: written and read": planes(sums, args.ranks),
+        "compact: write codes": lambda: coding.write_rows(words, 1),
+        "compact: read codes": lambda: coding.read_rows(written, words.shape[1], 1),
+        "compact: write the sums of a shard": lambda: coding.write_rows(sums[:1], args.ranks),
+        "compact: read sums": lambda: coding.read_rows(written_sums, sums.shape[1], args.ranks),
         f"clip {CLIP}: norm, outliers taken and given back": clip,
         f"blocks of {BLOCK}: exponents, scaled there and back": blocks,
     }

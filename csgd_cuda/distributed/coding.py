@@ -6,8 +6,8 @@
 - ``Coding`` is the operations on codes (codes.py): the kernels' operators where there are any, else pure PyTorch,
   with the same bits. A row of codes for each of W shards, of which a shard is a multiple of 20 codes; sums of W codes,
   plus W, have the radix 2 W + 1.
-- Most codes are 0, and many sums. Where the number of bytes may depend on the gradients, rows of words travel as planes
-  of bits (planes.py), unless the words are shorter.
+- Most codes are 0, and many sums. Rows of words can travel as planes of bits (planes.py), which take fewer bytes
+  then; how many depends on the gradients.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def ring_bytes(numel: int, element_size: int, world_size: int) -> int:
 
 def average_as_codes(
     wire: Wire, coding: Coding, grads: list[Tensor], indices: list[int], *, seed: int, step: int, clip: float | None,
-    block: int | None, residuals: list[Tensor] | None = None,
+    block: int | None, compact: bool = False, residuals: list[Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Replaces gradients by estimates of their mean over the ranks.
 
@@ -106,6 +106,7 @@ def average_as_codes(
         indices: 0 ... 2^16 - 1, which parameter each belongs to.
         clip: None, or the bound in units of the RMS of a gradient (on the rank where that is largest).
         block: None, or how many consecutive coordinates are scaled together.
+        compact: codes and sums travel as planes of bits where these take fewer bytes. Waits for the device.
         residuals: None, or float32 of the shapes of the gradients. Where a sum is not finite they stay as they are.
     """
     totals = [] if residuals is None else [grad + residual for grad, residual in zip(grads, residuals, strict=True)]
@@ -134,8 +135,7 @@ def average_as_codes(
             rest = total.sub_(sent)
             residual.copy_(torch.where(rest.isfinite(), rest, residual))
     rows = coding.pack(codes, wire.world_size)
-    # With a clip this has waited for the device already, so the number of bytes may depend on the codes.
-    sums = wire.reduce_shards(rows, coding.add) if clip is None else _sums_of_written(wire, coding, rows)
+    sums = _sums_of_written(wire, coding, rows) if compact else wire.reduce_shards(rows, coding.add)
     coding.decode(sums, units, grads)
     _unscale(grads, exponents, block)
     if any(len(of_rank.positions) for of_rank in outliers):

@@ -15,7 +15,7 @@ from .launch import Given, exchanged, run, with_hook
 SHAPES = [(7,), (40, 21), (1001,)]
 NAMES = [f"of.{k}" for k in range(len(SHAPES))]
 STEPS = 4
-OPTIONS = [{}, {"block": 32}, {"clip": 2.0}, {"clip": 3.0, "block": 7}]
+OPTIONS = [{}, {"block": 32}, {"clip": 2.0}, {"clip": 3.0, "block": 7, "compact": True}]
 
 
 def gradients(rank, step, dtype=torch.float32):

@@ -63,7 +63,7 @@ def exchanged(coding, grads, units, ranks, step=3):
 
 
 def written(coding, words, sums):
-    """The rows as they travel with a clip, and what is read again."""
+    """The rows as they travel in compact form, and what is read again."""
     messages = [coding.write_rows(of_rank, 1) for of_rank in words]
     for of_rank, rows in zip(messages, words, strict=True):
         assert_same_bits(coding.read_rows(of_rank, rows.shape[1], 1), rows)

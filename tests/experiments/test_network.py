@@ -262,6 +262,20 @@ def test_exchanges_are_registered_with_their_options():
     assert (seen[1][0].matrix_approximation_rank, seen[1][0].start_powerSGD_iter) == (4, 2)
 
 
+def test_the_name_of_an_exchange_has_the_options_of_the_hook():
+    class Model(torch.nn.Module):
+        def register_comm_hook(self, state, hook):
+            assert hook.__name__ == "calibrated_hook"
+
+    names = {"calibrated": (None, None, False, False), "calibrated-clip2.5-ef": (2.5, None, False, True)}
+    names["calibrated-clip4-block32-compact-ef"] = 4.0, 32, True, True
+    for name, options in names.items():
+        state = Exchange.of(name).register(Model(), seed=3)
+        assert (state.clip, state.block, state.compact, state.error_feedback) == options
+    assert Exchange.of(name).label == "calibrated, clip 4, block 32, compact, error feedback"
+    assert model.payload(Exchange.of("calibrated-compact"), Workload([[5]], [[0]]), 2) is None
+
+
 def test_accuracy_trains_every_exchange_from_the_same_start_and_skips_what_is_finished(no_plots, tmp_path, capsys):
     command = [
         "exchanges",
