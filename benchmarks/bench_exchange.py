@@ -22,11 +22,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.step_bench import page, progress, timing
-from csgd_cuda.distributed.codes import unit_of
-from csgd_cuda.distributed.coding import (
+from csgd_cuda.distributed.clip_and_block import (
     add_mean,
     block_exponents,
-    choose_coding,
     norm_of,
     pack_exponents,
     pack_outliers,
@@ -35,6 +33,8 @@ from csgd_cuda.distributed.coding import (
     unpack_exponents,
     unpack_outliers,
 )
+from csgd_cuda.distributed.codes import unit_of
+from csgd_cuda.distributed.coding import choose_coding
 from tools.program import UserError
 
 CLIP, BLOCK = 4, 32
@@ -78,10 +78,12 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         packed = coding.pack(coding.encode([grad], unit * args.ranks, [0], seed=0, step=0), args.ranks)
         coding.decode(coding.add(packed).expand(args.ranks, -1).contiguous(), unit, [out])
 
+    written, written_sums = coding.write_rows(words, 1), coding.write_rows(sums, args.ranks)
+
     def clip() -> None:
         bound = norm_of(grad).mul_(CLIP / args.numel**0.5).unsqueeze(0)
         outliers = take_outliers([copy], bound)
-        add_mean([copy], [unpack_outliers(*pack_outliers(outliers), grad.dtype)])
+        add_mean([copy], [unpack_outliers(pack_outliers(outliers), grad.dtype)])
 
     def blocks() -> None:
         exponents = block_exponents(grad, BLOCK, size()[0], units[0], args.ranks)
@@ -96,6 +98,10 @@ def operations(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "add (unpack, add, pack)": lambda: coding.add(words),
         "decode (unpack, multiply)": lambda: coding.decode(sums, units, [out]),
         "all of it": whole,
+        "compact: write codes": lambda: coding.write_rows(words, 1),
+        "compact: read codes": lambda: coding.read_rows(written, words.shape[1], 1),
+        "compact: write the sums of a shard": lambda: coding.write_rows(sums[:1], args.ranks),
+        "compact: read sums": lambda: coding.read_rows(written_sums, sums.shape[1], args.ranks),
         f"clip {CLIP}: norm, outliers taken and given back": clip,
         f"blocks of {BLOCK}: exponents, scaled there and back": blocks,
     }

@@ -87,6 +87,15 @@ def encode(
     return out
 
 
+def nearest(grad: Tensor, bound: Tensor) -> Tensor:
+    """The codes of a gradient, plus 1, without draws: sign(g) where ``|g| >= bound / 2``, else 0.
+
+    Args and result are those of ``encode``. What is left of a coordinate is no larger than the coordinate.
+    """
+    half = (bound / 2).to(grad.dtype)
+    return (grad >= half).to(torch.uint8).add_(ZERO_CODE).sub_((grad <= -half).to(torch.uint8))
+
+
 def _next_digit(size: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     """A step of the long division of size by bound: size * 2^16 = digit * bound + rest, all exact in float64.
 

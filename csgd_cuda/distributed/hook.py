@@ -12,17 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..kinds import FUSED, INTEGER, MODULE, NUMBER, TEXT, Kind
+from ..kinds import FLAG, FUSED, INTEGER, MODULE, NUMBER, TEXT, Kind
 from .agreement import PROCESS_GROUP, agree, described, parameter_list
 from .codes import SIGNIFICANT_BITS, most_ranks
 from .coding import choose_coding
 from .exchange import Wire, average_as_codes, average_plainly, ring_bytes
+from .residuals import Residuals
 from .worker_thread import WorkerThread, private_gloo_group
 
 _NAMES = Kind("a list of parameter names", lambda skip: isinstance(skip, Iterable) and not isinstance(skip, str))
 _MOST = 2**16  # parameters, and ranks: together they are one word of the draws' counter
-_OPTIONS = ("seed", "clip", "block", "skip_below", "skip")
+_OPTIONS = ("seed", "clip", "block", "skip_below", "skip", "compact", "error_feedback")
 _COUNTS = ("step", "bytes_sent", "bytes_plain")
+_NOT_IN_EARLIER_VERSIONS = {"compact": False, "error_feedback": False}
 _SAVED = ("step", *_OPTIONS, "bytes_sent", "bytes_plain")
 
 
@@ -43,6 +45,11 @@ class CalibratedHookState:
         skip_below: parameters with fewer elements are exchanged as they are.
         skip: names of parameters that are exchanged as they are, as in ``module.named_parameters()``, without the
             "module." of DistributedDataParallel.
+        compact: codes and sums travel in the fewer bytes that they take where most of them are 0. On CPUs this computes
+            more than twice as long, and on GPUs it waits for the device; for links up to some 100 Mbit/s.
+        error_feedback: a rank's codes are the nearest ones, and what they leave of its gradient is added to its next
+            one. Steps are less noisy, and more codes are 0; but the average of a step is then no unbiased estimate,
+            only that of many steps is right. Takes a float32 of memory for each coordinate.
         fused: None takes the kernels where there are any for the gradients' device, else pure PyTorch; True demands
             them, False takes the latter. The bits are the same.
 
@@ -61,6 +68,8 @@ class CalibratedHookState:
     block: int | None
     skip_below: int
     skip: list[str]
+    compact: bool
+    error_feedback: bool
 
     def __init__(
         self,
@@ -72,6 +81,8 @@ class CalibratedHookState:
         block: int | None = None,
         skip_below: int = 0,
         skip: Sequence[str] = (),
+        compact: bool = False,
+        error_feedback: bool = False,
         fused: bool | None = None,
     ) -> None:
         MODULE.check("module", module)
@@ -84,11 +95,20 @@ class CalibratedHookState:
         self._named = list(module.named_parameters())
         if len(self._named) > _MOST:
             raise ValueError(f"the module has {len(self._named)} parameters, calibrated_hook numbers at most {_MOST}")
-        self._set_options(seed=seed, clip=clip, block=block, skip_below=skip_below, skip=skip)
+        self._set_options(
+            seed=seed,
+            clip=clip,
+            block=block,
+            skip_below=skip_below,
+            skip=skip,
+            compact=compact,
+            error_feedback=error_feedback,
+        )
         self.step = 0
         self.bytes_sent = 0
         self.bytes_plain = 0
         self._fused = fused
+        self._residuals = Residuals()
         self._begin()
 
     def _begin(self) -> None:
@@ -100,19 +120,23 @@ class CalibratedHookState:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is of the default group, as that of the DistributedDataParallel that is copied with its hooks."""
-        options = ("_named", "_fused", *_SAVED)
+        options = ("_named", "_fused", "_residuals", *_SAVED)
         return {"process_group": None, **{name: getattr(self, name) for name in options}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({**_NOT_IN_EARLIER_VERSIONS, "_residuals": Residuals(), **state})
         self._begin()
 
     def _set_options(self, **options: Any) -> None:
         self.__dict__.update(_checked_options([name for name, _ in self._named], **options))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain Python values; a checkpoint of rank 0 serves all ranks."""
-        return {name: getattr(self, name) for name in _SAVED}
+        """Plain Python values; a checkpoint of rank 0 serves all ranks.
+
+        With ``error_feedback`` there are tensors as well, which only their own rank goes on with, so each rank should
+        save its own: a rank that loads another's begins without a residual.
+        """
+        return {**{name: getattr(self, name) for name in _SAVED}, "residuals": self._residuals.saved()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint, with its options. Every rank must call it: they compare again at the next step.
@@ -124,12 +148,15 @@ class CalibratedHookState:
             ValueError, TypeError: an entry is missing or out of range, or does not fit the module; the message names
                 it, and nothing was changed.
         """
+        state = {**_NOT_IN_EARLIER_VERSIONS, "residuals": None, **state}
         missing = [name for name in _SAVED if name not in state]
         if missing:
             raise ValueError(f"the loaded state has no entry {missing[0]!r}; is it that of a CalibratedHookState?")
         counts = {name: _checked_integer(name, state[name]) for name in _COUNTS}
+        residuals = Residuals.loaded(state["residuals"], {name: param.numel() for name, param in self._named})
         self._set_options(**{name: state[name] for name in _OPTIONS})
         self.__dict__.update(counts)
+        self._residuals = residuals
         self._agreed = False
 
     def _check_agreement(self) -> None:
@@ -177,7 +204,12 @@ class CalibratedHookState:
             elif param.numel():
                 coded.append(grad)
                 indices.append(number)
-        seed, step, clip, block = self.seed, self.step, self.clip, self.block
+        names = ("seed", "step", "clip", "block", "compact")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.error_feedback:
+            place = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
+            each = zip(indices, coded, strict=True)
+            options["residuals"] = [self._residuals.of(self._named[k][0], grad, place) for k, grad in each]
         self.step += int(bucket.is_last())
 
         @torch.no_grad()
@@ -186,7 +218,7 @@ class CalibratedHookState:
             if plain:
                 average_plainly(wire, plain)
             if coded:
-                average_as_codes(wire, coding, coded, indices, seed=seed, step=step, clip=clip, block=block)
+                average_as_codes(wire, coding, coded, indices, **options)
             self.bytes_sent += wire.bytes_sent
             self.bytes_plain += ring_bytes(buffer.numel(), 4, wire.world_size)
             return buffer
@@ -246,7 +278,15 @@ def _checked_integer(name: str, value: Any, least: int = 0, below: int = 2**63) 
 
 
 def _checked_options(
-    known_names: Collection[str], *, seed: Any, clip: Any, block: Any, skip_below: Any, skip: Any
+    known_names: Collection[str],
+    *,
+    seed: Any,
+    clip: Any,
+    block: Any,
+    skip_below: Any,
+    skip: Any,
+    compact: Any,
+    error_feedback: Any,
 ) -> dict[str, Any]:
     """The options of ``CalibratedHookState`` for a module with parameters of these names.
 
@@ -257,6 +297,8 @@ def _checked_options(
     INTEGER.or_none().check("block", block)
     if clip is not None and not 0 < float(clip) < math.inf:
         raise ValueError(f"clip must be None or a finite number > 0, got {clip!r}")
+    FLAG.check("compact", compact)
+    FLAG.check("error_feedback", error_feedback)
     _NAMES.check("skip", skip)
     skip = list(skip)
     for name in skip:
@@ -271,6 +313,8 @@ def _checked_options(
         "block": None if block is None else _checked_integer("block", block, 1),
         "skip_below": _checked_integer("skip_below", skip_below),
         "skip": skipped,
+        "compact": bool(compact),
+        "error_feedback": bool(error_feedback),
     }
 
 
@@ -284,8 +328,9 @@ def calibrated_hook(
     Every rank replaces each coordinate g of a parameter's gradient by -T, 0 or T, with mean g exactly, for a bound T
     that all ranks share; what travels is the codes -1, 0, +1 and their sums. The result is T times the mean code, the
     same bits on every rank, and does not depend on the buckets. With ``clip`` some coordinates travel as they are,
-    and their mean is rounded to the gradient's dtype. Where a gradient is not finite on some rank, all of that
-    parameter's gradient becomes NaN or Inf, on all ranks, so a GradScaler skips the step.
+    and their mean is rounded to the gradient's dtype; with ``error_feedback`` the mean over many steps is that of g,
+    and not that of one. Where a gradient is not finite on some rank, all of that parameter's gradient becomes NaN or
+    Inf, on all ranks, so a GradScaler skips the step.
 
     ::
 

@@ -45,6 +45,15 @@ struct PackCall {
   int places;  // digits of a word
 };
 
+// A row of words, to be taken apart into digits. Digit j of word w is the digit j * count + w.
+struct UnpackCall {
+  const uint32_t* words;
+  void* digits;   // out: count * places of uint8_t, or uint32_t where the radix exceeds 2^8
+  int64_t count;  // of words
+  uint32_t radix;
+  int places;
+};
+
 // The codes of one shard from all ranks, to be added up.
 struct AddCall {
   const uint32_t* codes;  // ranks * code_words

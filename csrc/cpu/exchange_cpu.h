@@ -14,6 +14,7 @@ constexpr int64_t kExchangeGrain = 16384;
 struct ExchangeLoops {
   void (*encode)(DType, const EncodeCall&, int64_t begin, int64_t end);  // elements
   void (*pack)(const PackCall&, int64_t begin, int64_t end);             // words of all rows, one row after another
+  void (*unpack)(const UnpackCall&, int64_t begin, int64_t end);         // words
   void (*add)(const AddCall&, int64_t begin, int64_t end);               // words of codes; writes digits to pack
   void (*decode)(DType, const DecodeCall&, int64_t begin, int64_t end);  // elements
 };

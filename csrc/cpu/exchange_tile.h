@@ -112,6 +112,22 @@ static void pack_range_any(const PackCall& call, int64_t begin, int64_t end) {
   digit_size(call.radix) == 1 ? pack_range<uint8_t>(call, begin, end) : pack_range<uint32_t>(call, begin, end);
 }
 
+template <class Digit>
+static void unpack_range(const UnpackCall& call, int64_t begin, int64_t end) {
+  Digit* digits = static_cast<Digit*>(call.digits);
+  const double radix = call.radix, inverse = 1.0 / radix;
+  for (int64_t w = begin; w < end; w += kDoubleLanes) {
+    Doubles word = words_as_doubles(load_some<uint32_t, kDoubleLanes>(call.words + w, end - w));
+    for (int place = 0; place < call.places; ++place) {
+      store_some(integers_of<Digit>(take_digit(word, radix, inverse)), digits + place * call.count + w, end - w);
+    }
+  }
+}
+
+static void unpack_range_any(const UnpackCall& call, int64_t begin, int64_t end) {
+  digit_size(call.radix) == 1 ? unpack_range<uint8_t>(call, begin, end) : unpack_range<uint32_t>(call, begin, end);
+}
+
 template <class Sum>
 static void add_range(const AddCall& call, int64_t begin, int64_t end) {
   constexpr double kRadix = kCodeRadix;
@@ -184,7 +200,9 @@ static void decode_range_any(DType dtype, const DecodeCall& call, int64_t begin,
   with_coded_storage(dtype, [&](auto tag) { decode_range<decltype(tag)>(call, begin, end); });
 }
 
-ExchangeLoops exchange_loops() { return {encode_range_any, pack_range_any, add_range_any, decode_range_any}; }
+ExchangeLoops exchange_loops() {
+  return {encode_range_any, pack_range_any, unpack_range_any, add_range_any, decode_range_any};
+}
 
 }  // namespace CSGD_ISA
 }  // namespace csgd

@@ -30,6 +30,7 @@ from experiments.settings import Execution, Run
 from tools.program import UserError, lenient_output
 
 from .exchanges import PLAIN, Exchange, argument
+from .model import Workload, payload
 
 EXCHANGES = (PLAIN, "powersgd-1", "calibrated", "calibrated-clip2.5", "calibrated-clip4-block32")
 
@@ -56,8 +57,8 @@ class Exchanged(Method):
 class ExchangedTraining(Training):
     """A training in which this process sees every W-th image of each batch, as in one process with batches as large.
 
-    Its rows have a column fewer_bytes, where the hook counts them: how many times the payload of plain
-    DistributedDataParallel is that of the exchange, since the start.
+    Its rows have a column fewer_bytes: how many times the payload of plain DistributedDataParallel is that of the
+    exchange; since the start where the hook counts it, else by the formulas, for all parameters in one bucket.
     """
 
     def _build_model(self) -> nn.Module:
@@ -68,8 +69,15 @@ class ExchangedTraining(Training):
     def train_epoch(self, after_step: Callable[[], object]) -> None:
         """Train one epoch and append its row."""
         super().train_epoch(after_step)
-        counts = self._state is not None and self._state.bytes_sent
-        self.rows[-1]["fewer_bytes"] = self._state.bytes_plain / self._state.bytes_sent if counts else None
+        self.rows[-1]["fewer_bytes"] = self._fewer_bytes()
+
+    def _fewer_bytes(self) -> float | None:
+        if self._state is not None:
+            return self._state.bytes_plain / self._state.bytes_sent if self._state.bytes_sent else None
+        shapes = [list(param.shape) for param in self.model.parameters()]
+        workload, hosts = Workload(shapes, [list(range(len(shapes)))]), dist.get_world_size()
+        sent = payload(Exchange.of(self.run.method.exchange), workload, hosts)
+        return payload(Exchange.of(PLAIN), workload, hosts) / sent if sent else None
 
     def _step(self, inputs: Tensor, targets: Any, sampled: bool) -> tuple[dict[str, Tensor], float | None]:
         rank, world_size = dist.get_rank(), dist.get_world_size()

@@ -17,10 +17,12 @@ from .powersgd import bucket_by_bucket
 
 PLAIN = "plain"
 ALONE = "no communication"  # a step without any exchange, where figures go by names of exchanges
-KINDS = "plain, fp16, bf16, powersgd-RANK, calibrated, calibrated-clipC, calibrated-blockN"
+KINDS = "plain, fp16, bf16, powersgd-RANK, calibrated, calibrated-clipC-blockN-compact-ef (each part may be left out)"
 POWERSGD_START = 2  # its first steps are plain all-reduces; warm start and error feedback need at least two
 _LABELS = {PLAIN: "plain DDP, float32", "fp16": "fp16 hook", "bf16": "bf16 hook"}
-_PARAMETER = re.compile(r"(powersgd)-([1-9]\d*)|(calibrated)(?:-clip(\d+(?:\.\d+)?))?(?:-block([1-9]\d*))?")
+_PARAMETER = re.compile(
+    r"(powersgd)-([1-9]\d*)|(calibrated)(?:-clip(\d+(?:\.\d+)?))?(?:-block([1-9]\d*))?(-compact)?(-ef)?"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Exchange:
     rank: int | None = None
     clip: float | None = None
     block: int | None = None
+    compact: bool = False
+    error_feedback: bool = False
 
     @classmethod
     def of(cls, name: str) -> Exchange:
@@ -44,7 +48,8 @@ class Exchange:
         if match[1]:
             return cls(name, "powersgd", rank=int(match[2]))
         clip, block = (float(match[4]) if match[4] else None), (int(match[5]) if match[5] else None)
-        return cls(name, "calibrated", clip=clip, block=block)
+        flags = {"compact": match[6] is not None, "error_feedback": match[7] is not None}
+        return cls(name, "calibrated", clip=clip, block=block, **flags)
 
     @property
     def label(self) -> str:
@@ -55,7 +60,8 @@ class Exchange:
             options = [
                 f", {name} {value:g}" for name in ("clip", "block") if (value := getattr(self, name)) is not None
             ]
-            return "".join(["calibrated", *options])
+            flags = {", compact": self.compact, ", error feedback": self.error_feedback}
+            return "".join(["calibrated", *options, *(text for text, chosen in flags.items() if chosen)])
         return _LABELS[self.kind]
 
     def register(self, model: DistributedDataParallel, seed: int = 0) -> CalibratedHookState | None:
@@ -68,7 +74,8 @@ class Exchange:
             state = PowerSGDState(None, self.rank, start_powerSGD_iter=POWERSGD_START, random_seed=seed)
             model.register_comm_hook(state, bucket_by_bucket)
         elif self.kind == "calibrated":
-            ours = CalibratedHookState(model, seed=seed, clip=self.clip, block=self.block)
+            options = {name: getattr(self, name) for name in ("clip", "block", "compact", "error_feedback")}
+            ours = CalibratedHookState(model, seed=seed, **options)
             model.register_comm_hook(ours, calibrated_hook)
             return ours
         return None

@@ -47,8 +47,8 @@ class Costs:
 
 
 def payload(exchange: Exchange, workload: Workload, hosts: int) -> int | None:
-    """Bytes that a host sends in a step, without headers; None where it depends on the gradients (a clip)."""
-    if exchange.clip is not None:
+    """Bytes that a host sends in a step, without headers; None where it depends on the gradients."""
+    if exchange.clip is not None or exchange.compact:
         return None
     total = 0
     for bucket in workload.buckets:

@@ -53,7 +53,7 @@ class Measurements:
     @property
     def modelled(self) -> list[Exchange]:
         """The exchanges whose bytes do not depend on the gradients."""
-        return [exchange for exchange in self.alone.exchanges if exchange.clip is None]
+        return [exchange for exchange in self.alone.exchanges if exchange.clip is None and not exchange.compact]
 
     def entries(self) -> Iterator[tuple[Results, dict[str, Any]]]:
         """Each number of hosts with each rate."""

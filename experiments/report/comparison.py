@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a comparison of methods: table, summary.csv, learning curves, and the metric over the learning rate."""
+"""The report of a comparison of methods: table, summary.csv, learning curves, and the metric over the learning rate.
+
+Where exchanges of gradients are compared, the metric over their bytes, too.
+"""
 
 from __future__ import annotations
 
@@ -27,4 +30,7 @@ def write(experiment: Experiment, out: Path) -> list[str]:
     run_log.write_atomically(out / "summary.csv", tables.summary_csv(summary))
     figures.draw_curves(summary, out / "curves.png")
     figures.draw_lr(summary, out / "lr.png")
-    return ["summary.csv", "curves.png", "lr.png"]
+    if not summary.exchanged:
+        return ["summary.csv", "curves.png", "lr.png"]
+    figures.draw_bytes(summary, out / "bytes.png")
+    return ["summary.csv", "curves.png", "lr.png", "bytes.png"]

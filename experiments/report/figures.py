@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plots: metric and loss over the epochs, metric over the learning rate."""
+"""The plots: metric and loss over the epochs, metric over the learning rate, and over the bytes of an exchange."""
 
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ matplotlib.use("Agg")  # a file is all we want: works without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .summary import Summary, Variant
 from .table import describe
@@ -21,6 +22,7 @@ from .table import describe
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#F0E442")
 _SHOWN_POINTS = 10  # below the best mean; what is further down belongs to trainings that broke down
 _APART = 1.012  # factor between the points of two methods at the same learning rate, lest one hides the other
+_MARKERS = "osD^v<>pP*X"
 _LINES = {"float32": "-", "bfloat16": "--"}
 
 
@@ -125,6 +127,34 @@ def draw_lr(summary: Summary, path: Path) -> None:
         ylabel=f"{summary.headline} on the {split} images (%)",
     )
     _leave_out_failures(axes, summary)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_bytes(summary: Summary, path: Path) -> None:
+    """PNG: the metric after the last epoch over the bytes that an exchange of gradients sends."""
+    figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    figure.suptitle(_title(summary), fontsize=9)
+    styles = _Styles(summary)
+    for variant, marker in zip(summary.cells, cycle(_MARKERS), strict=False):
+        times, result = summary.fewer_bytes(variant), summary.result(variant)
+        if times is None or not math.isfinite(result.mean):
+            continue
+        margin = 0.0 if math.isnan(result.std) else 100 * result.std
+        at = {"x": times.mean, "y": 100 * result.mean, "yerr": margin}
+        style = {"marker": marker, "capsize": 3, "linestyle": "none", "color": styles.of(variant)["color"]}
+        axes.errorbar(**at, label=styles.label(variant), **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(
+        title=f"Test {summary.headline} after the last epoch",
+        xlabel="how many times fewer bytes than plain DistributedDataParallel in float32",
+        ylabel=f"{summary.headline} on the test images (%)",
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -116,6 +116,15 @@ class Summary:
         """Headline metric on the test images after the last epoch, at the best learning rate."""
         return self.best(variant).last(f"test_{self.headline}")
 
+    def fewer_bytes(self, variant: Variant) -> Spread | None:
+        """How many times fewer bytes than plain DistributedDataParallel an exchange of gradients sent, if any did."""
+        return self.best(variant).last("fewer_bytes")
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether exchanges of gradients are compared."""
+        return any(map(self.fewer_bytes, self.cells))
+
     @property
     def baseline(self) -> Variant | None:
         """SGD in float32, where it was run."""

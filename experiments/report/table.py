@@ -60,6 +60,7 @@ def _rows(summary: Summary) -> list[list[str]]:
     split, headline = summary.experiment.selection, summary.headline
     lrs = [f"{split}, lr {lr:g}" for lr in summary.lrs]
     difference = ["to SGD float32, points"] if summary.baseline else []
+    fewer_bytes = ["plain bytes / bytes"] if summary.exchanged else []
     rows = [
         [
             "method",
@@ -69,6 +70,7 @@ def _rows(summary: Summary) -> list[list[str]]:
             "lr chosen",
             f"**test {headline}, %**",
             *difference,
+            *fewer_bytes,
             "train loss",
             "density, %",
         ]
@@ -83,6 +85,9 @@ def _rows(summary: Summary) -> list[list[str]]:
         row = [variant.label, variant.dtype, str(seeds), *grid, chosen, f"**{_percent(summary.result(variant))}**"]
         if summary.baseline:
             row.append(_difference(summary, variant))
+        if summary.exchanged:
+            times = summary.fewer_bytes(variant)
+            row.append(_UNKNOWN if times is None else f"{times.mean:.1f}")
         rows.append([*row, _plain(best.last("train_loss")), _percent(best.mean_over_epochs("density"), 1)])
     return rows
 

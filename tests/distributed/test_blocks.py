@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from csgd_cuda.distributed import codes
-from csgd_cuda.distributed.coding import block_exponents, scale_blocks
+from csgd_cuda.distributed.clip_and_block import block_exponents, scale_blocks
 
 from ..helpers import assert_same_bits, heavy_tailed
 from .launch import draws_of, exchanged, run, with_hook

@@ -59,7 +59,17 @@ def exchanged(coding, grads, units, ranks, step=3):
     sums = torch.stack([coding.add(torch.stack([of_rank[shard] for of_rank in words])) for shard in range(ranks)])
     out = [torch.full_like(grad, 7) for grad in grads]
     coding.decode(sums, units, out)
-    return [torch.stack(coded), torch.stack(words), sums, *out]
+    return [torch.stack(coded), torch.stack(words), sums, *out, *written(coding, words, sums)]
+
+
+def written(coding, words, sums):
+    """The rows as they travel in compact form, and what is read again."""
+    messages = [coding.write_rows(of_rank, 1) for of_rank in words]
+    for of_rank, rows in zip(messages, words, strict=True):
+        assert_same_bits(coding.read_rows(of_rank, rows.shape[1], 1), rows)
+    messages.append(coding.write_rows(sums, len(sums)))
+    assert_same_bits(coding.read_rows(messages[-1], sums.shape[1], len(sums)), sums)
+    return [row for rows in messages for row in rows]
 
 
 def assert_agree(grads, units, ranks, device="cpu", **options):
@@ -108,7 +118,7 @@ def test_awkward_bounds(dtype, device):
         units = codes.unit_of(torch.tensor(sizes), ranks, dtype)
         out = assert_agree(grads, units, ranks, device)
         assert not out[3].any()
-        assert not out[-1].isfinite().any()
+        assert not out[2 + len(grads)].isfinite().any()
     assert_agree(grads, torch.full((len(grads),), math.nan, dtype=torch.float64), 2, device)
 
 
@@ -198,6 +208,12 @@ OPS = torch.ops.csgd_cuda
         (lambda: OPS.add_codes(torch.ones(2, dtype=torch.int32)), "words must be a contiguous int32"),
         (lambda: OPS.decode_sums(torch.ones(2, 2, dtype=torch.int32), UNITS[:1], GRADS), "units must be"),
         (lambda: OPS.decode_sums(torch.ones(2, 3, dtype=torch.int32), UNITS, GRADS), "words must have 2 columns"),
+        (lambda: OPS.write_rows(torch.ones(2, dtype=torch.int32), 1), "words must be a contiguous int32"),
+        (lambda: OPS.write_rows(torch.ones(2, 3, dtype=torch.int32), 0), "most must be in"),
+        (lambda: OPS.read_rows(GRADS[0], [5], 3, 1), "message must be a contiguous uint8"),
+        (lambda: OPS.read_rows(GRADS[0].byte(), [5], -1, 1), "words must be >= 0"),
+        (lambda: OPS.read_rows(GRADS[0].byte(), [5], 1, 1), "a row has 5 bytes, its words only 4"),
+        (lambda: OPS.read_rows(GRADS[0].byte(), [4], 3, 1), "lengths add up to 4 bytes, but message has 5"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
@@ -214,4 +230,8 @@ def test_opcheck():
     torch.library.opcheck(OPS.encode_codes.default, (GRADS, UNITS, [0, 1]), {"seed": 0, "step": 0})
     torch.library.opcheck(OPS.pack_codes.default, (coded, 2))
     torch.library.opcheck(OPS.add_codes.default, (words,))
+    torch.library.opcheck(OPS.write_rows.default, (words, 1))
+    message = torch.cat(KERNELS.write_rows(words, 1))
+    lengths = [len(row) for row in KERNELS.write_rows(words, 1)]
+    torch.library.opcheck(OPS.read_rows.default, (message, lengths, words.shape[1], 1))
     torch.library.opcheck(OPS.decode_sums.default, (sums, UNITS, [torch.ones(5), torch.ones(30)]))

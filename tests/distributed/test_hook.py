@@ -51,6 +51,8 @@ def outputs_of_all_kinds(rank, dtype):
         "resumed": outputs(rank, dtype, 3, 25, break_after=2),
         "skipped": outputs(rank, dtype, 2, 25, skip=names, skip_below=16),
         "reference": outputs(rank, dtype, 3, 25, fused=False),
+        "planes": outputs(rank, dtype, 3, 25, compact=True),
+        "planes, small buckets": outputs(rank, dtype, 3, 0.001, compact=True, fused=False),
         "clipped": outputs(rank, dtype, 2, 25, clip=1.5),
         "clipped reference": outputs(rank, dtype, 2, 25, clip=1.5, fused=False),
         "blocks": outputs(rank, dtype, 3, 25, block=32),
@@ -92,6 +94,11 @@ def test_buckets_do_not_matter(got):
     """DistributedDataParallel itself orders them anew after its first step."""
     for kind, small in (("plain", "small buckets"), ("blocks", "blocks, small buckets")):
         assert_same_outputs(got[2][0][kind], got[2][0][small], small)
+
+
+def test_planes_of_bits_give_the_bits_of_words(got):
+    for kind in ("planes", "planes, small buckets"):
+        assert_same_outputs(got[2][0]["plain"], got[2][0][kind], kind)
 
 
 def test_kernels_and_reference_exchange_the_same_bits(got):
@@ -222,6 +229,8 @@ def test_gradient_that_is_not_finite_is_so_on_all_ranks(value):
         ({"block": 2**70}, "block must be in 1"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"clip": "4"}, "clip must be None or a finite number > 0, got '4'"),
+        ({"compact": "yes"}, "compact must be True or False, got 'yes'"),
+        ({"error_feedback": "yes"}, "error_feedback must be True or False, got 'yes'"),
         ({"skip": 3}, "skip must be a list of parameter names, got 3"),
         ({"clip": 0.0}, "clip must be None or a finite number > 0"),
         ({"clip": float("nan")}, "clip must be None or a finite number > 0"),
@@ -254,4 +263,11 @@ def test_saved_state_is_plain_python():
         Given([(3,)]), seed=np.int64(3), block=np.int32(8), clip=np.float32(2), skip_below=np.uint8(1)
     )
     plain = {type(value) for value in state.state_dict().values()}
-    assert plain == {int, float, list}
+    assert plain == {int, float, list, bool, type(None)}
+
+
+def test_state_of_an_earlier_version_has_no_error_feedback():
+    state = CalibratedHookState(Given([(3,)]), compact=True, error_feedback=True)
+    saved, new = state.state_dict(), ("compact", "error_feedback", "residuals")
+    state.load_state_dict({name: value for name, value in saved.items() if name not in new})
+    assert not any((state.compact, state.error_feedback))

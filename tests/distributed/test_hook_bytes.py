@@ -10,10 +10,11 @@ from .launch import exchanged, run, with_hook
 BIG = (1000, 1000)
 
 
-def bytes_of_a_big_gradient(rank, options):
+def bytes_of_a_big_gradient(rank, options, noisy):
+    """One coordinate in 200 is ten times the others: of one size, whose codes are mostly not 0, or normally spread."""
     model, state = with_hook([BIG], **options)
-    grad = torch.full(BIG, 0.1)
-    grad.view(-1)[:: 200 + rank] = 1.0
+    grad = 0.1 * torch.randn(BIG, generator=torch.Generator().manual_seed(rank)) if noisy else torch.full(BIG, 0.1)
+    grad.view(-1)[:: 200 + rank] *= 10
     exchanged(model, [grad])
     sent = []
     for name in ("all_to_all_single", "all_gather", "all_reduce"):
@@ -40,13 +41,28 @@ def counted(collective, name, sent):
     return call
 
 
-@pytest.mark.parametrize("options", [{}, {"block": 32}, {"block": 32, "clip": 4.0}], ids=str)
+CLIPPED = {"block": 32, "clip": 4.0}
+
+
+@pytest.mark.parametrize("options", [{}, {"block": 32}, CLIPPED, {**CLIPPED, "compact": True}], ids=str)
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_a_twelfth_of_the_bytes_is_sent(world_size, options):
-    """With one coordinate in 200 beyond the clip, between two ranks only: each is sent to all."""
-    for rank in run(world_size, bytes_of_a_big_gradient, options):
-        assert rank["step"] == rank["payload"]
-        ring = 2 * (world_size - 1) / world_size * 4 * 10**6
-        assert abs(rank["plain"] - ring) < 100
-        if "clip" not in options or world_size == 2:
-            assert rank["step"] <= ring / 12
+    """Between more than two ranks a clip takes more, since each clipped coordinate goes to all others, and only the
+    compact form of codes that are mostly 0 makes up for it."""
+    for noisy in (False, True):
+        for rank in run(world_size, bytes_of_a_big_gradient, options, noisy):
+            assert rank["step"] == rank["payload"]
+            ring = 2 * (world_size - 1) / world_size * 4 * 10**6
+            assert abs(rank["plain"] - ring) < 100
+            if "clip" not in options or world_size == 2 or (noisy and "compact" in options):
+                assert rank["step"] <= ring / 12
+
+
+def test_compact_codes_and_error_feedback_send_fewer_bytes():
+    compact = {**CLIPPED, "compact": True}
+    sent = [
+        run(2, bytes_of_a_big_gradient, options, True)[0]["step"]
+        for options in (CLIPPED, compact, {**compact, "error_feedback": True})
+    ]
+    assert sent[1] < 0.8 * sent[0]
+    assert sent[2] < 0.9 * sent[1]

@@ -22,7 +22,8 @@ TINY = [
         bench_exchange, ["--numel", "1000", "--ranks", "3", "--repeat", "2", "--reference"],
         "exchange-cpu-reference.md", "What a rank computes for an exchange of codes, cpu, pure PyTorch",
         ["copy of the gradient", "largest magnitude", "encode", "pack", "add (unpack, add, pack)",
-         "decode (unpack, multiply)", "all of it", "clip 4: norm, outliers taken and given back",
+         "decode (unpack, multiply)", "all of it", "compact: write codes", "compact: read codes",
+         "compact: write the sums of a shard", "compact: read sums", "clip 4: norm, outliers taken and given back",
          "blocks of 32: exponents, scaled there and back"],
     ),
 ]  # fmt: skip

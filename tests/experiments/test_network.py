@@ -262,6 +262,20 @@ def test_exchanges_are_registered_with_their_options():
     assert (seen[1][0].matrix_approximation_rank, seen[1][0].start_powerSGD_iter) == (4, 2)
 
 
+def test_the_name_of_an_exchange_has_the_options_of_the_hook():
+    class Model(torch.nn.Module):
+        def register_comm_hook(self, state, hook):
+            assert hook.__name__ == "calibrated_hook"
+
+    names = {"calibrated": (None, None, False, False), "calibrated-clip2.5-ef": (2.5, None, False, True)}
+    names["calibrated-clip4-block32-compact-ef"] = 4.0, 32, True, True
+    for name, options in names.items():
+        state = Exchange.of(name).register(Model(), seed=3)
+        assert (state.clip, state.block, state.compact, state.error_feedback) == options
+    assert Exchange.of(name).label == "calibrated, clip 4, block 32, compact, error feedback"
+    assert model.payload(Exchange.of("calibrated-compact"), Workload([[5]], [[0]]), 2) is None
+
+
 def test_accuracy_trains_every_exchange_from_the_same_start_and_skips_what_is_finished(no_plots, tmp_path, capsys):
     command = [
         "exchanges",
@@ -282,6 +296,9 @@ def test_accuracy_trains_every_exchange_from_the_same_start_and_skips_what_is_fi
     logs = {path.name.split("_")[2]: list(csv.DictReader(path.open())) for path in tmp_path.glob("*.csv")}
     assert logs.keys() == {"sgd", "calibrated-w2"}
     assert 14 < float(logs["calibrated-w2"][0]["fewer_bytes"]) < 16
+    assert float(logs["sgd"][0]["fewer_bytes"]) == 1
+    assert "| plain bytes / bytes |" in (tmp_path / "report" / "table.md").read_text()
+    assert (tmp_path / "report" / "bytes.png").read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--exchanges", "calibrated"]) == 0
     assert "0 runs trained, 2 were" in capsys.readouterr().out
 
