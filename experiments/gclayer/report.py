@@ -131,7 +131,7 @@ def write(experiment: Experiment, out: Path) -> list[str]:
 
     rows = _rows(experiment)
     run_log.write_atomically(out / "summary.csv", _csv(rows))
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for method, label in _OPTIMIZERS.items():
         places = [k for k, row in enumerate(rows) if row.method == method]
@@ -143,8 +143,8 @@ def write(experiment: Experiment, out: Path) -> list[str]:
         axes.errorbar(means, places, xerr=bars, fmt="o", capsize=3, label=label)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("test accuracy at the best learning rate, %; mean and standard deviation over the seeds")
-    axes.set_title("\n".join(describe(experiment)), fontsize=8)
+    axes.set_xlabel("test accuracy, %: mean ± standard deviation over the seeds")
+    figure.suptitle("\n".join(describe(experiment)), fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "accuracy.png", dpi=120)
