@@ -36,7 +36,7 @@ INTEGERS = {
 }  # fmt: skip
 FLAGS = {
     "nesterov", "maximize", "foreach", "differentiable", "fused", "capturable", "regrow", "per_channel", "across",
-    "amsgrad", "normalize", "same_on_all_ranks",
+    "amsgrad", "normalize", "same_on_all_ranks", "compact", "error_feedback",
 }  # fmt: skip
 TEXTS = {"rounding", "structure", "threshold_scope", "dropped_momentum", "where", "factors_per"}
 MAY_BE_NONE = {

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from csgd_cuda import CSGD, calibrate_grad, hard_threshold_
-from csgd_cuda.distributed import codes, coding, exchange
+from csgd_cuda.distributed import clip_and_block, codes, coding, exchange
 from csgd_cuda.distributed.codes import SIGNIFICANT_BITS, most_ranks, unit_of
 from csgd_cuda.distributed.shards import ShardLayout
 
@@ -152,8 +152,11 @@ class Alone:
     def from_all(self, tensor):
         return torch.stack([tensor] * self.world_size)
 
-    def messages_from_all(self, message, lengths):
-        return [message] * len(lengths)
+    def messages_from_all(self, message):
+        return [message] * self.world_size
+
+    def messages_between(self, messages):
+        return [messages[self.rank]] * self.world_size
 
     def reduce_shards(self, shards, reduce):
         return torch.stack([reduce(torch.stack([row] * self.world_size)) for row in shards])
@@ -164,9 +167,11 @@ LENGTHS = [(1,), (500,), (77,), (20000,)]
 
 @pytest.mark.parametrize("dtype", SIGNIFICANT_BITS, ids=str)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 24, 75])
-@pytest.mark.parametrize("options", [{}, {"clip": 1.5}, {"block": 32}, {"clip": 1.5, "block": 32}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"clip": 1.5}, {"block": 32}, {"clip": 1.5, "block": 32}, {"clip": 1.5, "compact": True}], ids=str
+)
 def test_exchange(options, ranks, dtype, monkeypatch):
-    monkeypatch.setattr(coding, "_NORM_LANES", 5000)  # so that there are several numbers in each
+    monkeypatch.setattr(clip_and_block, "_NORM_LANES", 5000)  # so that there are several numbers in each
 
     def run(grads):
         given = {"clip": None, "block": None, **options}
@@ -266,7 +271,7 @@ def test_no_float_of_the_cpu_meets_tensors_of_a_gpu():
         exchange.average_plainly(Alone(3), grads)
         units = unit_of(torch.stack([exchange._size(grad, 1.5) for grad in grads]), 3, torch.float32)
         for grad, unit in zip(grads, units, strict=True):
-            coding.block_exponents(grad, 32, torch.empty(1, device=meta), unit, 3)
+            clip_and_block.block_exponents(grad, 32, torch.empty(1, device=meta), unit, 3)
         words = REFERENCE.pack(torch.empty(sum(n for (n,) in LENGTHS), dtype=torch.uint8, device=meta), 3)
         REFERENCE.decode(REFERENCE.add(words).expand(3, -1), units, grads)
     assert mixed.calls > 100
