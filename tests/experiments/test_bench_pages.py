@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks that write one page: bench_layer, bench_threshold and bench_exchange."""
+"""The benchmarks that write one page, bench_layer, bench_threshold and bench_exchange; wrong options of all that do."""
 
 import pytest
 import torch
 
-from benchmarks import bench_exchange, bench_layer, bench_threshold
+from benchmarks import bench_exchange, bench_layer, bench_threshold, kills, soak
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,6 +54,9 @@ def test_tiny_run_writes_a_page_of_figures(program, arguments, file, title, firs
         (bench_threshold, ["--sparsity", "1"], "--sparsity must be between 0 and 1"),
         (bench_exchange, ["--numel", "0"], "--numel"),
         (bench_exchange, ["--threads", "-1"], "--threads"),
+        (soak, ["--steps", "1500"], "a multiple of --every"),
+        (soak, ["--threads", "0"], "--threads"),
+        (kills, ["--kills", "0"], "--kills"),
     ],
 )
 def test_wrong_options_end_in_one_sentence(program, options, named, tmp_path, capsys):

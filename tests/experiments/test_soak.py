@@ -117,19 +117,3 @@ def test_state_of_a_save_that_did_not_end(content, tmp_path):
         long_training.part_of(checkpoint).write_bytes(long_training.part_of(checkpoint).read_bytes()[:100])
     assert kills.state_of_part(checkpoint) == content
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("program", "options", "named"),
-    [
-        (soak, ["--steps", "1500"], "a multiple of --every"),
-        (soak, ["--threads", "0"], "--threads"),
-        (kills, ["--kills", "0"], "--kills"),
-    ],
-)
-def test_wrong_options_end_in_one_sentence(program, options, named, tmp_path, capsys):
-    assert program.main([*options, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert named in error
-    assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
