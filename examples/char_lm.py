@@ -42,7 +42,7 @@ MODULES = (  # of the standard library: 2.2 MB, and in every version of Python t
     "ipaddress pickle pdb ast optparse dataclasses threading shutil configparser imaplib ssl statistics smtplib"
 )
 HEAD_WIDTH = 32
-EVALUATIONS = 8  # of the validation loss in a run, besides that of the initial weights
+EVALUATIONS = 8  # A run computes the validation loss so many times, and once more before its first step.
 EVALUATION_WINDOWS = 1024  # at most, at equal distances in the validation text
 
 

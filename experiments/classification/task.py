@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
@@ -17,6 +19,7 @@ from experiments.seeding import order
 from experiments.task import DataOptions, Task
 
 TEST_BATCH = 500  # images
+_TIMED_PASSES = 15  # forward passes of each network
 FOLDER = "imagefolder"  # the one data set that is read while the network trains
 
 
@@ -132,3 +135,17 @@ class _Epoch:
             if self._augmentation is not None:
                 images = self._augmentation.apply(images, i * self._batch_size)
             yield self._task.cast(self._task.normalised(images)), self._split.labels[chosen]
+
+
+def forward_seconds(networks: list[nn.Module], inputs: Tensor) -> list[float]:
+    """Median time of a forward pass of each, taken in turn."""
+    times: list[list[float]] = [[] for _ in networks]
+    for round_ in range(_TIMED_PASSES + 1):
+        for network, taken in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            network(inputs)
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            if round_:  # not the first, in which memory is allocated
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -46,23 +45,18 @@ class Summary:
 
     def gain(self, variant: Variant, regime: str, chosen: Callable[[Result], bool]) -> tuple[float, float]:
         """Of the regime over "absent", paired by seed: mean and standard error (NaN for one seed)."""
-        return _paired([_mean(run, regime, chosen) - _mean(run, "absent", chosen) for run in self.runs[variant]])
+        gains = [_mean(run, regime, chosen) - _mean(run, "absent", chosen) for run in self.runs[variant]]
+        return Spread.of(gains).mean_and_error()
 
     def loss_difference(self, variant: Variant) -> tuple[float, float]:
         """Of the mean training loss of the last epoch, known less absent: as gain(), in nats per image."""
         rows = [run.epochs[-1] for run in self.runs[variant]]
-        return _paired([row["train_known_loss"] - row["train_absent_loss"] for row in rows])
+        return Spread.of([row["train_known_loss"] - row["train_absent_loss"] for row in rows]).mean_and_error()
 
     def error(self, variant: Variant, of: str, chosen: Callable[[Result], bool]) -> float:
         """Mean of "estimation_error" or "probe_error" over seeds, chosen conditions and elements of the vector."""
         results = [result for run in self.runs[variant] for result in run.results["conditions"] if chosen(result)]
         return statistics.fmean(error for result in results for error in result[of])
-
-
-def _paired(differences: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    spread = Spread.of(differences)
-    return spread.mean, spread.std / math.sqrt(spread.count)
 
 
 def _mean(run: RunLog, regime: str, chosen: Callable[[Result], bool]) -> float:

@@ -43,14 +43,8 @@ class _Row:
         """Of the test accuracy to that of another row, in points, and its standard error; paired by seed."""
         if to is None or to == self:
             return None
-        column = f"test_{self.summary.headline}"
-        theirs = {run.seed: run.epochs[-1][column] for run in to.best.runs}
-        ours = {run.seed: run.epochs[-1][column] for run in self.best.runs}
-        pairs = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
-        if not pairs:
-            return None
-        spread = Spread.of(pairs)
-        return spread.mean, spread.std / math.sqrt(spread.count)
+        pair = self.best.difference(to.best, f"test_{self.summary.headline}")
+        return pair and (100 * pair[0], 100 * pair[1])
 
 
 def _rows(experiment: Experiment) -> list[_Row]:

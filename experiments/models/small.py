@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_POOL_FROM_SIDE = 8  # pixels: 28 x 28 is halved twice, 8 x 8 once
+POOL_FROM_SIDE = 8  # pixels: 28 x 28 is halved twice, 8 x 8 once
 
 
 class SmallCNN(nn.Module):
@@ -38,4 +38,4 @@ class SmallCNN(nn.Module):
 def pool(x: Tensor) -> Tensor:
     """[B, C, H, W] at half the size, where that leaves enough pixels."""
     # Averages, because the backward pass of max pooling adds atomically on CUDA: not the same bits twice.
-    return F.avg_pool2d(x, 2) if min(x.shape[2:]) >= _POOL_FROM_SIDE else x
+    return F.avg_pool2d(x, 2) if min(x.shape[2:]) >= POOL_FROM_SIDE else x

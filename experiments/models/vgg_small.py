@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import conv3x3
-
-_POOL_FROM_SIDE = 8  # pixels, as SmallCNN
+from .small import POOL_FROM_SIDE
 
 
 def halvings(size: tuple[int, int]) -> int:
     """How often images of ``size`` can be halved between three pairs, so that enough pixels are left."""
-    return sum(min(size) >> k >= _POOL_FROM_SIDE for k in range(2))
+    return sum(min(size) >> k >= POOL_FROM_SIDE for k in range(2))
 
 
 class SmallVGG(nn.Module):

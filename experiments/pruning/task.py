@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -13,11 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from csgd_cuda import export_pruned
 from experiments import data
-from experiments.classification.task import Classification
+from experiments.classification.task import Classification, forward_seconds
 from experiments.task import DataOptions
 
 _TIMED_BATCH = 128  # images
-_ROUNDS = 15  # forward passes of each network
 
 
 class Pruning(Classification):
@@ -41,7 +38,7 @@ class Pruning(Classification):
         inputs = self.cast(self.normalised(images))
         small, logits = export_pruned(model.eval()), model(inputs)
         built = self.build_model(name, seed).to(self.device, self.dtype, memory_format=self.memory_format).eval()
-        seconds = _seconds([built, small], inputs[:_TIMED_BATCH])
+        seconds = forward_seconds([built, small], inputs[:_TIMED_BATCH])
         left = sum(int((p != 0).sum()) for p in _convolutions(model))
         return {
             "zeros": 1 - left / sum(p.numel() for p in _convolutions(built)),
@@ -63,17 +60,3 @@ def _flops(model: nn.Module, inputs: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         model(inputs)
     return counter.get_total_flops()
-
-
-def _seconds(networks: list[nn.Module], inputs: Tensor) -> list[float]:
-    """Median time of a forward pass of each, taken in turn."""
-    times: list[list[float]] = [[] for _ in networks]
-    for round_ in range(_ROUNDS + 1):
-        for network, taken in zip(networks, times, strict=True):
-            start = time.perf_counter()
-            network(inputs)
-            if inputs.is_cuda:
-                torch.cuda.synchronize(inputs.device)
-            if round_:  # not the first, in which memory is allocated
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]

@@ -26,6 +26,10 @@ class Spread:
         known = len(values) > 1 and math.isfinite(mean)
         return cls(mean, statistics.stdev(values) if known else math.nan, len(values))
 
+    def mean_and_error(self) -> tuple[float, float]:
+        """The mean and its standard error (NaN for a single value)."""
+        return self.mean, self.std / math.sqrt(self.count)
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -62,6 +66,16 @@ class Cell:
     def at_epoch(self, column: str, epoch: int) -> Spread:
         """Of a column after an epoch (from 0)."""
         return Spread.of([run.epochs[epoch][column] for run in self.runs])
+
+    def difference(self, to: Cell, column: str) -> tuple[float, float] | None:
+        """Of a column after the last epoch to that of ``to``: mean over the seeds that both have, and standard error.
+
+        Paired by seed, since runs of one seed start from the same weights and see the same batches. None without a
+        common seed.
+        """
+        of_seed = {run.seed: run.epochs[-1][column] for run in to.runs}
+        pairs = [run.epochs[-1][column] - of_seed[run.seed] for run in self.runs if run.seed in of_seed]
+        return Spread.of(pairs).mean_and_error() if pairs else None
 
     @property
     def diverged(self) -> int:
@@ -132,20 +146,10 @@ class Summary:
         return sgd if sgd in self.cells else None
 
     def difference(self, variant: Variant) -> tuple[float, float] | None:
-        """Of the results to the baseline's over the seeds that both have, and its standard error (NaN for one seed).
-
-        Paired by seed, since runs of one seed start from the same weights and see the same batches. None for the
-        baseline, where there is none, and without a common seed.
-        """
+        """Of the results to the baseline's, as Cell.difference(); None for the baseline, and where there is none."""
         if self.baseline in (None, variant):
             return None
-        column = f"test_{self.headline}"
-        of_seed = {run.seed: run.epochs[-1][column] for run in self.best(self.baseline).runs}
-        pairs = [run.epochs[-1][column] - of_seed[run.seed] for run in self.best(variant).runs if run.seed in of_seed]
-        if not pairs:
-            return None
-        spread = Spread.of(pairs)
-        return spread.mean, spread.std / math.sqrt(spread.count)
+        return self.best(variant).difference(self.best(self.baseline), f"test_{self.headline}")
 
 
 def _order(variant: Variant) -> tuple:
