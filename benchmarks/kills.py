@@ -282,14 +282,10 @@ def run(args: argparse.Namespace, command: list[str]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 1 where something was lost or has other bits; 2 where an option is wrong."""
     arguments = sys.argv[1:] if argv is None else argv
-    unharmed: list[bool] = []
     command = ["python", "benchmarks/kills.py", *machine.without_out(arguments)]
-    status = exit_status(
-        "kills.py",
-        "kills.jsonl has the kills so far.",
-        lambda: unharmed.append(run(parser().parse_args(arguments), command)),
+    return exit_status(
+        "kills.py", "kills.jsonl has the kills so far.", lambda: run(parser().parse_args(arguments), command)
     )
-    return status or int(unharmed != [True])
 
 
 if __name__ == "__main__":

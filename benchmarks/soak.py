@@ -229,14 +229,12 @@ def soak(args: argparse.Namespace, command: list[str]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 1 where bits differ; 2 where an option is wrong."""
     arguments = sys.argv[1:] if argv is None else argv
-    equal: list[bool] = []
     command = ["python", "benchmarks/soak.py", *machine.without_out(arguments)]
-    status = exit_status(
+    return exit_status(
         "soak.py",
         "finished runs are kept; the same command goes on.",
-        lambda: equal.append(soak(parser().parse_args(arguments), command)),
+        lambda: soak(parser().parse_args(arguments), command),
     )
-    return status or int(equal != [True])
 
 
 if __name__ == "__main__":

@@ -23,22 +23,23 @@ def exit_status(program: str, interrupted: str, run: Callable[[], object]) -> in
     Args:
         program: its name, for messages.
         interrupted: what the user should know after Ctrl-C.
-        run: the program.
+        run: the program. False says that what it has checked does not hold.
 
     Returns:
-        The exit status: 0; 2 for something that the user can put right, with one sentence on stderr; 130 for Ctrl-C.
-        It is 0, too, where the reader of a pipe has left: the status says whether the results were written.
+        The exit status: 0; 1 where ``run`` returns False; 2 for something that the user can put right, with one
+        sentence on stderr; 130 for Ctrl-C. A reader of a pipe that has left does not change it: the status says whether
+        the results were written.
     """
     with lenient_output():
         try:
-            run()
+            holds = run()
         except UserError as error:
             print(f"{program}: error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
             return 130
-        return 0
+        return int(holds is False)
 
 
 @contextmanager

@@ -101,6 +101,11 @@ def test_what_ascii_lacks_is_printed_as_an_escape(monkeypatch):
     assert stdout.buffer.getvalue() == b"0.5 \\xb1 0.1\n\\xb5s\n"
 
 
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (True, 0), (False, 1), ([], 0)])
+def test_the_status_is_1_only_where_the_program_says_that_something_does_not_hold(returned, status):
+    assert exit_status("program", "again", lambda: returned) == status
+
+
 def test_the_status_is_that_of_the_program_when_the_reader_has_left(monkeypatch, capsys):
     def fail():
         print("a line", flush=True)
