@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small character-level transformer with AdamW and with CalibratedAdamW, in float32 and in pure bfloat16.
 
-    python examples/char_lm.py                # sources of Python's standard library; 54 runs, many hours in all
+    python examples/char_lm.py                # sources of Python's standard library; 63 runs, many hours in all
     python examples/char_lm.py --data FILE --width 64 --layers 2 --steps 500 --seeds 0    # any text; a first look
 
 In pure bfloat16 weights, gradients and both means of the optimizer are bfloat16, without float32 copies; so is all
@@ -121,7 +121,7 @@ class Method(NamedTuple):
 
 METHODS = {"adamw-float32": Method("AdamW, float32", torch.float32)}
 METHODS["adamw-bfloat16"] = Method("AdamW, bfloat16", torch.bfloat16)
-for c in (0, 0.05, 0.25, 1):
+for c in (0, 0.05, 0.25, 1, 4):
     METHODS[f"calibrated-{c:g}"] = Method(f"CalibratedAdamW, c = {c:g}, bfloat16", torch.bfloat16, c)
 
 
