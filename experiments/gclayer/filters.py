@@ -66,6 +66,8 @@ FILTERS = {
     "gc-fixed": Filters("GCConv2d, K = 4, R not trained", _base(learned=False)),
     "gc-filter": Filters("GCConv2d, K = 4, R per filter", _base(factors_per="filter")),
     "gc-channel": Filters("GCConv2d, K = 4, R per channel", _base(factors_per="channel")),
+    "gc-spread-0.3": Filters("GCConv2d, K = 4, spread 0.3", _base(spread=0.3)),
+    "gc-spread-2": Filters("GCConv2d, K = 4, spread 2", _base(spread=2.0)),
     "drawn-2": Filters("calibrate_filters, K = 2", _drawn(branches=2)),
     "drawn-8": Filters("calibrate_filters, K = 8", _drawn(branches=8)),
     "drawn-0.03": Filters("calibrate_filters, K = 4, spread 0.03", _drawn(spread=0.03)),
