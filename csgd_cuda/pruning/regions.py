@@ -62,18 +62,16 @@ class _Walk:
     ) -> None:
         self._modules, self._uses, self._training, self._producer = modules, uses, training, producer
         self._channels = self._weight(producer).shape[0]
-        self._overwrites = self._branches_off = False
 
     def branches(self) -> list[Branch] | None:
         """All ways; None where something unknown reads the channels."""
-        found = self._from(self._producer, self._layout_behind(self._producer))
-        # What is overwritten must have no other reader, whose values would depend on the order.
-        return None if self._overwrites and self._branches_off else found
+        return self._from(self._producer, self._layout_behind(self._producer), shared=False)
 
-    def _from(self, node: fx.Node, layout: Layout) -> list[Branch] | None:
+    def _from(self, node: fx.Node, layout: Layout, *, shared: bool) -> list[Branch] | None:
+        """``shared``: whether the memory of the node's result may have another reader than those of the node."""
         found: list[Branch] = []
         readers = [user for user in node.users if not reads_no_channel(user, layout)]
-        self._branches_off |= len(readers) > 1
+        shared = shared or len(readers) > 1
         for reader in readers:
             if self._takes_channels(reader, layout):
                 consumer = str(reader.target)
@@ -82,8 +80,10 @@ class _Walk:
             step = step_of(reader, layout, self._modules, self._training) if reader.args[:1] == (node,) else None
             if step is None or (step.norm is not None and not self._fits(step.norm)):
                 return None
-            self._overwrites |= step.in_place
-            further = self._from(reader, step.layout)
+            if step.in_place and shared:  # what the other reader gets would depend on the order
+                return None
+            in_new_memory = step.of_constants is not None and not step.in_place
+            further = self._from(reader, step.layout, shared=shared and not in_new_memory)
             if not further:  # None, or a result that nothing reads, for which the step would have to be cut, too
                 return None
             for branch in further:

@@ -152,6 +152,30 @@ def test_operations_that_keep_channels_apart(between):
     assert_same_outputs(model, pruned, INPUTS)
 
 
+class Fire(nn.Module):
+    """Two layers read what an activation has overwritten, as in SqueezeNet."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.squeeze, self.act = nn.Conv2d(3, 8, 1), nn.ReLU(inplace)
+        self.one, self.three = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.act(self.squeeze(x))
+        return self.one(x) + self.three(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_several_layers_read_what_was_overwritten_before(inplace):
+    model = Fire(inplace).eval()
+    with torch.no_grad():
+        model.squeeze.weight[:5] = 0
+    pruned = export_pruned(model)
+    assert pruned.squeeze.out_channels in (3, 4)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(pruned(x), model(x))
+
+
 class Heads(nn.Module):
     """A convolution and a linear layer behind a way of flattening images of 4 x 4 pixels."""
 
