@@ -11,9 +11,10 @@ k largest elements or filters of tensors, ``export_pruned`` makes a smaller mode
 
 from . import moved
 from .extension import show_config
-from .layers.branches import calibrate_filters, fold
+from .layers.branches import calibrate_filters
 from .layers.convert import calibrate, number_layers, uncalibrate
 from .layers.filters import GCConv2d, GCLinear
+from .layers.fold import fold
 from .layers.functional import calibrate_grad
 from .layers.module import GradientCalibration
 from .optim.adamw import CalibratedAdamW

@@ -67,6 +67,21 @@ def lasting_tensors() -> AbstractContextManager[Any]:
     return torch.inference_mode(False)
 
 
+_BRANCH_FACTORS = "_csgd_cuda_branch_factors"
+
+
+def branch_factors(values: Tensor) -> torch.nn.Parameter:
+    """Values as a parameter, or a parameter itself, marked as branch factors (layers/filters.py)."""
+    parameter = values if isinstance(values, torch.nn.Parameter) else torch.nn.Parameter(values)
+    setattr(parameter, _BRANCH_FACTORS, True)
+    return parameter
+
+
+def are_branch_factors(param: Tensor) -> bool:
+    """Whether a parameter is marked so."""
+    return getattr(param, _BRANCH_FACTORS, False)
+
+
 def divided(values: Tensor, divisor: float) -> Tensor:
     """``values / divisor``, rounded once on every device: by a number CUDA divides as a product with its reciprocal."""
     return values / values.new_full((), divisor)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..kinds import FLAG, MODULE, TEXT
 from .module import GradientCalibration
+from .numbered import NumberedLayer
 
 # The names of the layers in the module whose weight or outputs they get, and of their state in a state dict's metadata.
 LAYER_NAMES = {"weight": "weight_calibration", "output": "output_calibration"}
@@ -86,14 +87,17 @@ def calibrate(
 
 
 def number_layers(model: nn.Module) -> nn.Module:
-    """Numbers all calibration layers of ``model`` by their order, in place, from 0 on; returns the model.
+    """Numbers all layers of ``model`` that draw, by their order, in place, from 0 on; returns the model.
+
+    Those of ``calibrate`` and those of ``calibrate_filters`` have numbers of their own.
 
     For models put together from calibrated parts or copies (nn.TransformerEncoder copies its layer): two layers with
     the same number and seed draw the same, and then gradients are biased. ``calibrate(model)`` does this, too.
     """
     MODULE.check("model", model)
-    for k, layer in enumerate(module for module in model.modules() if isinstance(module, GradientCalibration)):
-        layer.number(k)
+    for kind in NumberedLayer.__subclasses__():  # GradientCalibration and FilterBranches: their streams differ
+        for k, layer in enumerate(module for module in model.modules() if isinstance(module, kind)):
+            layer.number(k)
     return model
 
 
@@ -104,13 +108,6 @@ def uncalibrate(model: nn.Module) -> nn.Module:
     """
     MODULE.check("model", model)
     calibrated = [module for module in model.modules() if _HANDLES in module.__dict__]
-    for module in calibrated:
-        kind: Any = type(module)
-        if "plain_class" not in kind.__dict__:
-            raise RuntimeError(
-                f"{kind.__name__}: something else has changed the class of this module since it was calibrated (a "
-                "parametrization?); take that off first"
-            )
     for module in calibrated:
         remove_layers(module, LAYER_NAMES.values())
         for handle in module.__dict__.pop(_HANDLES):
@@ -137,6 +134,8 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 def modules_of(model: nn.Module, types: Any) -> list[tuple[str, nn.Module]]:
     """(name, module) of those of a type or of several; raises for what is no type, and where there are none."""
     kinds: Any = tuple(types) if isinstance(types, Iterable) and not isinstance(types, str) else (types,)
+    if not kinds:
+        raise ValueError("types is empty; name the classes of the modules to calibrate")
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"types must be classes of modules, such as torch.nn.Linear, got {kind!r}")
@@ -145,7 +144,9 @@ def modules_of(model: nn.Module, types: Any) -> list[tuple[str, nn.Module]]:
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) and not isinstance(m, never_called)]
     if not found:
         names = ", ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"the model has no module of type {names} to calibrate; name others in types")
+        others = sorted({type(m).__name__ for m in model.modules() if "weight" in m._parameters})
+        has = f" (it has {', '.join(others)})" if others else ""
+        raise ValueError(f"the model has no module of type {names} to calibrate{has}; name others in types")
     return found
 
 
@@ -160,8 +161,7 @@ def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> di
         )
     if isinstance(module, LazyModuleMixin):
         raise TypeError(f"{what} has not seen its input yet; call the model once, then calibrate it")
-    if where == "output" and "forward" in module.__dict__:
-        raise TypeError(f"{what} has a forward of its own, put there by another package; calibrate before that")
+    check_own_forward(what, module)
     if not per_channel:
         return {}
     channels = getattr(module, "out_channels", getattr(module, "out_features", None))
@@ -175,11 +175,29 @@ def _channels(name: str, module: nn.Module, where: str, per_channel: bool) -> di
     return {"channels": weight.shape[dim], "channel_dim": dim}
 
 
+def check_own_forward(what: str, module: nn.Module) -> None:
+    """Raises where the forward of the module's class, which layers are put before, is not called."""
+    if "forward" in module.__dict__:
+        raise TypeError(f"{what} has a forward of its own, put there by another package; calibrate before that")
+
+
 def class_with_layers(module: nn.Module, where: str | None = None) -> Any:
     """The class of ``module`` with the layers that it has, and with one there."""
-    plain: Any = getattr(type(module), "plain_class", type(module))
-    places = tuple(w for w in _NAMES if w == where or has_layer(module, w))
-    return _calibrated_class(plain, places) if places else plain
+    return _with_places(type(module), tuple(w for w in _NAMES if w == where or has_layer(module, w)))
+
+
+def _with_places(kind: Any, places: tuple[str, ...]) -> Any:
+    """A class for layers at these places. What has been put before it since (a parametrization, FSDP) stays there."""
+    if not issubclass(kind, _Calibrated):
+        return _calibrated_class(kind, places) if places else kind
+    if "plain_class" in kind.__dict__:
+        return _calibrated_class(kind.plain_class, places) if places else kind.plain_class
+    name, bases = kind.__name__, []
+    for base in kind.__bases__:
+        bases.append(_with_places(base, places) if issubclass(base, _Calibrated) else base)
+        name = name.replace(base.__name__, bases[-1].__name__)
+    own = {key: value for key, value in kind.__dict__.items() if key not in ("__dict__", "__weakref__")}
+    return type(kind)(name, tuple(bases), own)
 
 
 def _add(module: nn.Module, layer: GradientCalibration, where: str, kind: Any) -> None:

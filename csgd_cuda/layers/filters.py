@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds import FLAG, INTEGER, NUMBER, TEXT
+from ..tensors import branch_factors
 
 # What shares factors. Their shape, for base filters of shape (n, inputs, *kernel): see factor_shape().
 FACTORS_PER = ("layer", "filter", "channel")
@@ -23,6 +24,7 @@ FACTORS_PER = ("layer", "filter", "channel")
 def check_branches(name: str, branches: int, outputs: int) -> None:
     """Raises for a number of branches that does not divide the outputs of the layer called ``name``."""
     INTEGER.check("branches", branches)
+    INTEGER.check(f"{name}: the number of outputs", outputs)
     if branches < 1:
         raise ValueError(f"{name}: branches must be at least 1, got {branches}")
     if outputs % branches:
@@ -42,15 +44,15 @@ def check_spread(name: str, spread: float) -> None:
 def factor_shape(base: torch.Size, branches: int, factors_per: str) -> tuple[int, ...]:
     """Of the factors for base filters of shape (n, inputs, *kernel).
 
-    "layer": (branches, 1, *kernel); "filter": (n, branches, 1, *kernel); "channel": (branches, inputs, *kernel).
+    "layer": (branches, 1, *kernel); "filter": (n * branches, 1, *kernel); "channel": (branches, inputs, *kernel).
     """
     count, inputs, *kernel = base
     if factors_per == "channel":
         return (branches, inputs, *kernel)
-    return (count, branches, 1, *kernel) if factors_per == "filter" else (branches, 1, *kernel)
+    return (count * branches if factors_per == "filter" else branches, 1, *kernel)
 
 
-def centred(factors: Tensor, branch_dim: int) -> Tensor:
+def centred(factors: Tensor, branch_dim: int = 0) -> Tensor:
     """The factors shifted so that their mean over the branches is 1: then the mean of the branches is the base."""
     return factors - factors.mean(branch_dim, keepdim=True) + 1
 
@@ -68,10 +70,9 @@ class _Branched(nn.Module):
         """Replaces the weight, which has all filters, by base filters and factors."""
         full = self.weight
         self.branches, self.normalize, self.spread = branches, normalize, spread
-        self._branch_dim = 1 if factors_per == "filter" else 0
         base = full.new_empty((full.shape[0] // branches, *full.shape[1:]))
         self.weight = nn.Parameter(base)
-        self.factors = nn.Parameter(full.new_empty(factor_shape(base.shape, branches, factors_per)))
+        self.factors = branch_factors(full.new_empty(factor_shape(base.shape, branches, factors_per)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,13 +86,18 @@ class _Branched(nn.Module):
             self.weight.div_(self._used_factors().square().mean().sqrt())
 
     def _used_factors(self) -> Tensor:
-        return centred(self.factors, self._branch_dim) if self.normalize else self.factors
+        """Of shape (n or 1, branches, inputs or 1, *kernel) for n base filters."""
+        factors: Tensor = self.factors.unflatten(0, (-1, self.branches))  # type: ignore[no-untyped-call]
+        return centred(factors, 1) if self.normalize else factors
 
     def filters(self) -> Tensor:
         """The weight of the plain layer that computes the same: filter ``o * branches + i`` is ``R_i * w_o``."""
-        factors = self._used_factors()
-        factors = factors if self._branch_dim else factors.unsqueeze(0)
-        return (self.weight.unsqueeze(1) * factors).flatten(0, 1)
+        return (self.weight.unsqueeze(1) * self._used_factors()).flatten(0, 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if (factors := self._parameters.get("factors")) is not None:
+            branch_factors(factors)  # a copy of a parameter has lost the mark
 
     def extra_repr(self) -> str:
         """Those of the plain layer, and the branches."""
@@ -123,7 +129,7 @@ class GCConv2d(_Branched, nn.Conv2d):  # type: ignore[misc]
         normalize: whether the factors are used as R_i - mean(R) + 1. Then the mean of the branches is w: a branch
             that is drawn at random is an unbiased estimate of the variables.
         factors_per: "layer": factors of shape (K, 1, kh, kw); "filter": of their own for each base filter, of shape
-            (out_channels / K, K, 1, kh, kw); "channel": for each input channel, of shape
+            (out_channels, 1, kh, kw); "channel": for each input channel, of shape
             (K, in_channels / groups, kh, kw). With a kernel of 1 x 1 a factor of the first two is one number, and
             the filters of a base filter are multiples of each other: take "channel" there.
         spread: the standard deviation of new factors around 1.

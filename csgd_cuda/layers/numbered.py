@@ -24,10 +24,10 @@ class NumberedLayer(nn.Module):
     index: Tensor
     step: Tensor
 
-    def _make_counters(self) -> None:
+    def _make_counters(self, *, saves_index: bool = True) -> None:
         # On the CPU, whatever torch.device() the model is made under: on meta they would lose their values.
         with lasting_tensors():
-            self.register_buffer("index", torch.zeros((), dtype=torch.int64, device="cpu"))
+            self.register_buffer("index", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=saves_index)
             self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def number(self, index: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import extension
 from ..distributed.shards import check_plain, is_dtensor
 from ..reference.checks import check_dtype
-from ..tensors import Group, State, lasting_tensors
+from ..tensors import Group, State, are_branch_factors, lasting_tensors
 from .hard_threshold import check_companion, check_structure, hard_threshold_
 from .options import check_pruning, scheduled_sparsity
 
@@ -221,6 +221,11 @@ def check_group(group: Group, state: State, first: int, cleared: Sequence[str] =
     for index, param in enumerate(group["params"], start=first):
         if param.dim() < 2 or not param.requires_grad:
             continue
+        if are_branch_factors(param):
+            raise ValueError(
+                f"parameter {index} has the branch factors of a GCConv2d, a GCLinear or calibrate_filters, which are "
+                "not pruned: give it a group of its own, with sparsity 0 (docs/pruning.md has a recipe)"
+            )
         if is_dtensor(param):
             raise TypeError(f"parameter {index} is a DTensor, which cannot be thresholded: set its sparsity to 0")
         check_plain(param, index)

@@ -181,13 +181,18 @@ def test_modules_that_cannot_be_calibrated_yet_say_so():
         GradientCalibration()((torch.ones(1),))
 
 
-def test_a_class_changed_since_is_not_thrown_away():
-    model = calibrate(nn.Sequential(nn.Linear(3, 3)), where="output")
-    nn.utils.parametrizations.weight_norm(model[0])
-    with pytest.raises(RuntimeError, match="something else has changed the class"):
-        uncalibrate(model)
+@pytest.mark.parametrize("where", ["weight", "output"])
+def test_a_class_changed_since_is_not_thrown_away(where):
+    model, plain = (calibrate(nn.Sequential(nn.Linear(3, 3)), where=where) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    uncalibrate(plain)
+    for each in (model, plain):
+        nn.utils.parametrizations.weight_norm(each[0])
+    uncalibrate(model)
+    assert type(model[0]).__name__ == type(plain[0]).__name__
+    assert_same_bits(model(torch.ones(2, 3)), plain(torch.ones(2, 3)))
     nn.utils.parametrize.remove_parametrizations(model[0], "weight")
-    assert type(uncalibrate(model)[0]) is nn.Linear
+    assert type(model[0]) is nn.Linear
 
 
 def test_a_child_of_the_same_name_stays():

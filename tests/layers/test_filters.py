@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from csgd_cuda import GCConv2d, GCLinear, calibrate, export_pruned, fold
+from csgd_cuda import GCConv2d, GCLinear, calibrate, calibrate_filters, export_pruned, fold
 
 from ..distributed.launch import run
 from ..helpers import assert_same_bits, set_grads
@@ -42,11 +42,10 @@ def images(device="cpu", dtype=torch.float32):
 
 def used_factors(layer):
     """R for each filter, (base filters, branches, inputs or 1, kh, kw)."""
-    dim = 1 if layer.factors.dim() == 5 else 0
-    factors = layer.factors
+    factors = layer.factors.unflatten(0, (-1, layer.branches))
     if layer.normalize:
-        factors = factors - factors.mean(dim, keepdim=True) + 1
-    return factors if dim else factors[None].expand(layer.weight.shape[0], *factors.shape)
+        factors = factors - factors.mean(1, keepdim=True) + 1
+    return factors.expand(layer.weight.shape[0], *factors.shape[1:])
 
 
 @cases
@@ -82,14 +81,12 @@ def test_gradients_are_those_of_the_figure(options, device):
     factors = used_factors(layer).detach()
     torch.testing.assert_close(layer.weight.grad, (factors * of_filters).sum(1), rtol=1e-12, atol=1e-12)
     of_factors = layer.weight.detach()[:, None] * of_filters
-    if layer.factors.dim() == 5:
-        expected, dim = of_factors.sum(2, keepdim=True), 1
-    else:
-        expected, dim = of_factors.sum(0), 0
-        expected = expected if layer.factors.shape[1] > 1 else expected.sum(1, keepdim=True)
+    per_filter = len(layer.factors) == layer.out_channels > layer.branches
+    expected = of_factors if per_filter else of_factors.sum(0, keepdim=True)
+    expected = expected if layer.factors.shape[1] > 1 else expected.sum(2, keepdim=True)
     if layer.normalize:
-        expected = expected - expected.mean(dim, keepdim=True)
-    torch.testing.assert_close(layer.factors.grad, expected, rtol=1e-12, atol=1e-12)
+        expected = expected - expected.mean(1, keepdim=True)
+    torch.testing.assert_close(layer.factors.grad, expected.flatten(0, 1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("factors_per", ["layer", "filter", "channel"])
@@ -127,7 +124,7 @@ def test_a_new_layer_has_the_variance_of_a_plain_one(options):
 def test_it_has_a_share_of_the_weights():
     layer = GCConv2d(64, 128, 3, bias=False)
     assert sum(p.numel() for p in layer.parameters()) == 64 * 128 * 9 // 4 + 4 * 9
-    assert GCConv2d(64, 128, 3, factors_per="filter").factors.shape == (32, 4, 1, 3, 3)
+    assert GCConv2d(64, 128, 3, factors_per="filter").factors.shape == (128, 1, 3, 3)
     assert GCConv2d(64, 128, 3, factors_per="channel").factors.shape == (4, 64, 3, 3)
 
 
@@ -193,8 +190,9 @@ def test_autocast_computes_in_bfloat16(device):
     torch.testing.assert_close(out.float(), layer(images(device)), rtol=0.05, atol=0.05)
 
 
-def test_channels_last(device):
-    layer = make(device)
+@cases
+def test_channels_last(options, device):
+    layer = make(device, **options)
     expected = layer(images(device))
     got = layer.to(memory_format=torch.channels_last)(images(device).to(memory_format=torch.channels_last))
     torch.testing.assert_close(got, expected)
@@ -281,6 +279,77 @@ def test_a_layer_in_two_places_is_folded_once():
     assert folded["a"] is folded["b"][0]
 
 
+def test_folding_leaves_shared_weights_shared():
+    model = nn.Sequential(GCConv2d(4, 4, 3), GCConv2d(4, 4, 3), GCConv2d(4, 4, 3, branches=2))
+    model[1].weight, model[1].factors, model[1].bias = model[0].weight, model[0].factors, model[0].bias
+    folded = fold(model)
+    assert folded[0].weight is folded[1].weight
+    assert folded[0].bias is folded[1].bias
+    assert folded[2].weight is not folded[1].weight
+
+
+def test_folding_leaves_hooks_and_draws_nothing():
+    model = nn.Sequential(make()).eval()
+    model[0].register_forward_hook(lambda module, inputs, out: out.relu())
+    state = torch.get_rng_state()
+    folded = fold(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(folded[0]) is nn.Conv2d
+    assert_same_bits(folded(images()), model(images()))
+
+
+def test_folding_of_a_compiled_or_parametrized_layer():
+    compiled = torch.compile(make().eval(), backend="aot_eager")
+    assert_same_bits(fold(compiled)(images()), make()(images()))
+    layer = nn.utils.parametrizations.weight_norm(make())
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    folded = fold(layer)
+    assert type(folded) is nn.Conv2d
+    assert list(folded.state_dict()) == ["weight", "bias"]
+    assert_same_bits(folded(images()), layer(images()))
+
+
+class Rectified(GCConv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Renamed(GCConv2d):
+    """With another constructor only."""
+
+    def __init__(self, width):
+        super().__init__(4, width, 3)
+
+
+def with_forward():
+    layer = make()
+    layer.forward = lambda x: GCConv2d.forward(layer, x).relu()
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: Rectified(4, 8, 3), r"module '0' \(Rectified\) has a forward of its own"),
+        (with_forward, r"module '0' \(GCConv2d\) has a forward of its own"),
+        (lambda: nn.utils.spectral_norm(make()), r"module '0' \(GCConv2d\) has a weight that hooks make"),
+    ],
+)
+def test_what_no_plain_layer_computes_is_not_folded(layer, message):
+    with pytest.raises(TypeError, match=message):
+        fold(nn.Sequential(layer()))
+    assert type(fold(Renamed(8))) is nn.Conv2d
+
+
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("made", [make, lambda: calibrate_filters(nn.Conv2d(4, 8, 3))], ids=["base", "drawn"])
+def test_factors_are_not_pruned(made, copied, optimizer_class):
+    model = copied(made())
+    with pytest.raises(ValueError, match="parameter 2 has the branch factors"):
+        optimizer_class(model.parameters(), lr=0.1, sparsity=0.5, structure="filter")
+
+
 def test_frozen_parameters_stay_frozen():
     layer = make().requires_grad_(False)
     assert not fold(layer).weight.requires_grad
@@ -295,12 +364,13 @@ def test_frozen_parameters_stay_frozen():
         ({"spread": -1.0}, ValueError, "GCConv2d: spread must be a finite number >= 0, got -1.0"),
         ({"factors_per": "branch"}, ValueError, "factors_per must be one of layer, filter, channel, got 'branch'"),
         ({"normalize": "yes"}, TypeError, "normalize must be"),
+        ({"out_channels": "8"}, TypeError, "the number of outputs must be an integer, got '8'"),
         ({"groups": 3}, ValueError, "divisible by groups"),
     ],
 )
 def test_wrong_options_are_named(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        GCConv2d(4, 8, 3, **options)
+        GCConv2d(4, **{"out_channels": 8, "kernel_size": 3} | options)
     if "branches" in options:
         with pytest.raises(error, match=re.escape(message.replace("GCConv2d", "GCLinear"))):
             GCLinear(4, 8, **options)
