@@ -14,6 +14,7 @@ from experiments import run_log
 from experiments.report.logs import Experiment, RunLog
 from experiments.report.summary import Cell, Spread, Summary, Variant
 from experiments.report.table import aligned, describe, text
+from tools.program import UserError
 
 from .filters import FILTERS
 
@@ -51,7 +52,10 @@ def _rows(experiment: Experiment) -> list[_Row]:
     """In the order of FILTERS, SGD before CSGD."""
     by_filters: dict[str, list[RunLog]] = {name: [] for name in FILTERS}
     for run in experiment.runs:
-        by_filters[run.settings["filters"]].append(run)
+        name = run.settings["filters"]
+        if name not in by_filters:
+            raise UserError(f"a log has the filters {name!r}, which this version does not have; report by the newer one.")
+        by_filters[name].append(run)
     rows = []
     for filters, runs in by_filters.items():
         if runs:

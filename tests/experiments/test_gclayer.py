@@ -127,6 +127,12 @@ def test_logs_name_the_filters(report):
     assert all(log["results"]["same"] for log in logs)
 
 
+def test_logs_of_a_newer_version_are_refused_by_name(report, monkeypatch, tmp_path, capsys):
+    monkeypatch.delitem(FILTERS, "drawn")
+    assert main(["report", str(report[0].parent), "--out", str(tmp_path)]) == 2
+    assert "a log has the filters 'drawn', which this version does not have" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
