@@ -54,7 +54,9 @@ def _rows(experiment: Experiment) -> list[_Row]:
     for run in experiment.runs:
         name = run.settings["filters"]
         if name not in by_filters:
-            raise UserError(f"a log has the filters {name!r}, which this version does not have; report by the newer one.")
+            raise UserError(
+                f"a log has the filters {name!r}, which this version does not have; report by the newer one."
+            )
         by_filters[name].append(run)
     rows = []
     for filters, runs in by_filters.items():
