@@ -132,7 +132,7 @@ class GCConv2d(_Branched, nn.Conv2d):  # type: ignore[misc]
             (out_channels, 1, kh, kw); "channel": for each input channel, of shape
             (K, in_channels / groups, kh, kw). With a kernel of 1 x 1 a factor of the first two is one number, and
             the filters of a base filter are multiples of each other: take "channel" there.
-        spread: the standard deviation of new factors around 1.
+        spread: the standard deviation of new factors around 1; 2 was best in trainings (docs/experiments.md).
 
     Raises:
         ValueError, TypeError: an option is out of range; the message names it.
@@ -157,7 +157,7 @@ class GCConv2d(_Branched, nn.Conv2d):  # type: ignore[misc]
         branches: int = 4,
         normalize: bool = True,
         factors_per: Literal["layer", "filter", "channel"] = "layer",
-        spread: float = 1.0,
+        spread: float = 2.0,
     ) -> None:
         _check("GCConv2d", out_channels, branches, normalize, factors_per, spread)
         super().__init__(
@@ -195,7 +195,7 @@ class GCLinear(_Branched, nn.Linear):  # type: ignore[misc]
         *,
         branches: int = 4,
         normalize: bool = True,
-        spread: float = 1.0,
+        spread: float = 2.0,
     ) -> None:
         _check("GCLinear", out_features, branches, normalize, "channel", spread)
         super().__init__(in_features, out_features, bias, device, dtype)
