@@ -7,6 +7,7 @@
 # make docs    the documentation as web pages, in out/docs, and a check of them; ARGS="--pictures DIR" keeps pictures
 # make try-compilers   the bits of the CPU loops with every compiler that is here, for ten minutes; ARGS=clang chooses
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
+# make wheel   wheels that install without a compiler, in out/wheels; ARGS="--python PATH" makes them for another Python
 # make gpu-suite   on a machine with a GPU: build, test, measure; sanitize with ARGS="--parts sanitizers"; no network
 # Needs Python >= 3.10 (PYTHON=...), a C++ compiler and make; the rest goes into .venv.
 
@@ -20,11 +21,12 @@ ARGS ?=
 # threads than there are cores left: these must not spin while they wait.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 # What make test leaves out: tests of experiments and tools, and those that need other packages.
-PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py tests/test_pages.py
+PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py tests/test_pages.py \
+  tests/test_wheel.py
 INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
 
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions try-compilers \
-  gpu-suite clean
+  wheel gpu-suite clean
 
 train: $(VENV)/built
 	@echo "Training on the digits: 15 to 25 seconds on a quiet machine. Results go to out/digits."
@@ -71,6 +73,9 @@ count-instructions: $(VENV)/installed
 
 try-compilers: $(VENV)/installed
 	$(BIN)/python tools/try_compilers.py $(ARGS)
+
+wheel: $(VENV)/installed
+	$(BIN)/python tools/make_wheel.py $(ARGS)
 
 # Uses the Python there is (PYTHON=...), which must have torch with CUDA and ninja; what else is missing is left out.
 gpu-suite:

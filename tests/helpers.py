@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import math
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,7 +26,10 @@ TORCH_CLASS = {CSGD: torch.optim.SGD, CalibratedAdamW: torch.optim.AdamW}
 LAYOUTS = ["contiguous", "reversed dimensions", "last dimension first", "odd offset", "strided view"]
 _INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# What an archive of the sources holds beside csrc/ and csgd_cuda/.
+PACKED = ["LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"]
 
 # Around the Philox block (8), vectors of counters (64, 128), the CPU tile (256), a pass of a CUDA block (2048), the
 # CPU chunk (16384) and the smallest size that wakes other threads (32768).
@@ -45,6 +49,15 @@ BACKENDS = [
 def code_of(page):
     """The blocks of Python code of a page."""
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def copy_sources(folder):
+    """What the package is built from, without what was built."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    for name in ("csrc", "csgd_cuda"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in PACKED:
+        shutil.copy(ROOT / name, folder)
 
 
 def why_no_kernel(device):

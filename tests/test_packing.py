@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from .helpers import PACKED, copy_sources
+
 ROOT = Path(__file__).parent.parent
-PACKED = ["LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"]
 SOURCES = {".h", ".cuh", ".cpp", ".cu"}
 # What `python -m build --sdist --no-isolation` calls, in its order.
 BUILD = """
@@ -26,11 +27,7 @@ print(build_meta.build_sdist(out))
 
 def copy_tree(folder):
     """The files that are packed, and what setup.py must not take along, in a folder of their own."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
-    for name in ("csrc", "csgd_cuda"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in PACKED:
-        shutil.copy(ROOT / name, folder)
+    copy_sources(folder)
     (folder / "csgd_cuda" / "_C.cpython-311-x86_64-linux-gnu.so").touch()
     (folder / "csrc" / "ops" / "csgd.o").touch()
     (folder / "tests").mkdir()
