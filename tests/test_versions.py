@@ -126,15 +126,15 @@ def test_each_package_that_is_needed_is_pinned_once(python):
     assert sorted(names) == sorted(versions.NEEDED)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    {
-        "none": (["--pythons", "/none"], "--pythons: /none does not run as a Python; name an interpreter such as"),
-        "old": (["--pythons", "OLD"], "is Python 3.9.18, and csgd_cuda needs 3.10 or later"),
-        "torch": (["--torches", "2.13"], "--torches: '2.13' is no release of torch; write it as 2.13.0"),
-        "only": (["--only", "py3.9-torch2.1.0"], "--only: 'py3.9-torch2.1.0' is no combination of what is here; there"),
-    }.values(),
-)
+WRONG = {
+    "none": (["--pythons", "/none"], "--pythons: /none does not run as a Python; name an interpreter such as"),
+    "old": (["--pythons", "OLD"], "is Python 3.9.18, and csgd_cuda needs 3.10 or later"),
+    "torch": (["--torches", "2.13"], "--torches: '2.13' is no release of torch; write it as 2.13.0"),
+    "only": (["--only", "py3.9-torch2.1.0"], "--only: 'py3.9-torch2.1.0' is no combination of what is here; there"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_options_are_named(machine, tmp_path, capsys, arguments, message):
     old = stand_in(tmp_path / "old", "3.9.18")
     assert machine.run(*[str(old) if word == "OLD" else word for word in arguments]) == 2
@@ -154,6 +154,16 @@ def test_without_any_python_it_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(versions, "pythons_here", list)
     assert versions.main(["--out", str(tmp_path)]) == 2
     assert "name one with --pythons" in capsys.readouterr().err
+
+
+def test_declared_pythons_are_those_of_the_table():
+    page = (ROOT / "docs" / "compatibility.md").read_text().split("## Pythons and releases of torch")[1]
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in page.splitlines() if re.match(r"\| 3\.", line)]
+    assert all(len(row) == len(versions.HEADER) for row in rows)
+    passed = {".".join(row[0].split(".")[:2]) for row in rows if row[-1] == "passed"}
+    declared = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert set(declared) == passed
+    assert len(declared) == len(passed)
 
 
 # The rows
@@ -212,7 +222,7 @@ def test_what_cannot_be_installed_is_a_row_and_no_failure(machine):
 
 def test_where_a_pin_does_not_fit_the_newest_that_does_is_taken(machine):
     assert machine.run(*NEWEST, failing="setuptools==") == 0
-    assert machine.calls("torch==2.14.1 setuptools")[-1].endswith(" setuptools")
+    assert machine.calls("torch==2.14.1 --upgrade")[-1].endswith(" --upgrade setuptools")
     assert machine.calls("torch==2.14.1 pytest==")[-1].endswith(" pytest==9.0.3")
 
 
@@ -260,7 +270,17 @@ def test_counts_are_those_of_pytest(tmp_path):
     assert failures == ["test_some.test_wrong", "test_some.test_error"]
 
 
-def test_reason_of_pip_is_its_error():
-    assert versions.reason_in("ERROR: a\nERROR: b for torch==9\n\nnotice\n") == "b for torch==9"
-    assert versions.reason_in("one\ntwo\n\n") == "two"
-    assert versions.reason_in("") == "it printed nothing"
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("ERROR: a\nERROR: b for torch==9\n\nnotice\n", "b for torch==9"),
+        ("  a.cpp:4:1: error: no such thing\nRuntimeError: of ninja\nERROR: Failed to build it\n",
+         "a.cpp:4:1: error: no such thing"),
+        ("  ValueError: a wrong pyproject.toml\n  [end of output]\nerror: metadata-generation-failed\nhint: above\n",
+         "ValueError: a wrong pyproject.toml"),
+        ("one\ntwo\n\n", "two"),
+        ("", "it printed nothing"),
+    ],
+)  # fmt: skip
+def test_reason_is_the_error_that_says_most(output, reason):
+    assert versions.reason_in(output) == reason

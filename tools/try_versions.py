@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAST_PYTHON = (3, 10)
 TORCHES = ("2.11.0", "2.13.0", "2.14.1")
 NEEDED = ("numpy", "setuptools", "ninja", "pybind11", "pytest", "pytest-xdist", "hypothesis", "expecttest")
-FOLDERS = ("csrc", "csgd_cuda", "docs", "tests")
+FOLDERS = ("csrc", "csgd_cuda", "docs", "experiments", "tests", "tools")  # tests import some of their modules
 FILES = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 # For each promise the tests in which another torch or Python would show first: bits, optimizers, layers, pruning,
 # state dicts, compiled steps. Two to three minutes on two cores.
@@ -206,7 +206,8 @@ class Trial:
                 try:
                     self._pip(torch, "not installed", requirement)
                 except StepFailed:
-                    self._pip(torch, "not installed", re.split(r"[=<>; ]", requirement)[0])
+                    # An environment begins with a setuptools of the age of its Python, which is too old for the build.
+                    self._pip(torch, "not installed", "--upgrade", re.split(r"[=<>; ]", requirement)[0])
 
     def _build(self, sources):
         ignored = shutil.ignore_patterns("__pycache__", "_C.*", "*.so")
@@ -264,10 +265,12 @@ class Trial:
 
 
 def reason_in(output):
-    """pip's last error; or the last line of another program."""
+    """The last error of a compiler, of Python or of pip, which closes with words on all of them; or the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
-    errors = [line for line in lines if line.startswith("ERROR: ")]
-    return (errors or lines)[-1].removeprefix("ERROR: ")
+    for error in (r".*\d: (?:fatal )?error: .+", r"(?:E +)?\w+Error: .+", r"ERROR: .+"):
+        if found := [line for line in lines if re.fullmatch(error, line)]:
+            return found[-1].removeprefix("ERROR: ")
+    return lines[-1]
 
 
 def results_of(report):
@@ -276,7 +279,7 @@ def results_of(report):
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
     counts = {"passed": len(cases) - len(failed) - skipped, "failed": len(failed), "skipped": skipped}
-    return counts, [f"{case.get('classname')}.{case.get('name')}".removeprefix("tests.") for case in failed]
+    return counts, [f"{case.get('classname')}.{case.get('name')}".strip(".").removeprefix("tests.") for case in failed]
 
 
 def say(line):
