@@ -278,6 +278,8 @@ def test_counts_are_those_of_pytest(tmp_path):
          "a.cpp:4:1: error: no such thing"),
         ("  ValueError: a wrong pyproject.toml\n  [end of output]\nerror: metadata-generation-failed\nhint: above\n",
          "ValueError: a wrong pyproject.toml"),
+        ("ERROR: Cannot install a and b\nthis and that\nERROR: ResolutionImpossible: for help visit\n",
+         "Cannot install a and b"),
         ("one\ntwo\n\n", "two"),
         ("", "it printed nothing"),
     ],

@@ -226,7 +226,7 @@ class Trial:
             self.row["python"] += f", GIL {'on' if about['gil'] else 'off'}"
 
     def _test(self, sources):
-        words = [self._python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=tests.xml"]
+        words = [self._python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--junitxml=tests.xml"]
         words += ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadgroup", *QUICK_TESTS]
         report = sources / "tests.xml"
         try:
@@ -265,9 +265,9 @@ class Trial:
 
 
 def reason_in(output):
-    """The last error of a compiler, of Python or of pip, which closes with words on all of them; or the last line."""
+    """The last error of a compiler, of Python or of pip, whose output may end with advice; or the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
-    for error in (r".*\d: (?:fatal )?error: .+", r"(?:E +)?\w+Error: .+", r"ERROR: .+"):
+    for error in (r".*\d: (?:fatal )?error: .+", r"(?:E +)?\w+Error: .+", r"ERROR: (?!ResolutionImpossible).+"):
         if found := [line for line in lines if re.fullmatch(error, line)]:
             return found[-1].removeprefix("ERROR: ")
     return lines[-1]
@@ -290,22 +290,24 @@ class Results:
     """The rows in a folder, written whenever one is added."""
 
     def __init__(self, folder):
-        self._folder = folder
+        self._folder, self._path = folder, folder / "versions.json"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "versions.json"
+        self.rows = self._read()
+
+    def _read(self):
         try:
-            self.rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            return json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else []
         except ValueError as error:
-            raise UserError(f"--out: {path} is damaged ({error}); delete it, or name another folder") from None
+            raise UserError(f"--out: {self._path} is damaged ({error}); delete it, or name another folder") from None
 
     def holds(self, name, cuda):
         return any(self._key(row) == (name, "CUDA" if cuda else "CPU") for row in self.rows)
 
     def add(self, row):
-        others = [other for other in self.rows if self._key(other) != self._key(row)]
+        # Read again: another call may have added a row meanwhile.
+        others = [other for other in self._read() if self._key(other) != self._key(row)]
         self.rows = sorted([*others, row], key=lambda row: (numbers(row["name"]), row["name"]))
-        text = json.dumps(self.rows, indent=1) + "\n"
-        (self._folder / "versions.json").write_text(text, encoding="utf-8")
+        self._path.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
         (self._folder / "versions.md").write_text(self.table() + "\n", encoding="utf-8")
 
     def table(self):
