@@ -6,6 +6,7 @@
 # make lint    check style and types
 # make docs    the documentation as web pages, in out/docs, and a check of them; ARGS="--pictures DIR" keeps pictures
 # make try-compilers   the bits of the CPU loops with every compiler that is here, for ten minutes; ARGS=clang chooses
+# make try-versions   the quick tests with every Python that is here and three releases of torch; ARGS chooses
 # make count-instructions   instructions per element of a step on the CPU; needs valgrind
 # make wheel   wheels that install without a compiler, in out/wheels; ARGS="--python PATH" makes them for another Python
 # make gpu-suite   on a machine with a GPU: build, test, measure; sanitize with ARGS="--parts sanitizers"; no network
@@ -22,11 +23,11 @@ ARGS ?=
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 # What make test leaves out: tests of experiments and tools, and those that need other packages.
 PROGRAM_TESTS := tests/experiments tests/cpu tests/cuda/test_gpu_tools.py tests/cuda/test_sass.py tests/test_pages.py \
-  tests/test_wheel.py
+  tests/test_versions.py tests/test_wheel.py
 INTEGRATION_TESTS := $(patsubst %,tests/integration/test_%.py,lightning accelerate transformers timm)
 
 .PHONY: train test test-programs test-integration lint docs format check-cuda count-instructions try-compilers \
-  wheel gpu-suite clean
+  try-versions wheel gpu-suite clean
 
 train: $(VENV)/built
 	@echo "Training on the digits: 15 to 25 seconds on a quiet machine. Results go to out/digits."
@@ -76,6 +77,10 @@ try-compilers: $(VENV)/installed
 
 wheel: $(VENV)/installed
 	$(BIN)/python tools/make_wheel.py $(ARGS)
+
+# Makes environments of its own.
+try-versions:
+	$(PYTHON) tools/try_versions.py $(ARGS)
 
 # Uses the Python there is (PYTHON=...), which must have torch with CUDA and ninja; what else is missing is left out.
 gpu-suite:

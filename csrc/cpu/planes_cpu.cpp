@@ -2,7 +2,7 @@
 #include "planes_cpu.h"
 
 #include <algorithm>
-#include <bit>
+#include <bitset>
 #include <vector>
 
 #include "exchange_cpu.h"
@@ -137,7 +137,7 @@ bool read_masks(PlaneReader& reader, int64_t count, std::vector<uint8_t>& masks,
   }
   if (count % kByte != 0) masks.back() &= static_cast<uint8_t>((1u << (count % kByte)) - 1);
   left = 0;
-  for (const uint8_t mask : masks) left += std::popcount(mask);
+  for (const uint8_t mask : masks) left += static_cast<int64_t>(std::bitset<kByte>(mask).count());
   return true;
 }
 

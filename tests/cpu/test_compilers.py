@@ -4,6 +4,7 @@
 make try-compilers tries more compilers and flags; docs/compatibility.md has the result.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_other_compiler_agrees(build, usual, tmp_path):
     compilers.make_program(build, tmp_path)
     for isa, digests in compilers.digests(build, tmp_path).items():
         assert not compilers.differing(usual[1]["baseline"], digests), isa
+
+
+def test_loops_are_the_cpp_of_the_oldest_torch(tmp_path):
+    """torch 2.11 compiles extensions as C++17, later ones as C++20."""
+    compiler = counts.CXX[0]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} not found")
+    compilers.run([compiler, "-std=c++17", "-pedantic-errors", "-fsyntax-only", *compilers.LOOPS], cwd=tmp_path)
 
 
 def test_a_difference_is_reported():
