@@ -165,7 +165,10 @@ class CalibratedOptimizer(Optimizer):
         Args:
             idle: the parameters that only get their state, where that is already known.
         """
-        plan, self._plan = self._plan, None
+        plan = None
+        # torch.compile traces a plan for the graph, and that of torch 2.11 can set no attribute of an optimizer.
+        if not torch.compiler.is_compiling():
+            plan, self._plan = self._plan, None
         if plan is not None and plan.renew(self.param_groups, self.state):
             try:
                 plan.run(self.state, self._scaler_arguments)

@@ -68,7 +68,7 @@ class Direction:
             ValueError: some of its count and buffers are there, but not all, and this direction needs them together.
         """
         if self.buffers_may_come_later:
-            return bool(own) and any(own.get(name) is None for name in self.buffers_for(options))
+            return len(own) > 0 and any(own.get(name) is None for name in self.buffers_for(options))
         self.check_state(own, index)
         return False
 

@@ -101,7 +101,7 @@ class StepCall:
         self._params.append(param)
         self._indices.append(index)
         self._has_dtensors = self._has_dtensors or is_dtensor(param)
-        self._shards += shard_layout(param, index) if is_dtensor(param) else WHOLE
+        self._shards.extend(shard_layout(param, index) if is_dtensor(param) else WHOLE)
         grads, *of_state = self._lists
         grads.append(param.grad)
         new: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ class StepCall:
 
     def makes_state(self) -> bool:
         """Whether it makes state that its parameters lack, or is only there for that."""
-        return self._idle or bool(self._new_state)
+        return self._idle or len(self._new_state) > 0
 
     def renew(self, state: State) -> bool:
         """Takes the gradients, state and options of another step, in which the same parameters have gradients.
@@ -154,10 +154,10 @@ class StepCall:
         return True
 
     def _tensors(self) -> StepTensors:
-        grads, steps, *others = self._lists
+        (grads, steps), others = self._lists[:2], self._lists[2:]
         bounds = others.pop() if self._has_bound else []
         names = self._direction.buffers
-        buffers = dict(zip(names, others or [[]] * len(names), strict=True))
+        buffers = dict(zip(names, others if len(others) else [[]] * len(names), strict=True))
         shards = self._shards if self._has_dtensors else []
         tensors = StepTensors(self._params, grads, buffers, steps, bounds, self._indices, shards)
         if not self._has_dtensors:

@@ -75,7 +75,7 @@ def _check_changeable(tensor: Tensor, index: int, name: str) -> None:
 
 def _check_unshared(tensors: Tensors, name: str) -> None:
     """A step or bound that two parameters share would be advanced twice, or once too early."""
-    if len({id(tensor) for tensor in tensors}) < len(tensors):
+    if len(set(tensors)) < len(tensors):  # by identity
         raise ValueError(f"{name} must be a tensor of its own for each parameter; one is given twice")
 
 
