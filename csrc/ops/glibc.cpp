@@ -4,6 +4,8 @@
 // on, does not have. With a variable of its own, which says that there may be other threads, as is always safe, an
 // extension that was built on a newer system loads there, too.
 #if defined(__linux__)
-extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
-extern "C" char __libc_single_threaded = 0;
+extern "C" {
+extern __attribute__((visibility("hidden"))) char __libc_single_threaded;
+char __libc_single_threaded = 0;
+}
 #endif
