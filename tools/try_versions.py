@@ -371,7 +371,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    args, rows = parse(argv), []
+    args = parse(argv)
 
     def run():
         for torch in args.torches:
@@ -380,10 +380,10 @@ def main(argv=None):
         pythons = pythons_here() if args.pythons is None else pythons_of(args.pythons)
         if not pythons:
             raise UserError("no Python 3.10 or later is on the PATH or under pyenv; name one with --pythons")
-        rows.extend(try_all(plan(pythons, sorted(args.torches, key=numbers), args.only), args))
+        rows = try_all(plan(pythons, sorted(args.torches, key=numbers), args.only), args)
+        return not any(map(failed, rows))
 
-    status = exit_status("try_versions", "what has a row is kept; repeat the command to go on", run)
-    return status or int(any(map(failed, rows)))
+    return exit_status("try_versions", "what has a row is kept; repeat the command to go on", run)
 
 
 if __name__ == "__main__":

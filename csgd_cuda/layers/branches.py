@@ -19,7 +19,7 @@ from ..optim.options import check_seed
 from ..reference.philox import BRANCH_STREAM, draws
 from ..tensors import branch_factors, lasting_tensors
 from .convert import BRANCHES, check_own_forward, class_with_layers, has_layer, modules_of, number_layers
-from .filters import GCConv2d, centred, check_branches, check_spread
+from .filters import GCConv2d, HasFactors, centred, check_branches, check_spread
 from .numbered import NumberedLayer, rank
 
 _STEPS_AT_ONCE = 64  # whose draws are made together on a CPU: the calls of one step take longer than all else here
@@ -27,7 +27,7 @@ _PLACES_OF_RANK = 16  # bits of the word of Philox's counter that the layer's in
 _REMEMBERED = 256  # changes of the step, for forward passes that are made anew
 
 
-class FilterBranches(NumberedLayer):
+class FilterBranches(HasFactors, NumberedLayer):
     """Passes a weight on; while training, each of its filters w as R_i * w, with a branch i drawn for it.
 
     The mean over the branches of the factors R is 1, so that R_i * w is an unbiased estimate of w. In eval mode the
@@ -41,8 +41,6 @@ class FilterBranches(NumberedLayer):
     Parameter: ``factors`` of shape (branches, 1, *kernel). Buffers: ``index``, which is not saved, since it is the
     layer's place in this very model, and ``step`` (int64).
     """
-
-    factors: nn.Parameter
 
     def __init__(self, weight: Tensor, branches: int, spread: float, seed: int, same_on_all_ranks: bool) -> None:
         super().__init__()
@@ -101,7 +99,11 @@ class FilterBranches(NumberedLayer):
         return False, self._passes[-1][1]
 
     def branch(self, filters: int, step: Tensor | None = None) -> Tensor:
-        """The branches that so many filters have in a step, int64 of shape (filters,); None: that of the next pass."""
+        """The branches that are drawn for ``filters`` filters, int64 of shape (filters,).
+
+        Args:
+            step: the step that the filters are used in; without one, that of the next forward pass.
+        """
         step = self.step if step is None else step
         index = self.index if self.same_on_all_ranks else self.index + (rank() << _PLACES_OF_RANK)
         if step.device.type != "cpu" or torch.compiler.is_compiling():  # to read the step would make the host wait
@@ -115,11 +117,6 @@ class FilterBranches(NumberedLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_passes": deque(maxlen=_REMEMBERED)}  # they are those of this process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if (factors := self._parameters.get("factors")) is not None:
-            branch_factors(factors)  # a copy of a parameter has lost the mark
 
 
 def _branches(filters: int, branches: int, seed: int, index: Tensor | int, step: Tensor) -> Tensor:

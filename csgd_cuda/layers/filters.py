@@ -57,11 +57,21 @@ def centred(factors: Tensor, branch_dim: int = 0) -> Tensor:
     return factors - factors.mean(branch_dim, keepdim=True) + 1
 
 
-class _Branched(nn.Module):
+class HasFactors(nn.Module):
+    """A module whose parameter ``factors`` is marked as branch factors, and so are those of its copies."""
+
+    factors: nn.Parameter
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if (factors := self._parameters.get("factors")) is not None:
+            branch_factors(factors)  # a copy of a parameter has lost the mark
+
+
+class _Branched(HasFactors):
     """What ``GCConv2d`` and ``GCLinear`` share. Comes before the class whose forward pass runs through the filters."""
 
     weight: nn.Parameter
-    factors: nn.Parameter
     branches: int
     normalize: bool
     spread: float
@@ -93,11 +103,6 @@ class _Branched(nn.Module):
     def filters(self) -> Tensor:
         """The weight of the plain layer that computes the same: filter ``o * branches + i`` is ``R_i * w_o``."""
         return (self.weight.unsqueeze(1) * self._used_factors()).flatten(0, 1)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if (factors := self._parameters.get("factors")) is not None:
-            branch_factors(factors)  # a copy of a parameter has lost the mark
 
     def extra_repr(self) -> str:
         """Those of the plain layer, and the branches."""

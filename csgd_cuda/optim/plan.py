@@ -154,6 +154,7 @@ class StepCall:
         return True
 
     def _tensors(self) -> StepTensors:
+        # torch.compile of torch 2.11 knows neither the truth of a list nor how to take from one that is unpacked.
         (grads, steps), others = self._lists[:2], self._lists[2:]
         bounds = others.pop() if self._has_bound else []
         names = self._direction.buffers
