@@ -5,7 +5,8 @@
 ``GradientCalibration`` is our layer, ``calibrate_grad`` what it does as a function; ``calibrate(model)`` puts it into
 a model, ``uncalibrate(model)`` takes it out. ``GCConv2d`` and ``GCLinear`` are the paper's layer, ``calibrate_filters``
 reads it as an estimator of the filters, and ``fold(model)`` makes plain layers of these. ``hard_threshold_`` keeps the
-k largest elements or filters of tensors, ``export_pruned`` makes a smaller model of what is left.
+k largest elements or filters of tensors, ``export_pruned`` makes a smaller model of what is left, and
+``cuttable_weights`` lists the weights that are worth pruning for it.
 ``show_config()`` says what was built.
 """
 
@@ -20,7 +21,7 @@ from .layers.module import GradientCalibration
 from .optim.adamw import CalibratedAdamW
 from .optim.csgd import CSGD
 from .optim.functional import calibrated_adamw_, csgd_
-from .pruning.export import export_pruned
+from .pruning.export import cuttable_weights, export_pruned
 from .pruning.hard_threshold import hard_threshold_
 from .pruning.options import PruningOptions
 from .pruning.semi_structured import to_semi_structured
@@ -37,6 +38,7 @@ __all__ = [
     "calibrate_grad",
     "calibrated_adamw_",
     "csgd_",
+    "cuttable_weights",
     "export_pruned",
     "fold",
     "hard_threshold_",

@@ -148,6 +148,7 @@ def add_execution(p: argparse._ArgumentGroup, numbers: bool = True) -> None:
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     if numbers:
         _add_numbers(p)
+    p.add_argument("--channels-last", action="store_true")
     p.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
@@ -175,7 +176,6 @@ def _add_numbers(p: argparse._ArgumentGroup) -> None:
         help="of parameters, gradients and momentum, without a float32 copy (%(default)s)",
     )
     p.add_argument("--amp", action="store_true", help="autocast: float16 with loss scaling on CUDA, else bfloat16")
-    p.add_argument("--channels-last", action="store_true")
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
 
 
@@ -245,7 +245,7 @@ def execution(args: argparse.Namespace) -> Execution:
     """Of what add_execution() has added."""
     device = str(choose_device(args.device))
     if "dtype" not in args:
-        return Execution(device, deterministic=args.deterministic)
+        return Execution(device, channels_last=args.channels_last, deterministic=args.deterministic)
     if args.amp and args.dtype != "float32":
         raise UserError(f"--amp: keeps float32 parameters, which --dtype {args.dtype} contradicts; give one of them.")
     return Execution(device, args.dtype, args.amp, args.channels_last, args.compile, args.deterministic)

@@ -171,6 +171,7 @@ FUNCTIONS = {
     "uncalibrate": (csgd_cuda.uncalibrate, ["model"]),
     "to_semi_structured": (csgd_cuda.to_semi_structured, ["model"]),
     "export_pruned": (csgd_cuda.export_pruned, ["model"]),
+    "cuttable_weights": (csgd_cuda.cuttable_weights, ["model"]),
 }  # fmt: skip
 CASES = [(function, name) for function, (_, names) in FUNCTIONS.items() for name in names]
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..kinds import MODULE
 from ..layers.convert import uncalibrate
 from .cut import cut
-from .regions import find_regions
+from .regions import Branch, find_regions
 from .trace import Traces, check_modules
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -49,12 +49,8 @@ def export_pruned(model: _Model) -> _Model:
     check_modules(model)
     pruned: _Model = uncalibrate(copy.deepcopy(model))  # type: ignore[assignment]
     traces = Traces(pruned)
-    uses = traces.uses(pruned)
-    in_training = find_regions(traces.training, pruned, uses, training=True)
-    for producer, branches in find_regions(traces.evaluation, pruned, uses, training=False).items():
-        # A forward that is another in training must not miss channels there.
-        if {branch.path for branch in branches} == {branch.path for branch in in_training.get(producer, [])}:
-            cut(pruned, producer, branches)
+    for producer, branches in _regions(pruned, traces).items():
+        cut(pruned, producer, branches)
     for old, new in zip_longest(traces.signature(), Traces(pruned).signature(), fillvalue=("",) * 3):
         if old != new:
             raise ValueError(
@@ -62,3 +58,44 @@ def export_pruned(model: _Model) -> _Model:
                 f"{' '.join(old[1:])} becomes {' '.join(new[1:])} where dead filters are cut out"
             )
     return pruned
+
+
+def cuttable_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of the layers whose dead filters ``export_pruned`` cuts out: those to prune for a smaller model.
+
+    Where a filter cannot be cut (in a ResNet: where a sum ties it to the filters of other layers), setting it to zero
+    costs accuracy and saves nothing. ::
+
+        weights = cuttable_weights(model)
+        others = [p for p in model.parameters() if all(p is not w for w in weights)]
+        pruned = {"params": weights, "sparsity": 0.5, "structure": "filter", "regrow": False}
+        optimizer = CSGD([pruned, {"params": others}], lr=0.1)
+
+    Args:
+        model: as for ``export_pruned``. Left as it is.
+
+    Returns:
+        The model's own parameters, [out, in, height, width] of Conv2d and [out, in] of Linear, in the order in which
+        the forward calls the layers.
+
+    Raises:
+        TypeError: as ``export_pruned``.
+    """
+    MODULE.check("model", model)
+    check_modules(model)
+    copied = uncalibrate(copy.deepcopy(model))
+    return [model.get_parameter(f"{path}.weight") for path in _regions(copied, Traces(copied))]
+
+
+def _regions(model: nn.Module, traces: Traces) -> dict[str, list[Branch]]:
+    """The layers that can lose channels, with the ways to their readers: those that evaluation and training agree on.
+
+    A forward that is another in training must not miss channels there.
+    """
+    uses = traces.uses(model)
+    in_training = find_regions(traces.training, model, uses, training=True)
+    return {
+        producer: branches
+        for producer, branches in find_regions(traces.evaluation, model, uses, training=False).items()
+        if {branch.path for branch in branches} == {branch.path for branch in in_training.get(producer, [])}
+    }

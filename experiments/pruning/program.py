@@ -3,13 +3,16 @@
 
     python -m experiments pruning --out out/pruning
     python -m experiments pruning --data fashion-mnist --data-dir DIR --limit 10000 --epochs 8 --out out/pruning-fashion
-    python -m experiments pruning --data cifar10 --data-dir DIR --model resnet20 --augment --structures filter \\
+    python -m experiments pruning --data cifar10 --data-dir DIR --model resnet20 --augment --structures cuttable \\
         --sparsities 0 0.2 0.4 0.6 --out out/pruning-resnet20
 
 A network is trained by CSGD. When half of the steps are made it is as sparse as it gets, and the other half is for
 fine-tuning: hard thresholding takes the sparsity there along a cubic ramp, from a quarter of the steps on; one-shot
 pruning (torch.nn.utils.prune) trains a dense network until then and drops its weights at once; so does torch-pruning,
 where it is installed, with the channels of whole groups of layers. In the end dead filters are cut out.
+
+structures: element - single weights; filter - filters of all convolutions; cuttable - filters of those convolutions
+alone where export_pruned can cut them out: in a ResNet not of those that a sum ties to others.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from experiments.run import train_and_report
 from experiments.settings import Run
 from tools.program import UserError
 
-from .methods import DENSE, METHODS, TORCH_PRUNING, Pruned, check_installed
+from .methods import DENSE, ELEMENT, FILTER, METHODS, STRUCTURES, TORCH_PRUNING, Pruned, check_installed
 
 _LARGEST = 0.9999
 _NETWORKS = ("chain", "vgg-small", "resnet20")
@@ -40,9 +43,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         default=usual,
         help=f"(all but {TORCH_PRUNING}, which need not be installed)",
     )
-    grid.add_argument(
-        "--structures", nargs="+", choices=("element", "filter"), default=["element", "filter"], help="(both)"
-    )
+    grid.add_argument("--structures", nargs="+", choices=STRUCTURES, default=[ELEMENT, FILTER], help="(%(default)s)")
     grid.add_argument(
         "--sparsities",
         nargs="+",
@@ -70,10 +71,10 @@ def runs(args: argparse.Namespace) -> list[Run]:
     methods = [
         Pruned(name, args.calibration, structure, sparsity) if sparsity else Pruned(DENSE, args.calibration)
         for name, structure, sparsity in product(args.methods, args.structures, args.sparsities)
-        if not sparsity or name != TORCH_PRUNING or structure == "filter"
+        if not sparsity or name != TORCH_PRUNING or structure != ELEMENT
     ]
     if not methods:
-        raise UserError(f"--methods {TORCH_PRUNING}: prunes filters only; add filter to --structures.")
+        raise UserError(f"--methods {TORCH_PRUNING}: prunes filters only; add filter or cuttable to --structures.")
     check_installed(args.methods)
     about = task.about()
     combinations = product(dict.fromkeys(args.seeds), dict.fromkeys(methods))

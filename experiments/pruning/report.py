@@ -10,10 +10,9 @@ from experiments.report.logs import Experiment, RunLog
 from experiments.report.summary import Spread
 from experiments.report.table import aligned, text
 
-from .methods import DENSE, METHODS
+from .methods import DENSE, METHODS, STRUCTURES
 
 VARIED = ("method", "structure", "sparsity", "seed")
-_STRUCTURES = ("element", "filter")
 
 _SIZE_COLUMNS = ["of all", "MFLOPs", "of all", "forward as built, ms", "forward, ms", "times as fast"]
 _SIZES_NOTE = (
@@ -76,7 +75,7 @@ def write(experiment: Experiment, out: Path) -> list[str]:
     from matplotlib.figure import Figure  # here, since the table does not need it
 
     cells = _cells(experiment)
-    structures = [name for name in _STRUCTURES if any(key[0] == name for key in cells)] or [DENSE]
+    structures = [name for name in STRUCTURES if any(key[0] == name for key in cells)] or [DENSE]
     figure = Figure(figsize=(5 * len(structures), 4), layout="constrained")
     panels = figure.subplots(1, len(structures), sharey=True, squeeze=False)[0]
     dense = {key[2]: runs for key, runs in cells.items() if key[1] == DENSE}
@@ -103,7 +102,7 @@ def write(experiment: Experiment, out: Path) -> list[str]:
 
 def _cells(experiment: Experiment) -> dict[Cell, list[RunLog]]:
     """The runs of all seeds: the dense ones first, then by structure, method and sparsity."""
-    structures, methods = [DENSE, *_STRUCTURES], [DENSE, *METHODS]
+    structures, methods = [DENSE, *STRUCTURES], [DENSE, *METHODS]
     found: dict[Cell, list[RunLog]] = {}
     for run in experiment.runs:
         found.setdefault((run.settings["structure"], run.method, run.settings["sparsity"]), []).append(run)

@@ -44,13 +44,19 @@ def test_every_method_prunes_to_the_sparsity_and_a_second_call_makes_no_run(tmp_
     assert text in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["vgg-small", "resnet20"])
-def test_filters_of_networks_that_are_no_chain_go(model, tmp_path, capsys):
+@pytest.mark.parametrize(("model", "structure"), [
+    ("vgg-small", "filter"), ("resnet20", "filter"), ("resnet20", "cuttable"),
+])  # fmt: skip
+def test_filters_of_networks_that_are_no_chain_go(model, structure, tmp_path, capsys):
     """Of a ResNet those inside the blocks: about half of its weights read or make channels that a sum ties."""
-    options = "--methods", "threshold", "--structures", "filter", "--seeds", "0", "--model", model
-    assert main(arguments(tmp_path, *options, "--limit", "64", "--sparsities", "0", "0.5")) == 0
+    options = "--methods", "threshold", "one-shot", "--structures", structure, "--seeds", "0", "--model", model
+    assert main(arguments(tmp_path, *options, "--limit", "64", "--sparsities", "0", "0.5", "--channels-last")) == 0
     logs = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    for results in (log["results"] for log in logs if log["settings"]["structure"] == "filter"):
+    for results in (log["results"] for log in logs if log["settings"]["structure"] == structure):
+        if structure == "cuttable":  # half of the layers, half of their filters
+            assert results["zeros"] < 0.35
+        else:
+            assert results["zeros"] > 0.45
         assert results["difference"] <= 1e-5
         share = results["exported_flops"] / results["flops"]
         assert 0.2 < share < (0.35 if model == "vgg-small" else 0.6)
@@ -63,12 +69,13 @@ def test_filters_of_networks_that_are_no_chain_go(model, tmp_path, capsys):
 def test_channels_that_torch_pruning_takes_out_are_trained_on_without(tmp_path, no_plots):
     """It puts other parameters into the network, which the optimizer must get."""
     pytest.importorskip("torch_pruning")
-    options = "--methods", "torch-pruning", "--structures", "filter", "--seeds", "0", "--model", "resnet20"
+    options = "--methods", "torch-pruning", "--structures", "filter", "cuttable", "--seeds", "0", "--model", "resnet20"
     assert main(arguments(tmp_path, *options, "--limit", "32", "--sparsities", "0.5")) == 0
-    ((path),) = tmp_path.glob("*.json")
-    results = json.loads(path.read_text())["results"]
-    assert results["exported"] < 0.5 * results["weights"]
-    assert results["difference"] <= 1e-5
+    for structure, low, high in (("filter", 0.2, 0.3), ("cuttable", 0.45, 0.55)):
+        ((path),) = tmp_path.glob(f"*-{structure}-*.json")
+        results = json.loads(path.read_text())["results"]
+        assert low < results["exported"] / results["weights"] < high
+        assert results["difference"] <= 1e-5
 
 
 def test_after_a_step_that_changes_the_parameters_the_optimizers_are_new(tmp_path, no_plots, monkeypatch):
@@ -140,7 +147,7 @@ def test_runs_of_an_earlier_version_are_read(tmp_path, capsys):
     (["--epochs", "0"], "--epochs: '0' is not a whole number of at least 1"),
     (["--data", "letters"], "letters"),
     (["--model", "lenet"], "--model: invalid choice: 'lenet'"),
-    (["--methods", "torch-pruning", "--structures", "element", "--sparsities", "0.5"], "prunes filters only; add filt"),
+    (["--methods", "torch-pruning", "--structures", "element", "--sparsities", "0.5"], "prunes filters only; add"),
 ])  # fmt: skip
 def test_errors_are_one_sentence(options, message, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", *options)) == 2

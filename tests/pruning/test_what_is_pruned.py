@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgd_cuda import CSGD
+from csgd_cuda import CSGD, calibrate, cuttable_weights, export_pruned
+from experiments import models
 
 
 class Norms:
@@ -68,3 +69,52 @@ def test_recipe_of_the_documentation_picks_linear_layers_and_convolutions():
     ]
     assert len(pruned["params"]) + len(others["params"]) == len(list(model.parameters()))
     assert not others["sparsity"]
+
+
+@pytest.mark.parametrize("changed", [lambda m: m, calibrate, torch.nn.Module.eval], ids=["plain", "calibrated", "eval"])
+@pytest.mark.parametrize("name", ["lenet", "chain", "resnet20", "wrn16-4"])
+@torch.no_grad()
+def test_cuttable_weights_are_those_whose_dead_filters_go(name, changed):
+    """All of them and no other: every layer has dead filters."""
+    model = changed(models.build(name, 0, models.Shape(3, (32, 32), 10)))
+    weights = cuttable_weights(model)
+    before = [p.clone() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))}
+    for layer in layers.values():
+        layer.weight[: len(layer.weight) // 2] = 0
+    small = export_pruned(model)
+    smaller = [n for n, m in layers.items() if len(small.get_submodule(n).weight) < len(m.weight)]
+    assert 0 < len(smaller) < len(layers)
+    assert {id(layers[n].weight) for n in smaller} == {id(w) for w in weights}
+    assert len(weights) == len(smaller)
+
+
+def test_cuttable_weights_are_the_models_own_parameters_in_the_order_of_calls():
+    """And the optimizer takes them."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.second, self.first = torch.nn.Linear(4, 2), torch.nn.Linear(8, 4), torch.nn.Linear(3, 8)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).relu()).relu())
+
+    model = Model()
+    first, second = cuttable_weights(model)
+    assert (first, second) == (model.first.weight, model.second.weight)
+    optimizer = CSGD(cuttable_weights(model), lr=0.1, sparsity=0.5, structure="filter")
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    assert [len(layer.weight) for layer in (export_pruned(model).first, export_pruned(model).second)] == [4, 2]
+
+
+def test_cuttable_weights_refuses_what_export_pruned_refuses():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    model[0].register_forward_hook(lambda module, inputs, output: None)
+    for function in (cuttable_weights, export_pruned):
+        with pytest.raises(TypeError, match="0 has"):
+            function(model)
+        with pytest.raises(TypeError, match="model must be"):
+            function(None)
