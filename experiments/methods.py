@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,11 @@ class Method:
 
         steps: of the whole training; ``options``: momentum, weight_decay, nesterov.
         """
-        networks = model.values() if isinstance(model, Together) else [model]
-        return [self.optimizer(network, lr, seed, steps, **options) for network in networks]
+        if not isinstance(model, Together):
+            return [self.optimizer(model, lr, seed, steps, **options)]
+        # Each network gets the draws that it would get alone; nothing averages over these networks.
+        warnings.filterwarnings("ignore", "several optimizers of this process draw the same random numbers")
+        return [self.optimizer(network, lr, seed, steps, **options) for network in model.values()]
 
     def optimizer(self, model: nn.Module, lr: float, seed: int, steps: int, **options) -> Optimizer:
         """That of one network."""

@@ -48,6 +48,7 @@ def test_one_command_trains_all_and_reports(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert done.stdout.startswith("Training 4 of 4 runs: film, plane with ")
     assert "2 at a time, threads of each: 1" in done.stdout.splitlines()[0]
     table = (out / "report" / "table.md").read_text(encoding="utf-8")
