@@ -226,17 +226,11 @@ class _Kernels:
         out: Tensor = torch.ops.csgd_cuda.add_codes(words)
         return out
 
-    # There are no kernels for rows on a GPU.
-
     def write_rows(self, words: Tensor, most: int) -> list[Tensor]:
-        if words.device.type != "cpu":
-            return _REFERENCE.write_rows(words, most)
         rows, lengths = torch.ops.csgd_cuda.write_rows(words, most)
         return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     def read_rows(self, messages: list[Tensor], words: int, most: int) -> Tensor:
-        if messages[0].device.type != "cpu":
-            return _REFERENCE.read_rows(messages, words, most)
         lengths = [len(message) for message in messages]
         out: Tensor = torch.ops.csgd_cuda.read_rows(torch.cat(messages), lengths, words, most)
         return out

@@ -45,6 +45,14 @@ inline cudaError_t choose_chunk(int64_t elements, int64_t* chunk) {
   return error;
 }
 
+// Makes one launch of blocks of kThreads threads.
+template <class Call>
+cudaError_t launch_blocks(void (*kernel)(Call), Call& call, int64_t blocks, cudaStream_t stream) {
+  if (blocks > kMostBlocks) return cudaErrorInvalidValue;
+  void* arguments[] = {&call};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
+}
+
 // The number of the tensor that this block works on: the last one whose first block is not after this block.
 template <class L>
 __device__ __forceinline__ int find_tensor(const L& launch) {

@@ -100,35 +100,28 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
   static_cast<S*>(call.grad)[i] = Storage<S>::store_nearest(static_cast<float>(value));
 }
 
-template <class Call>
-cudaError_t launch(void (*kernel)(Call), Call& call, int64_t blocks, cudaStream_t stream) {
-  if (blocks > kMostBlocks) return cudaErrorInvalidValue;
-  void* arguments[] = {&call};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream);
-}
-
 }  // namespace
 
 cudaError_t launch_encode_cuda(DType dtype, EncodeCall call, cudaStream_t stream) {
   const cudaError_t error = choose_chunk(call.numel, &call.chunk);
   if (error != cudaSuccess) return error;
   const int64_t blocks = blocks_of(call.numel, call.chunk);
-  return with_coded_storage(dtype,
-                            [&](auto tag) { return launch(encode_kernel<decltype(tag)>, call, blocks, stream); });
+  return with_coded_storage(
+      dtype, [&](auto tag) { return launch_blocks(encode_kernel<decltype(tag)>, call, blocks, stream); });
 }
 
 cudaError_t launch_pack_cuda(PackCall call, cudaStream_t stream) {
-  return launch(pack_kernel, call, blocks_of(call.rows * call.words_per_row, kThreads), stream);
+  return launch_blocks(pack_kernel, call, blocks_of(call.rows * call.words_per_row, kThreads), stream);
 }
 
 cudaError_t launch_add_cuda(AddCall call, cudaStream_t stream) {
-  return launch(add_kernel, call, blocks_of(call.sums.words_per_row, kThreads), stream);
+  return launch_blocks(add_kernel, call, blocks_of(call.sums.words_per_row, kThreads), stream);
 }
 
 cudaError_t launch_decode_cuda(DType dtype, DecodeCall call, cudaStream_t stream) {
   const int64_t blocks = blocks_of(call.numel, kThreads);
-  return with_coded_storage(dtype,
-                            [&](auto tag) { return launch(decode_kernel<decltype(tag)>, call, blocks, stream); });
+  return with_coded_storage(
+      dtype, [&](auto tag) { return launch_blocks(decode_kernel<decltype(tag)>, call, blocks, stream); });
 }
 
 }  // namespace csgd

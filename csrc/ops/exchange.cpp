@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators of the gradient exchange: encode_codes, pack_codes, add_codes, decode_sums, and on CPUs write_rows and
-// read_rows.
+// The operators of the gradient exchange: encode_codes, pack_codes, add_codes, decode_sums; rows.cpp has two more.
 // csgd_cuda/distributed/coding.py documents them.
 #include "../core/exchange.h"
 
@@ -8,14 +7,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
-#include <tuple>
 #include <vector>
 
 #include "../cpu/exchange_cpu.h"
-#include "../cpu/planes_cpu.h"
 #include "parallel.h"
 #include "tensors.h"
+#include "words.h"
 
 #if CSGD_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
@@ -35,15 +32,6 @@ struct ExchangeDevice {
   void (*add)(const AddCall&, c10::Device);
   void (*decode)(DType, const std::vector<DecodeCall>&, c10::Device);
 };
-
-constexpr int64_t kMostExchangeRanks = 1 << 16;
-
-// The largest k with radix^k <= 2^32.
-int digits_per_word(int64_t radix) {
-  int count = 0;
-  for (uint64_t power = radix; power <= uint64_t{1} << 32; power *= radix) ++count;
-  return count;
-}
 
 int64_t words_for(int64_t count, int64_t radix) {
   const int64_t places = digits_per_word(radix);
@@ -77,21 +65,6 @@ void check_per_grad(const at::Tensor& t, at::TensorList grads, const char* name)
   TORCH_CHECK_VALUE(t.scalar_type() == at::kDouble && t.is_contiguous() && t.numel() == int64_t(grads.size()), name,
                     " must be a contiguous float64 tensor with an entry for each of the ", grads.size(),
                     " gradients, got ", t.scalar_type(), " of shape ", t.sizes());
-}
-
-// Checks rows of words, of which there is one for each rank.
-void check_words(const at::Tensor& words) {
-  TORCH_CHECK_VALUE(words.scalar_type() == at::kInt && words.dim() == 2 && words.is_contiguous(),
-                    "words must be a contiguous int32 tensor of shape (ranks, words), got ", words.scalar_type(),
-                    " of shape ", words.sizes());
-  TORCH_CHECK_VALUE(words.size(0) >= 1 && words.size(0) <= kMostExchangeRanks, "words must have 1 ... ",
-                    kMostExchangeRanks, " rows, got ", words.size(0));
-}
-
-uint32_t* data_of(const at::Tensor& words) { return reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()); }
-
-const uint32_t* const_data_of(const at::Tensor& words) {
-  return reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>());
 }
 
 template <const ExchangeDevice& device>
@@ -244,86 +217,6 @@ void decode_cpu(DType dtype, const std::vector<DecodeCall>& calls, c10::Device) 
   });
 }
 
-// Rows in the shorter of two forms: as words, or as planes of bits where these take fewer bytes. The threads divide the
-// rows between them.
-
-constexpr int64_t kWordBytes = sizeof(uint32_t);
-
-uint32_t checked_most(int64_t most) {
-  TORCH_CHECK_VALUE(most >= 1 && most <= kMostExchangeRanks, "most must be in 1 ... ", kMostExchangeRanks, ", got ",
-                    most);
-  return static_cast<uint32_t>(most);
-}
-
-// The words and digits of a row, with memory for the digits.
-struct RowOfDigits {
-  RowOfDigits(int64_t words, uint32_t most)
-      : radix(2 * most + 1),
-        places(digits_per_word(radix)),
-        memory(static_cast<size_t>(words * places * digit_size(radix))),
-        planes{memory.data(), words * places, most} {}
-
-  uint32_t radix;
-  int places;
-  std::vector<uint8_t> memory;
-  PlanesCall planes;
-};
-
-std::tuple<at::Tensor, at::Tensor> write_rows(const at::Tensor& words, int64_t most) {
-  check_words(words);
-  const uint32_t checked = checked_most(most);
-  const int64_t rows = words.size(0), count = words.size(1), limit = count * kWordBytes;
-  at::Tensor out = words.new_empty({rows, limit}, at::kByte), lengths = words.new_empty({rows}, at::kLong);
-  auto* to = out.data_ptr<uint8_t>();
-  auto* bytes = lengths.data_ptr<int64_t>();
-  parallel_for(0, rows, 1, [&, loops = exchange_loops()](int64_t row, int64_t end) {
-    for (; row < end; ++row) {
-      const uint32_t* from = const_data_of(words) + row * count;
-      RowOfDigits digits(count, checked);
-      loops.unpack({from, digits.planes.digits, count, digits.radix, digits.places}, 0, count);
-      bytes[row] = write_planes(digits.planes, to + row * limit, limit);
-      if (bytes[row] == limit) std::memcpy(to + row * limit, from, static_cast<size_t>(limit));
-    }
-  });
-  return {out, lengths};
-}
-
-at::Tensor read_rows(const at::Tensor& message, at::IntArrayRef lengths, int64_t count, int64_t most) {
-  TORCH_CHECK_VALUE(message.scalar_type() == at::kByte && message.dim() == 1 && message.is_contiguous(),
-                    "message must be a contiguous uint8 tensor of shape (bytes,), got ", message.scalar_type(),
-                    " of shape ", message.sizes());
-  TORCH_CHECK_VALUE(count >= 0, "words must be >= 0, got ", count);
-  const uint32_t checked = checked_most(most);
-  std::vector<int64_t> begins = {0};
-  for (const int64_t length : lengths) {
-    TORCH_CHECK_VALUE(length >= 0 && length <= count * kWordBytes, "a row has ", length, " bytes, its words only ",
-                      count * kWordBytes);
-    begins.push_back(begins.back() + length);
-  }
-  TORCH_CHECK_VALUE(begins.back() == message.numel(), "lengths add up to ", begins.back(), " bytes, but message has ",
-                    message.numel());
-  const auto rows = static_cast<int64_t>(lengths.size());
-  at::Tensor out = message.new_empty({rows, count}, at::kInt);
-  const auto* from = message.const_data_ptr<uint8_t>();
-  parallel_for(0, rows, 1, [&, loops = exchange_loops()](int64_t row, int64_t end) {
-    for (; row < end; ++row) {
-      const uint8_t* own = from + begins[static_cast<size_t>(row)];
-      const int64_t bytes = lengths[static_cast<size_t>(row)];
-      uint32_t* to = data_of(out) + row * count;
-      if (bytes == count * kWordBytes) {
-        if (bytes > 0) std::memcpy(to, own, static_cast<size_t>(bytes));
-        continue;
-      }
-      RowOfDigits digits(count, checked);
-      TORCH_CHECK_VALUE(read_planes(digits.planes, own, bytes), "row ", row, " has ", bytes,
-                        " bytes, which are not those of its planes");
-      const int64_t numel = digits.planes.count;
-      loops.pack({digits.planes.digits, to, numel, numel, count, 1, digits.radix, digits.places}, 0, count);
-    }
-  });
-  return out;
-}
-
 const ExchangeDevice kExchangeCpu = {encode_cpu, pack_cpu, add_cpu, decode_cpu};
 
 #if CSGD_WITH_CUDA
@@ -386,15 +279,9 @@ TORCH_LIBRARY_FRAGMENT(csgd_cuda, m) {
   m.def("pack_codes(Tensor codes, int rows) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("add_codes(Tensor words) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("decode_sums(Tensor words, Tensor units, Tensor(a!)[] grads) -> ()", {at::Tag::pt2_compliant_tag});
-  m.def("write_rows(Tensor words, int most) -> (Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
-  m.def("read_rows(Tensor message, int[] lengths, int words, int most) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) {
-  add_exchange<kExchangeCpu>(m);
-  m.impl("write_rows", write_rows);
-  m.impl("read_rows", read_rows);
-}
+TORCH_LIBRARY_IMPL(csgd_cuda, CPU, m) { add_exchange<kExchangeCpu>(m); }
 
 #if CSGD_WITH_CUDA
 TORCH_LIBRARY_IMPL(csgd_cuda, CUDA, m) { add_exchange<kExchangeCuda>(m); }

@@ -82,9 +82,10 @@ def loops_of(kernel, flags):
         isa = build_info()["cpu_isa"]
     except ImportError:
         isa = None
-    names = [f"{kernel}_cpu"] if kernel == "hard_threshold" else sorted({f"{kernel}_cpu", "step_cpu"})
+    plain = kernel in ("hard_threshold", "planes")  # compiled for one instruction set
+    names = [f"{kernel}_cpu"] if plain else sorted({f"{kernel}_cpu", "step_cpu"})
     sources = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names]
-    if kernel != "hard_threshold":
+    if not plain:
         sources += sorted((ROOT / "csrc" / "cpu").glob("loops_*.cpp"))
     for source in sources:
         its_isa = source.stem.partition("loops_")[2]

@@ -43,10 +43,6 @@ def in_threshold(name, *change, case="misaligned", storage="float", flags=QUICK)
     fault("hard_threshold", name, change, case=case, storage=storage, flags=flags)
 
 
-def in_exchange(name, *change, case="ranks", flags=QUICK):
-    fault("exchange", name, change, case=case, storage=None, flags=flags)
-
-
 # How blocks meet.
 in_step(
     "no barrier before thread 0 adds up the warps",
@@ -434,46 +430,4 @@ in_threshold(
     "load(data + i, count == kPerThread && aligned16(data), count, values)",
     "load(data + i, count == kPerThread, count, values)",
     flags=ADDRESS,
-)
-
-# The exchange of gradients.
-EXCHANGE = "cuda/exchange_cuda.cu"
-in_exchange(
-    "codes that float32 cannot decide are not decided exactly",
-    EXCHANGE,
-    "encode8",
-    "if (!decided && !zero) codes[k] = exact_code(call, bound, g, position + k, draw);",
-    "",
-    case="a bound where float32 decides nothing",
-)
-in_exchange("codes where there is no bound", EXCHANGE, "encode8", "above && !zero", "above", case="no bound")
-in_exchange("eight elements take one draw", EXCHANGE, "encode8", "draw_lane(bits, k)", "draw_lane(bits, 0)")
-in_exchange(
-    "codes beyond the end are written",
-    *(EXCHANGE, "encode8", "if (k < count) call.codes", "call.codes"),
-    flags=ADDRESS,
-)
-in_exchange(
-    "16-byte accesses at any address",
-    *(EXCHANGE, "encode8", "count == kPerThread && aligned16(call.grad)", "count == kPerThread"),
-    case="misaligned",
-    flags=ADDRESS,
-)
-in_exchange(
-    "codes beyond the end of a row are read",
-    *(EXCHANGE, "pack_kernel", "at < available ? digits[at] : 0u", "digits[at]"),
-    flags=ADDRESS,
-)
-in_exchange(
-    "threads without a word write one",
-    *(EXCHANGE, "pack_kernel", "number >= call.rows * call.words_per_row", "number < 0"),
-    flags=ADDRESS,
-)
-in_exchange(
-    "the codes of the first rank are added for each rank",
-    *(EXCHANGE, "sum_of_codes", "rank * call.code_words + position", "position"),
-)
-in_exchange(
-    "each gradient takes the first sums",
-    *(EXCHANGE, "decode_kernel", "call.first + i", "i"),
 )

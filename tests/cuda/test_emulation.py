@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from . import exchange_faults  # noqa: F401 - adds its faults to FAULTS
 from .cpp_source import Change, texts
 from .emulation_programs import ADDRESS, PLAIN, QUICK, ROOT, THREAD, Program
 from .faults import FAULTS
@@ -27,7 +28,8 @@ def smallest_program(fault, changes=()):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "cases"), [("step", 77), ("calibrate_grad", 74), ("exchange", 35), ("hard_threshold", 108)]
+    ("kernel", "cases"),
+    [("step", 77), ("calibrate_grad", 74), ("exchange", 35), ("planes", 21), ("hard_threshold", 108)],
 )
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
 def test_kernels_make_the_bits_of_the_cpu_loop(flags, kernel, cases, programs):

@@ -40,7 +40,9 @@ def exchanged_gradients(rank, device, options):
     return out
 
 
-@pytest.mark.parametrize("options", [{}, {"clip": 1.5}, {"block": 32}, {"clip": 1.5, "block": 32}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"clip": 1.5}, {"block": 32}, {"clip": 1.5, "block": 32}, {"compact": True, "clip": 1.5, "block": 32},
+], ids=str)  # fmt: skip
 def test_hook_on_a_gpu_makes_the_bits_of_a_cpu(options, nccl):
     got = exchanged_gradients(0, CUDA, options)
     (expected,) = run(1, exchanged_gradients, torch.device("cpu"), options)

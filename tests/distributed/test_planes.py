@@ -51,15 +51,15 @@ def test_a_sum_takes_the_bits_that_the_docstring_says():
 @pytest.mark.parametrize(
     "change", [lambda m: m[:-1], lambda m: torch.cat([m, m[:1]]), lambda m: m[:2], lambda m: m[:0]]
 )
-def test_a_row_of_another_length_is_refused(change):
-    sums = sums_of(400, 4, 0.2)
+def test_a_row_of_another_length_is_refused(change, device):
+    sums = sums_of(400, 4, 0.2).to(device)
     words = pack(sums[None], 9)
     message = change(to_planes(sums, 4))
     with pytest.raises(ValueError, match="bytes"):
         from_planes(message, 400, 4)
     for fused in (None, False):
         with pytest.raises(ValueError, match="bytes"):
-            choose_coding(torch.device("cpu"), fused).read_rows([message], words.shape[1], 4)
+            choose_coding(device, fused).read_rows([message], words.shape[1], 4)
 
 
 @hypothesis.settings(max_examples=60)

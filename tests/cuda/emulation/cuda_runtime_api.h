@@ -100,6 +100,11 @@ T atomicAdd(T* address, T value) {
 }
 
 template <class T>
+T atomicOr(T* address, T value) {
+  return __atomic_fetch_or(address, value, __ATOMIC_SEQ_CST);
+}
+
+template <class T>
 T atomicExch(T* address, T value) {
   return __atomic_exchange_n(address, value, __ATOMIC_SEQ_CST);
 }
