@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -136,14 +137,15 @@ std::tuple<at::Tensor, at::Tensor> write_rows_cuda(const at::Tensor& words, int6
 }
 
 at::Tensor read_rows_cuda(const at::Tensor& message, at::IntArrayRef lengths, int64_t count, int64_t most) {
-  std::vector<int64_t> begins = checked_begins(message, lengths, count);
+  const std::vector<int64_t> begins = checked_begins(message, lengths, count);
   const PlaneRows of = rows_of(static_cast<int64_t>(lengths.size()), count, checked_most(most));
   at::Tensor out = message.new_empty({of.rows, count}, at::kInt);
   if (out.numel() == 0) return out;
   const c10::cuda::CUDAGuard guard(message.device());
   const auto entries = static_cast<int64_t>(begins.size());
-  at::Tensor on_gpu = message.new_empty({entries}, at::kLong);
-  on_gpu.copy_(at::from_blob(begins.data(), {entries}, at::kLong));
+  const at::Tensor on_host = message.new_empty({entries}, at::TensorOptions(at::kLong).device(at::kCPU));
+  std::copy(begins.begin(), begins.end(), on_host.data_ptr<int64_t>());
+  const at::Tensor on_gpu = on_host.to(message.device());
   const at::Tensor tables = on_gpu.new_empty({plane_tables(of)}), ranks = on_gpu.new_empty({plane_ranks(of)});
   const at::Tensor broken = message.new_empty({of.rows}, at::kBool);
   C10_CUDA_CHECK(
