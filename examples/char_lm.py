@@ -166,10 +166,22 @@ def train(method: Method, lr: float, seed: int, text: Text, args: argparse.Names
     return run | {"seconds": time.perf_counter() - began}
 
 
+def finished(path: Path) -> list[dict[str, Any]]:
+    """The lines of runs.jsonl. One that a killed program has not finished is taken off: its run is made again."""
+    if not path.exists():
+        return []
+    whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        path.write_text(whole + newline, encoding="utf-8")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        sys.exit(f"char_lm.py: {path} is damaged ({error}); delete it, or name another --out.")
+
+
 def train_missing(path: Path, settings: dict[str, Any], text: Text, args: argparse.Namespace) -> dict[Any, Any]:
     """All runs of the grid by method, learning rate and seed, those that the file lacks being trained and added."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    runs = {(run["method"], run["lr"], run["seed"]): run for run in lines if run["settings"] == settings}
+    runs = {(run["method"], run["lr"], run["seed"]): run for run in finished(path) if run["settings"] == settings}
     grid = [(name, lr, seed) for seed in args.seeds for lr in args.lrs for name in args.methods]
     for number, (name, lr, seed) in enumerate(grid, 1):
         if (name, lr, seed) not in runs:
@@ -227,8 +239,14 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--data", metavar="FILE", help="a text (default: the sources of Python's standard library)")
     p.add_argument("--out", metavar="DIR", type=Path, default=Path("out/char_lm"), help="default: %(default)s")
     args = p.parse_args(argv)
-    if args.width % HEAD_WIDTH or min(getattr(args, name) for name in sizes) < 1:
-        p.error(f"--width must be a multiple of {HEAD_WIDTH}; it and the other sizes must be 1 or more.")
+    for name in sizes:
+        if getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}.")
+    if args.width % HEAD_WIDTH:
+        p.error(f"--width must be a multiple of {HEAD_WIDTH}, got {args.width}.")
+    for lr in args.lrs:
+        if not 0 <= lr < math.inf:
+            p.error(f"--lrs must be finite and 0 or more, got {lr}.")
     torch.set_num_threads(args.threads)
     text = load_text(args.data, args.context)
     settings = {name: getattr(args, name) for name in sizes if name != "threads"}

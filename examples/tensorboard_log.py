@@ -75,6 +75,8 @@ def main() -> None:
     p.add_argument("--out", metavar="DIR", type=Path, default="out/tensorboard", help="default: %(default)s")
     p.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
     args = p.parse_args()
+    if args.epochs < 1:
+        p.error(f"--epochs must be 1 or more, got {args.epochs}")
     torch.set_num_threads(1)  # of a network as small as this, more threads mostly wait for each other
     digits = load_digits()
     images, labels = torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target)

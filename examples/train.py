@@ -137,6 +137,9 @@ def main() -> None:
         p.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help="(%(default)s)")
     p.add_argument("--out", type=Path, default=Path("out/train"), help="(%(default)s)")
     args = p.parse_args()
+    for name in ("epochs", "seeds", "lr_step"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
     torch.set_num_threads(1)  # of a network as small as this, more threads mostly wait for each other
     args.out.mkdir(parents=True, exist_ok=True)
     data = [x.to(getattr(torch, args.dtype)) if x.is_floating_point() else x for x in load(args.data)]

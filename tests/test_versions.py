@@ -22,7 +22,9 @@ case "$*" in
   "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit;;
 esac
 echo "$*" >>"$CALLS"
-for word in $FAILING; do case "$*" in *"$word"*) echo "ERROR: $word is broken"; echo "see above"; exit 1;; esac; done
+for word in $FAILING; do case "$*" in *"$word"*)
+  echo "ERROR: $word is broken"; echo "$SAID"; echo "see above"; exit 1;;
+esac; done
 case "$*" in
   *load_error*) echo "a warning"; echo "$ABOUT";;
   "-m pytest"*) printf "%%s" "$REPORT" >tests.xml; case "$REPORT" in *failure*) exit 1;; esac;;
@@ -96,6 +98,7 @@ def test_oldest_and_newest_are_tried_first():
         f"py3.{python}-torch{torch}" for python in (10, 11, 12) for torch in ("2.11.0", "2.13.0")
     )
     assert [combination.name for combination in versions.plan(pythons[:1], ["2.11.0"])] == planned[:1]
+    assert [combination.name for combination in versions.plan(pythons[:1], ["2.11.0", "2.11.0"])] == planned[:1]
 
 
 def test_pythons_of_path_and_pyenv_are_found(machine, tmp_path, monkeypatch):
@@ -128,6 +131,9 @@ def test_each_package_that_is_needed_is_pinned_once(python):
 
 WRONG = {
     "none": (["--pythons", "/none"], "--pythons: /none does not run as a Python; name an interpreter such as"),
+    "no Python": (["--pythons", "/bin/true"], "--pythons: /bin/true does not run as a Python"),
+    "another answer": (["--pythons", "/bin/echo"], "--pythons: /bin/echo does not run as a Python"),
+    "keep": (["--keep", "/dev/null/folder"], "/dev/null/folder: Not a directory; name another path"),
     "old": (["--pythons", "OLD"], "is Python 3.9.18, and csgd_cuda needs 3.10 or later"),
     "torch": (["--torches", "2.13"], "--torches: '2.13' is no release of torch; write it as 2.13.0"),
     "only": (["--only", "py3.9-torch2.1.0"], "--only: 'py3.9-torch2.1.0' is no combination of what is here; there"),
@@ -142,12 +148,19 @@ def test_wrong_options_are_named(machine, tmp_path, capsys, arguments, message):
     assert machine.calls() == []
 
 
-def test_damaged_results_are_left_as_they_are(machine, capsys):
+@pytest.mark.parametrize("content", ["[", "[1]", '{"a": 1}', '[{"name": "a", "kernels": "CPU"}]'])
+def test_damaged_results_are_left_as_they_are(content, machine, capsys):
     machine.out.mkdir()
-    (machine.out / "versions.json").write_text("[")
+    (machine.out / "versions.json").write_text(content)
     assert machine.run() == 2
     assert "versions.json is damaged" in capsys.readouterr().err
-    assert (machine.out / "versions.json").read_text() == "["
+    assert (machine.out / "versions.json").read_text() == content
+
+
+def test_a_folder_that_cannot_be_made_is_named(machine, capsys):
+    machine.out.write_text("")
+    assert machine.run() == 2
+    assert f"{machine.out}: File exists; name another path." in capsys.readouterr().err
 
 
 def test_without_any_python_it_says_so(monkeypatch, tmp_path, capsys):
@@ -186,7 +199,7 @@ def test_environments_can_be_kept(machine, tmp_path):
 
 
 def test_what_has_a_row_is_not_tried_again(machine, capsys):
-    assert machine.run("--torches", "2.14.1", failing="pytest") == 0  # which cannot be installed
+    assert machine.run("--torches", "2.14.1") == 0
     before = machine.rows()
     assert machine.run("--torches", "2.11.0", "2.14.1") == 0
     assert "py3.13-torch2.14.1 (2 of 4): its row is there" in capsys.readouterr().out
@@ -211,10 +224,24 @@ def test_an_interrupted_call_leaves_its_rows(machine, monkeypatch, capsys):
     assert "repeat the command to go on" in capsys.readouterr().err
 
 
-def test_what_cannot_be_installed_is_a_row_and_no_failure(machine):
+def test_a_torch_that_there_is_not_for_a_python_is_a_row_and_no_failure(machine, monkeypatch):
+    said = (
+        "ERROR: Could not find a version that satisfies the requirement torch==2.11.0 (from versions: 2.13.0, 2.14.1)"
+    )
+    monkeypatch.setenv("SAID", said)
     assert machine.run("--torches", "2.11.0", "2.14.1", failing="torch==2.11.0") == 0
-    refused = "not installed: torch==2.11.0 is broken"
-    assert list(machine.results().values()) == [refused, "passed"] * 2
+    assert list(machine.results().values()) == ["no torch 2.11.0 for this Python", "passed"] * 2
+
+
+@pytest.mark.parametrize("said", ["ERROR: no network", "requirement torch==2.11.0 (from versions: none)"])
+def test_what_could_not_be_installed_fails_and_is_tried_again(said, machine, monkeypatch, capsys):
+    """Without a network pip has no versions of anything."""
+    monkeypatch.setenv("SAID", said)
+    assert machine.run("--torches", "2.11.0", "2.14.1", failing="torch==2.11.0") == 1
+    assert list(machine.results()) == [name for name in NAMES if "2.14.1" in name]
+    assert "to be tried again: py3.10-torch2.11.0, py3.13-torch2.11.0" in capsys.readouterr().out
+    assert machine.run("--torches", "2.11.0", "2.14.1") == 0
+    assert machine.results() == dict.fromkeys(NAMES, "passed")
 
 
 def test_where_a_pin_does_not_fit_the_newest_that_does_is_taken(machine):

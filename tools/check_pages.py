@@ -25,6 +25,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from output import say
+from program import exit_status
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WIDTHS = (1400, 420)
@@ -186,15 +187,19 @@ def main() -> int:
     site = args.site.resolve()
     if not (site / "index.html").is_file():
         p.error(f"{args.site} has no index.html: run make docs, or name the folder with the pages")
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
-    faults = faults_of_files(site)
-    if CHROMIUM is None:
-        say("Chromium not found: the pages are not opened, and only links and formulas are checked")
-    else:
-        faults += faults_in_browser(site, args.pictures)
-    say("\n".join([*faults, f"{len(faults)} faults in {len(list(site.rglob('*.html')))} pages"]))
-    return bool(faults)
+
+    def check() -> bool:
+        if args.pictures:
+            args.pictures.mkdir(parents=True, exist_ok=True)
+        faults = faults_of_files(site)
+        if CHROMIUM is None:
+            say("Chromium not found: the pages are not opened, and only links and formulas are checked")
+        else:
+            faults += faults_in_browser(site, args.pictures)
+        say("\n".join([*faults, f"{len(faults)} faults in {len(list(site.rglob('*.html')))} pages"]))
+        return not faults
+
+    return exit_status("check_pages", "no page was changed", check)
 
 
 if __name__ == "__main__":

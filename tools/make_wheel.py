@@ -145,7 +145,11 @@ def describe(executable):
         raise UserError(
             f"--python {executable}: has no torch that can be imported ({last}); install the wheel's torch."
         )
-    return Target(os.path.abspath(found), **json.loads(done.stdout))
+    try:
+        about = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(f"--python {executable}: does not answer as a Python; name an interpreter.") from None
+    return Target(os.path.abspath(found), **about)
 
 
 def kinds(target, wanted):

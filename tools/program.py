@@ -26,15 +26,20 @@ def exit_status(program: str, interrupted: str, run: Callable[[], object]) -> in
         run: the program. False says that what it has checked does not hold.
 
     Returns:
-        The exit status: 0; 1 where ``run`` returns False; 2 for something that the user can put right, with one
-        sentence on stderr; 130 for Ctrl-C. A reader of a pipe that has left does not change it: the status says whether
-        the results were written.
+        The exit status: 0; 1 where ``run`` returns False; 2 for something that the user can put right, a file or folder
+        that cannot be read or written among it, with one sentence on stderr; 130 for Ctrl-C. A reader of a pipe that
+        has left does not change it: the status says whether the results were written.
     """
     with lenient_output():
         try:
             holds = run()
         except UserError as error:
             print(f"{program}: error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"{program}: error: {error.filename}: {error.strerror}; name another path.", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print(f"{program}: interrupted; {interrupted}", file=sys.stderr)

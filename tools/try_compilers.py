@@ -2,12 +2,13 @@
 """The CPU loops with every compiler and set of flags that is here: do all programs compute the same bits?
 
     python tools/try_compilers.py            # compiles for some minutes, prints a table; fails where bits differ
-    python tools/try_compilers.py aarch64    # only those whose name has this word, beside the first one
+    python tools/try_compilers.py aarch64    # only those whose name has this word (clang, -O2), beside the first one
 
 tests/cpu/print_bits.cpp is compiled with the files of csrc/cpu, with the flags of setup.py and others, and run in each
 instruction set. What it prints is held against the first program's. Code for aarch64 is run by qemu-aarch64.
 """
 
+import argparse
 import runpy
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from output import say
+from program import UserError, exit_status
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
@@ -138,22 +140,41 @@ def try_build(build, expected):
     return *compare(build, expected or found["baseline"], found), found["baseline"]
 
 
-def main():
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
+def chosen(word):
+    """The builds whose name has the word, behind the first one, which all others are held against."""
+    found = [build for build in BUILDS[1:] if word in build.name]
+    if not found:
+        raise UserError(f"{word}: no build has this word in its name; they are {', '.join(b.name for b in BUILDS[1:])}")
+    return [BUILDS[0], *found]
+
+
+def try_all(word):
+    """Prints the table. Returns whether all results are as they must be."""
     expected, ok = None, True
     say("| compiler | flags | result |\n| --- | --- | --- |")
-    for build in BUILDS:
-        if expected is not None and word not in build.name:
-            continue
+    for build in chosen(word):
         result, right, baseline = try_build(build, expected)
         expected, ok = expected or baseline, ok and right
         version = build.compiler if baseline is None else build.version()
         say(f"| {version} | {build.name.partition(' ')[2]} | {result} |")
     if expected is None:
-        sys.exit("try_compilers: no compiler works here")
+        raise UserError("no compiler works here; install g++ or clang++")
     say(f"{len(expected)} cases in each instruction set")
-    sys.exit(0 if ok else "try_compilers: a result above is not as it must be")
+    if not ok:
+        say("A result above is not as it must be.")
+    return ok
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("word", nargs="?", default="", help="of the names of the builds; default: all of them")
+    args, unknown = parser.parse_known_args(argv)
+    # A word may be a flag, such as -O2.
+    words = [args.word, *unknown] if args.word else unknown or [""]
+    if len(words) > 1:
+        parser.error(f"one word chooses the builds, got {' '.join(words)}")
+    return exit_status("try_compilers", "nothing was written", lambda: try_all(words[0]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,8 +10,9 @@ install.md says. The tests run with the installed package. Needs no torch itself
 that requirements-dev.txt pins. Where a pin does not fit, the newest release that does is taken.
 
 Writes versions.json, versions.md and a log of each combination into --out as results come. Combinations whose row is
-there are not tried again: repeat an interrupted call. Exit status: 0 if all that could be installed passed, 1 if
-a build or a test failed.
+there are not tried again: repeat an interrupted call. A torch that pip does not have for a Python is a row, too; any
+other failure to install is not, so that the next call tries it again. Exit status: 0 if all that there is passed, 1 if
+a build or a test failed or something could not be installed.
 """
 
 from __future__ import annotations
@@ -95,16 +96,20 @@ class Combination:
 
 
 class StepFailed(Exception):
-    """A command of a combination failed; the message is what its row says."""
+    """A command of a combination failed; the message is what its row says, ``output`` what the command has printed."""
+
+    def __init__(self, message, output=""):
+        super().__init__(message)
+        self.output = output
 
 
 def ask(path):
     """The Python of a path, or None where none answers: pyenv's stand-ins for other versions do not."""
     try:
         done = subprocess.run([path, "-I", "-c", ASK_PYTHON], capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
+        return Python(str(path), **json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return None
-    return Python(str(path), **json.loads(done.stdout))
 
 
 def numbers(version):
@@ -145,7 +150,7 @@ def plan(pythons, torches, only=()):
         pythons, torches: from the oldest to the newest.
         only: names of combinations; all where it is empty.
     """
-    every = [Combination(python, torch) for python in pythons for torch in torches]
+    every = [Combination(python, torch) for python in pythons for torch in dict.fromkeys(torches)]
     if unknown := set(only) - {combination.name for combination in every}:
         names = ", ".join(combination.name for combination in every)
         raise UserError(f"--only: {min(unknown)!r} is no combination of what is here; there are {names or 'none'}")
@@ -197,7 +202,13 @@ class Trial:
         if not self._python.exists():
             self._call([self._combination.python.path, "-m", "venv", self._folder], "not installed")
         torch = f"torch=={self._combination.torch}"
-        self._pip(torch, "not installed")
+        try:
+            self._pip(torch, "not installed")
+        except StepFailed as failure:
+            # Of a package that pip cannot look up it has no versions at all.
+            if re.search(r"requirement torch==\S+ \(from versions: (?!none)", failure.output):
+                raise StepFailed(f"no torch {self._combination.torch} for this Python", failure.output) from None
+            raise
         needed = pins((ROOT / "requirements-dev.txt").read_text(encoding="utf-8"))
         try:
             self._pip(torch, "not installed", *needed)
@@ -260,7 +271,7 @@ class Trial:
             raise StepFailed(f"{otherwise}: not finished after {timeout} s") from None
         print(done.stdout, file=self._log, flush=True)
         if done.returncode != 0:
-            raise StepFailed(f"{otherwise}: {reason_in(done.stdout)}")
+            raise StepFailed(f"{otherwise}: {reason_in(done.stdout)}", done.stdout)
         return done.stdout
 
 
@@ -296,8 +307,11 @@ class Results:
 
     def _read(self):
         try:
-            return json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else []
-        except ValueError as error:
+            rows = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else []
+            for row in rows:
+                self._key(row), self._cells(row)
+            return rows
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"--out: {self._path} is damaged ({error}); delete it, or name another folder") from None
 
     def holds(self, name, cuda):
@@ -312,12 +326,15 @@ class Results:
 
     def table(self):
         lines = [HEADER, ["---"] * len(HEADER)]
-        for row in self.rows:
-            counts = [row["passed"], row["failed"], row["skipped"]]
-            seconds = ", ".join(map(str, row["seconds"]))
-            result = row["result"].replace("|", "\\|")
-            lines.append([row["python"], row["torch"], row["kernels"], *map(str, counts), seconds, row["date"], result])
+        lines += [self._cells(row) for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    @staticmethod
+    def _cells(row):
+        counts = [row["passed"], row["failed"], row["skipped"]]
+        seconds = ", ".join(map(str, row["seconds"]))
+        result = row["result"].replace("|", "\\|")
+        return [row["python"], row["torch"], row["kernels"], *map(str, counts), seconds, row["date"], result]
 
     @staticmethod
     def _key(row):
@@ -325,13 +342,16 @@ class Results:
 
 
 def failed(row):
-    """What cannot be installed says nothing about the package."""
-    return not row["result"].startswith(("passed", "not installed"))
+    """A torch that there is not for a Python says nothing about the package."""
+    return not row["result"].startswith(("passed", "no torch"))
 
 
 def try_all(combinations, args):
-    """The rows of the combinations, of this call or one before."""
+    """The rows of the combinations, of this call or one before, and those of this call that are not kept."""
     results = Results(args.out)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    broken = []
     for at, combination in enumerate(combinations):
         heading = f"{combination.name} ({at + 1} of {len(combinations)})"
         if results.holds(combination.name, args.cuda) and not args.again:
@@ -345,11 +365,17 @@ def try_all(combinations, args):
         finally:
             if args.keep is None:
                 shutil.rmtree(folder, ignore_errors=True)
-        results.add(row)
         say(f"  {row['result']}")
+        if row["result"].startswith("not installed"):
+            broken.append(row)
+        else:
+            results.add(row)
     say(results.table())
+    if broken:
+        say(f"Not installed, to be tried again: {', '.join(row['name'] for row in broken)}; the logs say why.")
     names = {combination.name for combination in combinations}
-    return [row for row in results.rows if row["name"] in names and row["kernels"] == ("CUDA" if args.cuda else "CPU")]
+    kernels = "CUDA" if args.cuda else "CPU"
+    return [row for row in results.rows if row["name"] in names and row["kernels"] == kernels] + broken
 
 
 def parse(argv):

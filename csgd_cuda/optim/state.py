@@ -65,7 +65,7 @@ def _restore_one(
         state["lipschitz_bound"] = _one(saved["lipschitz_bound"], opmath_dtype(param.dtype), param.device)
     mask = saved.get("mask")
     if mask is not None:
-        if mask.shape not in (param.shape, param.shape[:1]):
+        if mask.shape not in (param.shape, param.shape[:1], param.shape[1:2]):  # of filters, as filter_dim counts them
             raise ValueError(f"parameter {index}: the loaded mask has shape {list(mask.shape)}, which does not fit it")
         state["mask"] = new_mask(param, mask.shape).copy_(mask)
     # In the checkpoint's order: saved again, it is the same file.

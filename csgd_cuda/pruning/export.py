@@ -64,7 +64,8 @@ def cuttable_weights(model: nn.Module) -> list[nn.Parameter]:
     """The weights of the layers whose dead filters ``export_pruned`` cuts out: those to prune for a smaller model.
 
     Where a filter cannot be cut (in a ResNet: where a sum ties it to the filters of other layers), setting it to zero
-    costs accuracy and saves nothing. ::
+    costs accuracy and saves nothing. So it is in front of average pooling that counts its padding, where only filters
+    that give 0 can go. ::
 
         weights = cuttable_weights(model)
         others = [p for p in model.parameters() if all(p is not w for w in weights)]
@@ -84,7 +85,12 @@ def cuttable_weights(model: nn.Module) -> list[nn.Parameter]:
     MODULE.check("model", model)
     check_modules(model)
     copied = uncalibrate(copy.deepcopy(model))
-    return [model.get_parameter(f"{path}.weight") for path in _regions(copied, Traces(copied))]
+    regions = _regions(copied, Traces(copied))
+    return [
+        model.get_parameter(f"{producer}.weight")
+        for producer, branches in regions.items()
+        if not any(step.only_zeros for branch in branches for step in branch.steps)
+    ]
 
 
 def _regions(model: nn.Module, traces: Traces) -> dict[str, list[Branch]]:

@@ -61,6 +61,11 @@ def _report(task: str):
 
 
 def _chosen(runs: list[logs.RunLog], methods: list[str] | None, dtypes: list[str] | None) -> list[logs.RunLog]:
+    for option, wanted, there in (
+        ("--methods", methods, {run.method for run in runs}), ("--dtypes", dtypes, {run.dtype for run in runs}),
+    ):  # fmt: skip
+        if unknown := set(wanted or []) - there:
+            raise UserError(f"{option} {min(unknown)}: no run has it; there are {', '.join(sorted(there))}.")
     chosen = [
         run
         for run in runs

@@ -68,14 +68,14 @@ class Experiment:
         shared = common(runs[0].settings, varied)
         seen: dict[tuple, RunLog] = {}
         for run in runs:
-            key = tuple(run.dtype if name == "dtype" else run.settings.get(name) for name in varied)
-            if key in seen:
-                raise UserError(f"{run.path}: the same run as {seen[key].path}; give only one of the two directories.")
-            seen[key] = run
             if different := run_log.differences(shared, common(run.settings, varied)):
                 raise UserError(
                     f"{run.path}: another experiment than {runs[0].path} ({', '.join(different)}); report them apart."
                 )
+            key = tuple(run.dtype if name == "dtype" else run.settings.get(name) for name in varied)
+            if key in seen:
+                raise UserError(f"{run.path}: the same run as {seen[key].path}; give only one of the two directories.")
+            seen[key] = run
         return cls(runs, shared)
 
     @property

@@ -4,6 +4,7 @@
 make try-compilers tries more compilers and flags; docs/compatibility.md has the result.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,32 @@ def test_loops_are_the_cpp_of_the_oldest_torch(tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} not found")
     compilers.run([compiler, "-std=c++17", "-pedantic-errors", "-fsyntax-only", *compilers.LOOPS], cwd=tmp_path)
+
+
+def test_a_word_chooses_builds_beside_the_first_one(capsys):
+    of_clang = [build for build in compilers.BUILDS if build.compiler == "clang++"]
+    assert compilers.chosen("") == compilers.BUILDS
+    assert compilers.chosen("clang") == [compilers.BUILDS[0], *of_clang]
+    assert compilers.main(["clagn"]) == 2
+    assert "clagn: no build has this word in its name; they are clang++ -O3" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        compilers.main(["--help"])
+    assert stop.value.code == 0
+
+
+def test_the_table_of_the_documentation_has_the_builds_that_are_tried():
+    page = (compilers.ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    names = {"GCC 12.2": "g++", "Clang 14.0.6": "clang++", "GCC 12.2 for aarch64, qemu 7.2": compilers.AARCH64.compiler}
+    row = r"^\| ((?:GCC|Clang)[^|]*) \| ([^|]*) \| (same bits|differs, as it must) \|$"
+    documented = {
+        (names[compiler], flags, result == "same bits")
+        for compiler, cells, result in re.findall(row, page, re.MULTILINE)
+        for flags in re.findall("`([^`]*)`", cells)
+    }
+    assert documented == {
+        (build.compiler, " ".join([*build.before, *build.after]) or "-O3", not build.wrong)
+        for build in compilers.BUILDS
+    }
 
 
 def test_a_difference_is_reported():

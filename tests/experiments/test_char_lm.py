@@ -87,6 +87,20 @@ def test_runs_with_other_settings_or_another_text_are_not_taken_for_those_asked_
     assert len({run["settings"]["data"] for run in runs}) == 2
 
 
+def test_a_line_that_was_not_finished_is_made_again_and_other_damage_is_named(text_file):
+    few = arguments(text_file, "--lrs", "0.01", "--seeds", "0")
+    char_lm.main(few)
+    path = text_file.parent / "out" / "runs.jsonl"
+    runs = runs_of(path.parent)
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")  # as by a SIGKILL
+    char_lm.main(few)
+    assert [{**run, "seconds": 0} for run in runs_of(path.parent)] == [{**run, "seconds": 0} for run in runs]
+    path.write_text("{\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        char_lm.main(few)
+    assert f"{path} is damaged" in stop.value.code
+
+
 def test_bytes_per_parameter_are_those_of_weights_and_both_means(text_file):
     """Besides them, torch counts the steps of a tensor in 4 bytes; CalibratedAdamW in 8, with a bound of 4."""
     char_lm.main(arguments(text_file, "--lrs", "0.01", "--seeds", "0", "--methods", *char_lm.METHODS))
@@ -136,7 +150,10 @@ def test_default_text_is_the_standard_library():
         (["--data", "no/such/file.txt"], "--data: no/such/file.txt cannot be read (No such file or directory)"),
         (["--context", "500"], "--context 500: a tenth of the text has only"),
         (["--width", "40"], "--width must be a multiple of 32"),
-        (["--steps", "0"], "must be 1 or more"),
+        (["--steps", "0"], "--steps must be 1 or more, got 0"),
+        (["--batch-size", "-1"], "--batch-size must be 1 or more, got -1"),
+        (["--lrs", "0.1", "nan"], "--lrs must be finite and 0 or more, got nan"),
+        (["--lrs", "-1"], "--lrs must be finite and 0 or more, got -1.0"),
         (["--methods", "adam"], "invalid choice: 'adam'"),
     ],
 )

@@ -106,6 +106,19 @@ def test_the_status_is_1_only_where_the_program_says_that_something_does_not_hol
     assert exit_status("program", "again", lambda: returned) == status
 
 
+def test_a_path_that_cannot_be_used_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert exit_status("program", "again", lambda: (tmp_path / "file" / "folder").mkdir()) == 2
+    said = capsys.readouterr().err
+    assert said == f"program: error: {tmp_path}/file/folder: Not a directory; name another path.\n"
+
+    def without_a_path():
+        raise OSError("no GPU")
+
+    with pytest.raises(OSError, match="no GPU"):
+        exit_status("program", "again", without_a_path)
+
+
 def test_the_status_is_that_of_the_program_when_the_reader_has_left(monkeypatch, capsys):
     def fail():
         print("a line", flush=True)

@@ -122,15 +122,18 @@ def test_the_table_shows_every_learning_rate_and_the_last_epoch(grid, tmp_path, 
 
 def test_a_report_can_be_of_some_methods_and_dtypes(grid, tmp_path, capsys):
     out = tmp_path / "report"
-    assert main(["report", str(grid), "--out", str(out), "--dtypes", "bfloat16"]) == 0
-    text = (out / "table.md").read_text()
-    assert "SGD" in text  # in float32, to compare with
-    assert "c = 0.25" not in text
+    assert main(["report", str(grid), "--out", str(out), "--methods", "sgd", "--dtypes", "float32"]) == 0
+    assert "c = 0.25" not in (out / "table.md").read_text()
     assert main(["report", str(grid), "--out", str(out), "--methods", "csgd"]) == 0
-    assert "c = 0.25" in (out / "table.md").read_text()
+    text = (out / "table.md").read_text()
+    assert "c = 0.25" in text
+    assert "SGD" in text  # in float32, to compare with
     write(tmp_path / "other", CSGD, 0.1, 0, [(0.9, 0.9, 1.0, 1.0)] * 2)
-    assert main(["report", str(tmp_path / "other"), "--out", str(out), "--methods", "layer-weight"]) == 2
-    assert "there are csgd in float32" in capsys.readouterr().err
+    for option, name, there in (("--methods", "layer-weight", "csgd"), ("--dtypes", "float99", "float32")):
+        assert main(["report", str(tmp_path / "other"), "--out", str(out), option, name]) == 2
+        assert f"{option} {name}: no run has it; there are {there}." in capsys.readouterr().err
+    assert main(["report", str(grid), "--out", str(out), "--methods", "csgd", "csdg"]) == 2
+    assert "--methods csdg: no run has it" in capsys.readouterr().err
 
 
 def test_the_csv_has_every_cell(grid, tmp_path):
@@ -213,6 +216,8 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, capsys):
     write(tmp_path / "a", SGD, 0.1, 0, rows)
     write(tmp_path / "b", SGD, 0.1, 1, rows, model="resnet20")
     refused(capsys, tmp_path, [tmp_path / "a", tmp_path / "b"], "model: small there, resnet20 here")
+    write(tmp_path / "d", SGD, 0.1, 0, rows, model="resnet20")
+    refused(capsys, tmp_path, [tmp_path / "a", tmp_path / "d"], "model: small there, resnet20 here")
     write(tmp_path / "c", SGD, 0.1, 0, rows)
     refused(capsys, tmp_path, [tmp_path / "a", tmp_path / "c"], "the same run as")
 

@@ -141,6 +141,49 @@ def test_callback_of_the_docs_logs_density_and_bound_of_each_parameter(tmp_path,
     assert logged[steps] == calibration_figures(optimizer)
 
 
+class Two(ByHand):
+    """One optimizer of the package for each of two layers, and one of torch."""
+
+    def configure_optimizers(self):
+        own = [make_optimizer(self.optimizer_class, self.model[k].parameters()) for k in (0, 2)]
+        return [*own, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)]
+
+    def training_step(self, batch, _):
+        optimizers = self.optimizers()
+        self.manual_backward(loss_of(self.model, *batch))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("module", "options", "steps"), [
+    (Named, {"accumulate_grad_batches": 2, "log_every_n_steps": 2}, range(2, EPOCHS * len(DATA) // 2 + 1, 2)),
+    (Named, {"accumulate_grad_batches": 3, "log_every_n_steps": 1}, range(1, EPOCHS * len(DATA) // 3 + 1)),
+    (Named, {"log_every_n_steps": 0}, []),
+    (Two, {"log_every_n_steps": 9}, range(9, EPOCHS * len(DATA) * 3 + 1, 9)),
+], ids=["accumulated", "every step", "never", "several optimizers"])  # fmt: skip
+def test_callback_of_the_docs_logs_each_step_and_each_layer_once(module, options, steps, tmp_path, optimizer_class):
+    class Every(Kept):
+        def log_metrics(self, metrics, step=None):
+            if any(name.startswith("density/") for name in metrics):
+                rows.append((step, metrics))
+
+    (block,) = (code for code in code_of(DOCS / "logging.md") if "pytorch_lightning" in code)
+    exec(compile(block, "logging.md", "exec"), names := {})
+    rows = []
+    callbacks = [names["LogCalibration"]()]
+    trainer = fit(module(optimizer_class), tmp_path, callbacks=callbacks, logger=Every(), **options)
+    assert [step for step, _ in rows] == list(steps)
+    if module is Two:
+        expected = {}
+        for k, optimizer in enumerate(trainer.optimizers[:2]):
+            expected |= {f"density/optimizer{k}/{name}": share for name, share in optimizer.density().items()}
+            bounds = optimizer.lipschitz_bounds().items()
+            expected |= {f"lipschitz_bound/optimizer{k}/{name}": bound for name, bound in bounds}
+        assert rows[-1][1] == expected
+        assert len(expected) == 2 * 2 * 2
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize(("options", "clip"), [({}, None), ({}, 0.5), ({"fused": True}, None)], ids=str)
 def test_mixed_precision_trains(options, clip, precision, tmp_path, optimizer_class):

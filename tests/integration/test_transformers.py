@@ -168,3 +168,17 @@ def test_callback_of_the_docs_logs_density_and_bound_of_each_parameter(tmp_path,
     _, optimizer = trained(trainer)
     figures = calibration_figures(optimizer)
     assert {name: logged[STEPS][name] for name in figures} == figures
+    assert [e["step"] for e in trainer.state.log_history if "loss" in e] == list(logged)
+
+
+@pytest.mark.parametrize(("options", "steps"), [
+    ({"logging_strategy": "no"}, []), ({"logging_strategy": "epoch"}, [STEPS]),
+], ids=["no", "epoch"])  # fmt: skip
+def test_callback_of_the_docs_logs_when_the_trainer_does(options, steps, tmp_path, optimizer_class):
+    (block,) = (code for code in code_of(DOCS / "logging.md") if "transformers" in code)
+    exec(compile(block, "logging.md", "exec"), names := {})
+    trainer = make_trainer(optimizer_class, tmp_path, logging_steps=3, **options)
+    trainer.add_callback(names["LogCalibration"](trainer))
+    trainer.train()
+    for figure in ("density/0", "loss"):
+        assert [e["step"] for e in trainer.state.log_history if figure in e] == steps

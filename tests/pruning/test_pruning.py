@@ -266,6 +266,7 @@ def test_threshold_makes_weights_sparse_between_steps(device, fused):
 @pytest.mark.parametrize("options", [
     {"regrow": False}, {"structure": "filter", "regrow": False}, {"structure": "2:4", "sparsity": 0.5, "regrow": False},
     {"sparsity_schedule": ("cubic", 1, 6), "threshold_every": 2}, {"dropped_momentum": "clear"},
+    {"structure": "filter", "filter_dim": 1, "regrow": False},
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_makes_the_bits_of_one_that_was_not(options, dtype, device, fused):

@@ -110,6 +110,16 @@ def test_cuttable_weights_are_the_models_own_parameters_in_the_order_of_calls():
     assert [len(layer.weight) for layer in (export_pruned(model).first, export_pruned(model).second)] == [4, 2]
 
 
+@pytest.mark.parametrize(("pooling", "count"), [
+    ({"padding": 1}, 0), ({"divisor_override": 5}, 0), ({"padding": 1, "count_include_pad": False}, 1), ({}, 1),
+], ids=str)  # fmt: skip
+def test_cuttable_weights_are_not_in_front_of_pooling_that_counts_its_padding(pooling, count):
+    """There a dead filter is no constant."""
+    first, norm, last = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1)
+    model = torch.nn.Sequential(first, norm, torch.nn.ReLU(), torch.nn.AvgPool2d(3, 2, **pooling), last)
+    assert len(cuttable_weights(model)) == count
+
+
 def test_cuttable_weights_refuses_what_export_pruned_refuses():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     model[0].register_forward_hook(lambda module, inputs, output: None)
