@@ -38,7 +38,7 @@ def fail(sentence):
 
 
 def build_mode():
-    mode = os.environ.get("CSGD_CUDA_BUILD", "auto")
+    mode = os.environ.get("CSGD_CUDA_BUILD") or "auto"
     if mode not in ("auto", "cuda", "cpu", "none"):
         fail(f"CSGD_CUDA_BUILD must be auto, cuda, cpu or none, got {mode!r}.")
     return mode

@@ -52,8 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--every", type=int, default=10, help="steps from checkpoint to checkpoint (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the times of the kills (default: %(default)s)")
     p.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    out = Path(__file__).parent / "results" / "soak"
-    p.add_argument("--out", type=Path, default=out, help="default: benchmarks/results/soak")
+    p.add_argument("--out", type=Path, default=Path("out/soak"), help="default: %(default)s")
     return p
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train for many steps, with checkpoints and without: bits, memory and time of a step at the end as at the beginning.
 
-    python benchmarks/soak.py
     python benchmarks/soak.py --steps 10000 --optimizer adamw
+    python benchmarks/soak.py --out benchmarks/results/soak     # the figures that the documentation has
 
 Each optimizer makes the training of long_training.py twice, each time in a new process. One run never stops. The other
 saves after every --every steps, and goes on with a model and an optimizer made anew from the file. Both take the
 SHA-256 of everything that a checkpoint holds, as often. Writes a JSON file for each run and soak.md into --out; a run
-whose file is there is not made again. The exit status is 1 where bits differ.
+whose file is there is not made again. The exit status is 1 where bits differ, or where a run takes 32 MiB more at its
+end than after a tenth of its steps.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from tools.program import UserError, exit_status
 
 # Each run has a process of its own, with the memory of that run alone.
 processes = multiprocessing.get_context("spawn")
+# Of resident memory, after a tenth of the steps. Allocators and caches take some MiB in the first thousands of steps.
+_GROWTH_MIB = 32
 _KINDS = {"without checkpoints": False, "with checkpoints": True}
 
 
@@ -48,8 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=100_000, help="of each run (default: %(default)s)")
     p.add_argument("--every", type=int, default=1000, help="steps from checkpoint to checkpoint (default: %(default)s)")
     p.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    out = Path(__file__).parent / "results" / "soak"
-    p.add_argument("--out", type=Path, default=out, help="default: benchmarks/results/soak")
+    p.add_argument("--out", type=Path, default=Path("out/soak"), help="default: %(default)s")
     return p
 
 
@@ -139,8 +141,11 @@ def settings_of(args: argparse.Namespace, optimizer: str, checkpoints: bool) -> 
 
 def run_of(settings: dict[str, Any], about: dict[str, str], path: Path) -> dict[str, Any]:
     """The result of a run, which is made where its file is not there."""
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if result.get("settings") != settings:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it.") from None
+    if not isinstance(result, dict) or result.get("settings") != settings:
         process = processes.Process(target=measure, args=(settings, about, path), daemon=True)
         process.start()
         process.join()
@@ -159,11 +164,21 @@ def first_difference(runs: list[dict[str, Any]]) -> int | None:
     return None
 
 
+def memory_of(run: dict[str, Any]) -> tuple[float, float, float]:
+    """MiB after a tenth of the steps, at the end, and the most."""
+    memory = [kib / 1024 for kib in run["readings"]["resident_kib"]]
+    return memory[max(1, len(memory) // 10) - 1], memory[-1], max(memory)
+
+
+def grew(run: dict[str, Any]) -> bool:
+    """Whether the run took more and more memory."""
+    tenth, end, _ = memory_of(run)
+    return end - tenth > _GROWTH_MIB
+
+
 def row_of(name: str, run: dict[str, Any]) -> str:
     """A line of the table."""
-    memory = [kib / 1024 for kib in run["readings"]["resident_kib"]]
-    tenth = max(1, len(memory) // 10)
-    cells = [name, f"{run['minutes']:.0f}", f"{memory[tenth - 1]:.1f}", f"{memory[-1]:.1f}", f"{max(memory):.1f}"]
+    cells = [name, f"{run['minutes']:.0f}", *(f"{mib:.1f}" for mib in memory_of(run))]
     for what in ("tensors", "objects"):
         values = run["readings"][what]
         halves = values[: len(values) // 2], values[len(values) // 2 :]
@@ -182,6 +197,7 @@ def page_of(args: argparse.Namespace, runs: dict[str, dict[str, dict]]) -> page.
         times = args.steps // args.every
         equal = f"equal at all {times} comparisons" if differs is None else f"DIFFERENT after step {differs}"
         lines.append(f"- {OPTIMIZERS[optimizer].__name__}: bits with checkpoints and without are {equal}.")
+        lines += [f"- {OPTIMIZERS[optimizer].__name__}, {kind}: MEMORY GREW." for kind in kinds if grew(kinds[kind])]
     lines += [
         "",
         "MiB: resident memory after a tenth of the steps, at the end, and the largest reading. Tensors, objects: those",
@@ -201,7 +217,7 @@ def page_of(args: argparse.Namespace, runs: dict[str, dict[str, dict]]) -> page.
 
 
 def soak(args: argparse.Namespace, command: list[str]) -> bool:
-    """Makes the runs, writes the page and prints it. Returns whether all bits were equal."""
+    """Makes the runs, writes the page and prints it. Returns whether all bits were equal and no memory grew."""
     if args.every < 1 or args.threads < 1 or args.steps < max(20, args.every) or args.steps % args.every:
         raise UserError("--steps must be 20 or more and a multiple of --every; --every and --threads 1 or more.")
     torch.set_num_threads(args.threads)  # before the page says how many there are
@@ -223,11 +239,12 @@ def soak(args: argparse.Namespace, command: list[str]) -> bool:
     text = page_of(args, runs).markdown(first["about"], others=None)
     (args.out / "soak.md").write_text(text, encoding="utf-8")
     print(text)
-    return all(first_difference(list(kinds.values())) is None for kinds in runs.values())
+    equal = all(first_difference(list(kinds.values())) is None for kinds in runs.values())
+    return equal and not any(grew(run) for kinds in runs.values() for run in kinds.values())
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 1 where bits differ; 2 where an option is wrong."""
+    """Exit status: 0; 1 where bits differ or memory grows; 2 where an option is wrong."""
     arguments = sys.argv[1:] if argv is None else argv
     command = ["python", "benchmarks/soak.py", *machine.without_out(arguments)]
     return exit_status(

@@ -96,8 +96,9 @@ _broken = _C is None and _is_there()
 if _broken:
     _warn_of_reference(
         f"The compiled extension of csgd_cuda is there, but cannot be used: {load_error}. The slow pure-PyTorch "
-        "reference steps all parameters, on any device, with the same results. Reinstall csgd_cuda for this torch "
-        "(pip install --no-build-isolation .), with CSGD_CUDA_BUILD=none if the reference is what you want",
+        "reference steps all parameters, on any device, with the same results. Build csgd_cuda for this torch in its "
+        "source folder (rm -rf build && pip install --no-build-isolation --no-deps --force-reinstall .), with "
+        "CSGD_CUDA_BUILD=none if the reference is what you want",
         reason=f"the extension is there, but cannot be used ({load_error})",
     )
 

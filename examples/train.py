@@ -59,13 +59,11 @@ def read_idx(directory: Path, name: str) -> np.ndarray:
 def build(side: int, classes: int, seed: int) -> nn.Sequential:
     """Three times convolution, batch normalisation and ReLU; 28 x 28 pixels are halved twice, 8 x 8 once."""
     torch.manual_seed(seed)
-    layers, channels = [], 1
-    for outputs in (32, 64, 128):
+    layers = []
+    for channels, outputs in (1, 32), (32, 64), (64, 128):
         layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        channels = outputs
-        if side >= 8 and outputs < 128:
+        if outputs < 128 and side >= outputs / 4:
             layers.append(nn.AvgPool2d(2))
-            side //= 2
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 
@@ -82,17 +80,16 @@ def train(name: str, seed: int, args: argparse.Namespace, data: list[torch.Tenso
     for epoch in range(args.epochs):
         model.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        batches, total, shares = order.split(64), 0.0, []
-        for i, batch in enumerate(batches):
+        total, shares = 0.0, []
+        for i, batch in enumerate(order.split(64)):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]).float(), labels[batch])
             loss.backward()
             total += loss.item() * len(batch)
             before = nn.utils.parameters_to_vector(model.parameters()).detach()
             optimizer.step()
-            if i % 10 == 9 or i == len(batches) - 1:
-                changed = (nn.utils.parameters_to_vector(model.parameters()) != before).float().mean().item()
-                shares.append(optimizer.overall_density() if name == "csgd" else changed)
+            if i % 10 == 0:
+                shares.append((nn.utils.parameters_to_vector(model.parameters()) != before).float().mean().item())
         scheduler.step()
         model.eval()
         with torch.no_grad():
@@ -116,17 +113,18 @@ def table(results: dict[str, list[list[dict[str, float]]]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def plot(results: dict[str, list[list[dict[str, float]]]], path: Path) -> None:
-    """Means over the seeds."""
+def plot(results: dict[str, list[list[dict[str, float]]]], args: argparse.Namespace) -> None:
+    """A picture of the means over the seeds."""
     figure = Figure(figsize=(14, 4.5), layout="constrained")
+    figure.suptitle(f"{args.data or 'digits'}, {args.dtype}, lr {args.lr:g}, c = {args.calibration:g}")
     for axes, key in zip(figure.subplots(1, 3), ("accuracy", "loss", "density"), strict=True):
-        title, factor, *_ = COLUMNS[key]
+        label, factor, *_ = COLUMNS[key]
         for name, runs in results.items():
             means = [factor * statistics.fmean(epoch[key] for epoch in epochs) for epochs in zip(*runs, strict=True)]
             axes.plot(range(1, len(means) + 1), means, marker=".", label=LABEL[name])
-        axes.set(xlabel="epoch", ylabel=title)
+        axes.set(xlabel="epoch", ylabel=label)
         axes.legend()
-    figure.savefig(path)
+    figure.savefig(args.out / "curves.png")
 
 
 def main() -> None:
@@ -137,15 +135,14 @@ def main() -> None:
         p.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help="(%(default)s)")
     p.add_argument("--out", type=Path, default=Path("out/train"), help="(%(default)s)")
     args = p.parse_args()
-    for name in ("epochs", "seeds", "lr_step"):
-        if getattr(args, name) < 1:
-            p.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    if min(args.epochs, args.seeds, args.lr_step) < 1:
+        p.error("--epochs, --seeds and --lr-step must be 1 or more")
     torch.set_num_threads(1)  # of a network as small as this, more threads mostly wait for each other
     args.out.mkdir(parents=True, exist_ok=True)
     data = [x.to(getattr(torch, args.dtype)) if x.is_floating_point() else x for x in load(args.data)]
     results = {name: [train(name, seed, args, data) for seed in range(args.seeds)] for name in LABEL}
     (args.out / "table.md").write_text(table(results), encoding="utf-8")
-    plot(results, args.out / "curves.png")
+    plot(results, args)
     print(table(results))
 
 

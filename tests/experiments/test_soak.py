@@ -42,10 +42,35 @@ def test_short_soak_has_equal_bits_and_as_many_tensors_at_the_end(tmp_path, caps
         assert run["readings"]["step"] == [61, 122, 183]
         assert len(set(run["readings"]["digest"])) == 3
         assert len(set(run["readings"]["tensors"])) == 1, path
+        assert not soak.grew(run)
         assert min(run["wall_us"].values()) > 0
     # Finished runs are not made again.
     monkeypatch.setattr(soak, "processes", None)
     assert soak.main(options) == 0
+    # A run whose memory grows is no success, and a damaged file is named.
+    run["readings"]["resident_kib"] = [300_000, 340_000, 380_000]
+    path.write_text(json.dumps(run), encoding="utf-8")
+    assert soak.main(options) == 1
+    assert capsys.readouterr().out.count("MEMORY GREW") == 1
+    path.write_text("{", encoding="utf-8")
+    assert soak.main(options) == 2
+    assert f"{path}: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_memory_that_a_step_keeps_is_noticed(tmp_path, monkeypatch):
+    kept, step = [], long_training.OPTIMIZERS["csgd"].step
+
+    def leaking(self, *args):
+        kept.append(bytearray(b"x" * 1_000_000))
+        return step(self, *args)
+
+    monkeypatch.setattr(long_training.OPTIMIZERS["csgd"], "step", leaking)
+    monkeypatch.setattr(soak.signal, "signal", lambda *_: None)  # this process shall end by Ctrl-C
+    path = tmp_path / "run.json"
+    settings = {"optimizer": "csgd", "checkpoints": False, "steps": 60, "every": 20, "threads": 1}
+    soak.measure(settings, {}, path)
+    assert soak.grew(json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_reading_counts_tensors_that_stay():

@@ -172,7 +172,7 @@ def test_callback_of_the_docs_logs_density_and_bound_of_each_parameter(tmp_path,
 
 
 @pytest.mark.parametrize(("options", "steps"), [
-    ({"logging_strategy": "no"}, []), ({"logging_strategy": "epoch"}, [STEPS]),
+    ({"logging_strategy": "no"}, []), ({"logging_strategy": "epoch"}, [STEPS // 3, 2 * STEPS // 3, STEPS]),
 ], ids=["no", "epoch"])  # fmt: skip
 def test_callback_of_the_docs_logs_when_the_trainer_does(options, steps, tmp_path, optimizer_class):
     (block,) = (code for code in code_of(DOCS / "logging.md") if "transformers" in code)

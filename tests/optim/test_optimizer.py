@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csgd_cuda import CSGD, CalibratedAdamW, csgd_
+from csgd_cuda import CSGD, CalibratedAdamW
 
 from ..conftest import need_kernel
 from ..helpers import (
@@ -121,36 +121,54 @@ def test_fixed_lipschitz_constant_needs_no_bound(device, fused):
     assert "lipschitz_bound" not in optimizer.state[params[0]]
 
 
-def test_every_option_may_differ_between_groups(device, fused):
+PRUNED = {"sparsity": 0.5}
+COMING_BACK = {**PRUNED, "lr": 0.5}  # with steps so large that dropped weights come back
+# Option: its value in one group, and what both groups have beside it, so that it matters.
+OF_ONE_GROUP = {
+    "lr": (torch.tensor(0.02), {}), "weight_decay": (0.3, {}), "maximize": (True, {}),
+    "momentum": (0.5, {}), "dampening": (0.3, {}), "nesterov": (True, {}),
+    "betas": ((0.8, 0.9), {}), "eps": (0.5, {}),
+    "calibration": (1.0, {}), "lipschitz": (2.0, {}), "bound_decay": (0.1, {}), "rounding": ("nearest", {}),
+    "seed": (3, {}), "first_index": (50, {}),
+    "sparsity": (0.5, {}), "sparsity_schedule": (("cubic", 0, 9), PRUNED), "threshold_every": (2, PRUNED),
+    "structure": ("filter", PRUNED), "filter_dim": (1, {**PRUNED, "structure": "filter"}),
+    "threshold_scope": ("group", PRUNED), "regrow": (False, COMING_BACK), "dropped_momentum": ("keep", COMING_BACK),
+}  # fmt: skip
+# How the step is made, which no bit shows; amsgrad can only be False, and threshold_step is a count.
+EXECUTION = {"fused", "foreach", "capturable", "differentiable", "amsgrad", "threshold_step"}
+
+
+def test_no_option_is_left_out(optimizer_class):
+    defaults = optimizer_class(make_params([(2, 2)], torch.float32, torch.device("cpu"))).defaults
+    assert defaults.keys() - EXECUTION <= OF_ONE_GROUP.keys()
+
+
+@pytest.mark.filterwarnings("ignore:several optimizers")  # which draw alike on purpose
+@pytest.mark.parametrize("option", OF_ONE_GROUP)
+def test_every_option_may_differ_between_groups(option, device, fused, optimizer_class):
     """Two groups in one optimizer make the bits of two optimizers that know their parameters' indices."""
-    options = [
-        {"lr": 0.1, "momentum": 0.9, "seed": 3, "calibration": 0.5},
-        {"lr": torch.tensor(0.02), "weight_decay": 0.1, "lipschitz": 1.5, "rounding": "nearest", "maximize": True},
-    ]
-    shapes, dtype = [(100,), (65,)], torch.bfloat16
-    together = [make_params(shapes, dtype, device, seed=k) for k in range(2)]
-    optimizer = CSGD(
-        [{"params": params, **extra} for params, extra in zip(together, options, strict=True)], fused=fused
-    )
-    alone = [make_params(shapes, dtype, device, seed=k) for k in range(2)]
-    state = [
-        [
-            [torch.zeros_like(p, requires_grad=False) for p in params] if "momentum" in extra else [],
-            [torch.zeros((), dtype=torch.int64, device=device) for _ in params],
-            [torch.zeros((), device=device) for _ in params] if "lipschitz" not in extra else [],
-        ]
-        for params, extra in zip(alone, options, strict=True)
-    ]
-    for step in range(3):
-        set_grads([*together[0], *together[1]], seed=step)
-        set_grads([*alone[0], *alone[1]], seed=step)
-        optimizer.step()
-        for k in range(2):
-            csgd_(
-                alone[k], [p.grad for p in alone[k]], *state[k], indices=[2 * k, 2 * k + 1], fused=fused, **options[k]
-            )
+    value, others = OF_ONE_GROUP[option]
+    shapes, dtype = [(8, 12), (6, 5)], torch.bfloat16
+    if option not in optimizer_class(make_params(shapes, dtype, device)).defaults:
+        pytest.skip("an option of the other optimizer")
+    usual = {"momentum": 0.9} if optimizer_class is CSGD else {}
+    both = {"lr": 0.05, "weight_decay": 0.1, "fused": fused, **usual, **others}
+    # The third one shows that the option matters.
+    together, alone, without = ([make_params(shapes, dtype, device, seed=k) for k in range(2)] for _ in range(3))
+    grouped = [{"params": together[0], option: value}, {"params": together[1]}]
+    optimizers = [optimizer_class(grouped, **both)]
+    for k in range(2):
+        own = {"first_index": 2 * k} | ({option: value} if k == 0 else {})
+        optimizers.append(optimizer_class(alone[k], **{**both, **own}))
+    optimizers.append(optimizer_class(without[0], **both))
+    for step in range(5):
+        for params in (together, alone, without):
+            set_grads([*params[0], *params[1]], seed=step)
+        for optimizer in optimizers:
+            optimizer.step()
     for a, b in zip([*together[0], *together[1]], [*alone[0], *alone[1]], strict=True):
         assert_same_bits(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(together[0], without[0], strict=True))
 
 
 class _RecordCalls(TorchDispatchMode):
