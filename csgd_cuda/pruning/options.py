@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
@@ -44,7 +45,7 @@ def _is_ramp(schedule: Any) -> bool:
     if len(schedule) != 3 or schedule[0] != "cubic":
         return False
     begin, end = schedule[1:]
-    return NUMBER.accepts(begin) and NUMBER.accepts(end) and bool(0 <= begin < end)
+    return NUMBER.accepts(begin) and NUMBER.accepts(end) and bool(0 <= begin < end < math.inf)
 
 
 def _check_period(name: str, value: Any) -> None:

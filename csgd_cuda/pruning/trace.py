@@ -27,6 +27,7 @@ def check_modules(model: nn.Module) -> None:
     """Raises TypeError, naming the module, where a module may compute something else than its class says."""
     for path, module in model.named_modules():
         name = path or "the model"
+        _check_wrapper(module, name)
         if parametrize.is_parametrized(module):
             tensors = ", ".join(module.parametrizations)
             raise TypeError(
@@ -49,6 +50,16 @@ def check_modules(model: nn.Module) -> None:
         _check_attributes(module, name, is_root=not path)
         if plain_class(module) in (*WEIGHTED, *NORMS):
             _check_tensors(module, name)
+
+
+def _check_wrapper(module: nn.Module, name: str) -> None:
+    """Raises TypeError for what runs another module, which is the one to export."""
+    if "_orig_mod" in module._modules:
+        raise TypeError(f"{name} is compiled; give export_pruned what was compiled, and compile the smaller model")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(f"{name} is a ScriptModule; give export_pruned what was scripted, and script the smaller model")
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise TypeError(f"{name} is a {type(module).__name__}; give export_pruned its .module")
 
 
 def _check_attributes(module: nn.Module, name: str, is_root: bool) -> None:

@@ -246,6 +246,10 @@ def plain_weight(layer):
 
 @pytest.mark.parametrize(("model", "error", "message"), [
     (nn.Sequential(nn.LazyLinear(2)), TypeError, "^0 is a LazyLinear that has not seen its input yet"),
+    (torch.compile(nn.Linear(2, 2)), TypeError, "^the model is compiled; give export_pruned what was compiled"),
+    (nn.Sequential(torch.compile(nn.Linear(2, 2))), TypeError, "^0 is compiled"),
+    (torch.jit.ScriptModule(), TypeError, "^the model is a ScriptModule; give export_pruned what was"),
+    (nn.DataParallel(nn.Linear(2, 2)), TypeError, r"^the model is a DataParallel; give export_pruned its \.module"),
     (changed(parametrizations.weight_norm), TypeError, r"^1\.0 has a parametrization of weight"),
     (changed(parametrizations.orthogonal), TypeError, r"^1\.0 has a parametrization of weight"),
     (changed(lambda m: parametrizations.weight_norm(calibrate(m))), TypeError, r"^1\.0 has a parametrization"),

@@ -364,6 +364,7 @@ ERRORS = {
     "filter dimension": ({"filter_dim": 2}, SHAPES, "filter_dim must be 0 or 1, got 2"),
     "momentum": ({"dropped_momentum": "drop"}, SHAPES, "dropped_momentum must be one of"),
     "schedule": ({"sparsity_schedule": ("linear", 0, 5)}, SHAPES, "sparsity_schedule must be None or .'cubic'"),
+    "endless": ({"sparsity_schedule": ("cubic", 0, float("inf"))}, SHAPES, "steps 0 <= begin < end"),
     "backwards": ({"sparsity_schedule": ("cubic", 5, 5)}, SHAPES, "steps 0 <= begin < end"),
     "2:4 of 80 %": ({"sparsity": 0.8, "structure": "2:4"}, SHAPES, "'2:4' has sparsity 0.5"),
     "2:4 of 6": ({"sparsity": 0.5, "structure": "2:4"}, [(4, 8), (4, 6)], "parameter 1 has shape .*divisible by 4"),
