@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that name modules where they were before they moved into folders still load, and go on with the same bits.
+"""Files that name modules where they were before they moved into folders still load, and go on with the same draws.
 
 The files in data/ were written by the last version with flat modules.
 """
@@ -15,12 +15,10 @@ import torch
 import csgd_cuda
 from csgd_cuda.moved import NEW_NAMES
 
-from .helpers import assert_same_bits
-
 DATA = Path(__file__).parent / "data"
 
 
-def test_pickled_models_and_optimizers_load_and_go_on_with_the_same_bits():
+def test_pickled_models_and_optimizers_load_and_go_on_with_the_same_draws():
     saved = (DATA / "objects_of_flat_modules.pkl").read_bytes()
     for old in (b"csgd_cuda.optimizer", b"csgd_cuda.calibration", b"csgd_cuda.calibrated_model"):
         assert old in saved
@@ -36,7 +34,9 @@ def test_pickled_models_and_optimizers_load_and_go_on_with_the_same_bits():
     expected = torch.load(DATA / "parameters_two_steps_later.pt")
     for name, key in (("model", "params"), ("pruned_model", "pruned")):
         for param, other in zip(objects[name].parameters(), expected[key], strict=True):
-            assert_same_bits(param, other, name)
+            # Not to the bit: torch's matrix products round differently on another processor. Another draw would show:
+            # the coordinates have moved by 0.2 and more.
+            torch.testing.assert_close(param.detach(), other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("old", NEW_NAMES)
