@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from experiments import run_log
 from experiments.report.logs import Experiment
-from experiments.report.table import aligned, schedule, text
+from experiments.report.table import aligned, csv_of, schedule, text
 
 from .summary import Summary, Variant
 from .task import REGIMES
@@ -27,10 +28,17 @@ def table(experiment: Experiment) -> str:
 
 
 def write(experiment: Experiment, out: Path) -> list[str]:
-    """Plots and pictures; the names of the files."""
+    """A line for each run and condition, plots and pictures; the names of the files."""
     from . import figures  # here, since it needs matplotlib, which the table does not
 
-    summary, written = Summary(experiment), []
+    summary, written = Summary(experiment), ["summary.csv"]
+    lines = [
+        {"method": run.method, "calibration": run.calibration, "model": run.settings["model"], "seed": run.seed}
+        | {"images": condition["text"], "strength": condition["strength"], **condition["accuracy"]}
+        for run in experiment.runs
+        for condition in run.results["conditions"]
+    ]
+    run_log.write_atomically(out / "summary.csv", csv_of(lines))
     for variant in summary.runs:
         plot, picture = (f"{kind}-{'-'.join(variant)}.png" for kind in ("accuracy", "samples"))
         figures.draw_accuracy(summary, variant, out / plot)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 from experiments import run_log
 from experiments.report.logs import Experiment, RunLog
 from experiments.report.summary import Cell, Spread, Summary, Variant
-from experiments.report.table import aligned, describe, text
+from experiments.report.table import aligned, csv_of, describe, text
 from tools.program import UserError
 
 from .filters import FILTERS
@@ -170,15 +168,16 @@ def _seconds(cell: Cell) -> float:
 
 
 def _csv(rows: list[_Row]) -> str:
-    stream = io.StringIO()
+    """A line for each run."""
     columns = ["train_loss", "validation_accuracy", "test_accuracy", "density"]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["filters", "method", "calibration", "lr", "seed", "diverged", *columns, "seconds_per_epoch"])
-    for row in rows:
-        for lr, cell in row.summary.cells[row.variant].items():
-            for run in cell.runs:
-                last = run.epochs[-1]
-                seconds = statistics.median(epoch["seconds"] for epoch in run.epochs)
-                what = [row.filters, row.method, row.variant.calibration, lr, run.seed, int(run.diverged)]
-                writer.writerow([*what, *(last.get(column) for column in columns), f"{seconds:.2f}"])
-    return stream.getvalue()
+    return csv_of(
+        [
+            {"filters": row.filters, "method": row.method, "calibration": row.variant.calibration, "lr": lr}
+            | {"seed": run.seed, "diverged": int(run.diverged)}
+            | {column: run.epochs[-1].get(column) for column in columns}
+            | {"seconds_per_epoch": f"{statistics.median(epoch['seconds'] for epoch in run.epochs):.2f}"}
+            for row in rows
+            for lr, cell in row.summary.cells[row.variant].items()
+            for run in cell.runs
+        ]
+    )

@@ -6,9 +6,10 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from experiments import run_log
 from experiments.report.logs import Experiment, RunLog
 from experiments.report.summary import Spread
-from experiments.report.table import aligned, text
+from experiments.report.table import aligned, csv_of, text
 
 from .methods import DENSE, METHODS, STRUCTURES
 
@@ -71,10 +72,17 @@ def _size(runs: list[RunLog]) -> list[str]:
 
 
 def write(experiment: Experiment, out: Path) -> list[str]:
-    """The plot."""
+    """A line for each run, and the plot."""
     from matplotlib.figure import Figure  # here, since the table does not need it
 
     cells = _cells(experiment)
+    lines = [
+        {"structure": structure, "method": method, "sparsity": sparsity, "seed": run.seed}
+        | {"test_accuracy": run.epochs[-1]["test_accuracy"], **run.results}
+        for (structure, method, sparsity), runs in cells.items()
+        for run in runs
+    ]
+    run_log.write_atomically(out / "summary.csv", csv_of(lines))
     structures = [name for name in STRUCTURES if any(key[0] == name for key in cells)] or [DENSE]
     figure = Figure(figsize=(5 * len(structures), 4), layout="constrained")
     panels = figure.subplots(1, len(structures), sharey=True, squeeze=False)[0]
@@ -95,9 +103,9 @@ def write(experiment: Experiment, out: Path) -> list[str]:
     panels[0].set_ylabel("test accuracy, %")
     if panels[0].get_legend_handles_labels()[0]:
         panels[0].legend()
-    figure.suptitle(_describe(experiment))
+    figure.suptitle(_describe(experiment), wrap=True)
     figure.savefig(out / "accuracy.png", dpi=150)
-    return ["accuracy.png"]
+    return ["summary.csv", "accuracy.png"]
 
 
 def _cells(experiment: Experiment) -> dict[Cell, list[RunLog]]:

@@ -160,6 +160,15 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
+def csv_of(rows: list[dict[str, Any]]) -> str:
+    """CSV whose first line names the columns of all rows; a cell that a row lacks is empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
 def summary_csv(summary: Summary) -> str:
     """A line per variant and learning rate: mean and standard deviation of every figure, shares as 0 to 1."""
     stream = io.StringIO()

@@ -36,7 +36,7 @@ PROGRAMS = {
     "classification": (experiments, f"classification {TINY} --seeds 0 1", "report/lr.png"),
     "degraded": (
         experiments, f"degraded {TINY} --test-limit 12 --width 2 --levels 1 --seeds 0 1 --methods csgd",
-        "report/table.md",
+        "report/summary.csv",
     ),
     "pruning": (
         experiments, f"pruning {TINY} --seeds 0 1 --sparsities 0 0.5 --structures filter --methods threshold",

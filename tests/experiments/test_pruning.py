@@ -38,6 +38,9 @@ def test_every_method_prunes_to_the_sparsity_and_a_second_call_makes_no_run(tmp_
     assert text.count("\n| ") == 2 + 1 + 2 * 4  # the head, dense, the others
     assert "- threads: 1\n" in text
     assert (tmp_path / "report" / "accuracy.png").stat().st_size > 1000
+    with open(tmp_path / "report" / "summary.csv", encoding="utf-8") as file:
+        exported = [int(line["exported"]) for line in csv.DictReader(file)]
+    assert sorted(exported) == sorted(log["results"]["exported"] for log in logs)
     capsys.readouterr()
     monkeypatch.setattr(grid, "train", None)
     assert main(arguments(tmp_path)) == 0
