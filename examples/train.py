@@ -80,15 +80,15 @@ def train(name: str, seed: int, args: argparse.Namespace, data: list[torch.Tenso
     for epoch in range(args.epochs):
         model.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        total, shares = 0.0, []
-        for i, batch in enumerate(order.split(64)):
+        batches, total, shares = order.split(64), 0.0, []
+        for i, batch in enumerate(batches):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]).float(), labels[batch])
             loss.backward()
             total += loss.item() * len(batch)
             before = nn.utils.parameters_to_vector(model.parameters()).detach()
             optimizer.step()
-            if i % 10 == 0:
+            if i % 10 == 9 or i == len(batches) - 1:
                 shares.append((nn.utils.parameters_to_vector(model.parameters()) != before).float().mean().item())
         scheduler.step()
         model.eval()
